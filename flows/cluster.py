@@ -1,0 +1,121 @@
+"""Ray, embedded or far away: start, join, leave; and the ways jobs spread work over it."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from flows.recipe import Cluster
+
+# Set before Ray's processes start: nothing is sent to the outside, and our own virtual environment is used.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Lance and fork do not mix; tokenizers and BLAS take the threads Ray reserved.
+WORKER = {"PYTHONWARNINGS": "ignore", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+class ClusterError(RuntimeError):
+    """A cluster that cannot be reached or a job that failed there, in one sentence."""
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Ray for as long as the context lasts; joins what is already running in this process."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.update(QUIET)
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": WORKER}}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=cluster.cpus,
+                include_dashboard=False,
+                object_store_memory=int(cluster.object_store_gib * 2**30),
+                **common,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address}" if address else "an embedded Ray"
+        raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one actor of a stage reserves, and how many there are."""
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+def resources(cluster: Cluster) -> Resources:
+    """Actors for encoding and sampling: one a GPU, or one for every two CPUs of the cluster."""
+    have = ray.cluster_resources()
+    gpus, cpus = int(have.get("GPU", 0)), have.get("CPU", 1)
+    each_gpu = cluster.actor_gpus if cluster.actor_gpus is not None else (1.0 if gpus else 0.0)
+    actors = cluster.actors or (max(1, int(gpus / each_gpu)) if each_gpu else max(1, int(cpus // 2)))
+    return Resources(actors, cluster.actor_cpus, each_gpu)
+
+
+def device() -> str:
+    """The device of this worker: the GPU Ray gave it, or the CPU."""
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def pool(actor: Any, have: Resources, *args: Any) -> list[Any]:
+    """Starts the actors of a stage; Ray restarts one that dies and runs its task again."""
+    options = {"num_cpus": have.cpus, "num_gpus": have.gpus, "max_restarts": -1, "max_task_retries": 3}
+    return [ray.remote(actor).options(**options).remote(*args) for _ in range(have.actors)]
+
+
+def spread(items: Iterable[Any], read: Any, actors: list[Any], depth: int = 2) -> Iterator[tuple[Any, Any]]:
+    """Reads each item in a task of its own, hands the block to the actor that is free, and yields (item, result) as they end.
+
+    `read` is a Ray remote function; `actors` have a method `run(block)`. At most `depth` items per actor are under way,
+    so that blocks never pile up; a slow actor only delays its own.
+    """
+    waiting = deque(items)
+    free = deque(actor for _ in range(depth) for actor in actors)
+    under_way: dict[Any, tuple[Any, Any]] = {}
+    while waiting or under_way:
+        while waiting and free:
+            item, actor = waiting.popleft(), free.popleft()
+            under_way[actor.run.remote(read.remote(item))] = (item, actor)
+        ready, _ = ray.wait(list(under_way), num_returns=1)
+        item, actor = under_way.pop(ready[0])
+        free.append(actor)
+        yield item, ray.get(ready[0])
+
+
+@ray.remote(num_cpus=0)
+class Channel:
+    """Carries events from a training's workers to its driver, and a request to stop the other way."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any, dict[str, Any]]] = []
+        self.stop = False
+
+    def tell(self, event: str, value: Any, values: dict[str, Any] | None = None) -> bool:
+        """Adds an event; answers whether the training should stop."""
+        self.events.append((event, value, values or {}))
+        return self.stop
+
+    def take(self) -> list[tuple[str, Any, dict[str, Any]]]:
+        events, self.events = self.events, []
+        return events
+
+    def ask_to_stop(self) -> None:
+        self.stop = True

@@ -1,0 +1,192 @@
+"""One stream of progress from a job; terminal, Prefect and log lines only show it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from uuid import UUID
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+MARK = "@gmem "  # begins a line of a submitted job's output that is an event
+
+
+class Report(Protocol):
+    """What a job tells while it runs. `rows` are its own unit: pictures, steps, samples."""
+
+    def total(self, rows: int, done: int = 0) -> None:
+        """How many rows there are in all, `done` of them by an earlier run."""
+
+    def advance(self, rows: int, **values: float) -> None:
+        """So many rows more; `values` (a loss, say) are shown beside the bar."""
+
+    def note(self, text: str) -> None:
+        """A sentence for the log."""
+
+
+class Rate:
+    """Rows done, rows a second and time left, counted from this run's own work."""
+
+    def __init__(self) -> None:
+        self.rows = self.done = self.earlier = 0
+        self.start = time.monotonic()
+        self.values: dict[str, float] = {}
+
+    def total(self, rows: int, done: int = 0) -> None:
+        self.rows, self.done, self.earlier = rows, done, done
+        self.start = time.monotonic()
+
+    def advance(self, rows: int, **values: float) -> None:
+        self.done += rows
+        self.values.update(values)
+
+    @property
+    def rate(self) -> float:
+        return (self.done - self.earlier) / max(time.monotonic() - self.start, 1e-9)
+
+    @property
+    def share(self) -> float:
+        return 100 * self.done / self.rows if self.rows else 0.0
+
+    def line(self) -> str:
+        left = (self.rows - self.done) / self.rate if self.rate else 0
+        shown = "".join(f"  {name} {value:.4g}" for name, value in self.values.items())
+        return f"{self.done:,}/{self.rows:,}  {self.rate:,.1f}/s  {left:,.0f} s left{shown}"
+
+
+class Terminal:
+    """A live bar where there is a terminal, else a line every few seconds."""
+
+    def __init__(self, stage: str, every: float = 10) -> None:
+        self.stage, self.every = stage, every
+        self.rate = Rate()
+        self.said = time.monotonic()
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+
+    def __enter__(self) -> Terminal:
+        if console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description:9}"), BarColumn(24), TextColumn("{task.fields[line]}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=console)
+            self.bar.start()
+            self.task = self.bar.add_task(self.stage, total=None, line="starting")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+        elif self.rate.rows:
+            console.print(f"{self.stage:9} {self.rate.line()}")
+
+    def total(self, rows: int, done: int = 0) -> None:
+        self.rate.total(rows, done)
+        self._show()
+
+    def advance(self, rows: int, **values: float) -> None:
+        self.rate.advance(rows, **values)
+        self._show()
+
+    def note(self, text: str) -> None:
+        console.print(f"{self.stage:9} {text}")
+
+    def _show(self) -> None:
+        if self.bar:
+            shown = "".join(f"  {name} {value:.4g}" for name, value in self.rate.values.items())
+            line = f"{self.rate.done:,}/{self.rate.rows:,}  {self.rate.rate:,.1f}/s{shown}"
+            self.bar.update(self.task, total=self.rate.rows, completed=self.rate.done, line=line)
+        elif time.monotonic() - self.said > self.every:
+            self.said = time.monotonic()
+            console.print(f"{self.stage:9} {self.rate.line()}")
+
+
+class PrefectProgress:
+    """A Prefect progress artifact, refreshed every few seconds, and the run's log."""
+
+    def __init__(self, stage: str, every: float = 3) -> None:
+        from prefect.artifacts import create_progress_artifact
+        from prefect.logging import get_run_logger
+
+        self.every, self.rate, self.said = every, Rate(), 0.0
+        self.log = get_run_logger()
+        self.artifact: UUID = create_progress_artifact(0.0, key=f"{stage}-progress", description=stage)  # type: ignore[assignment]
+
+    def total(self, rows: int, done: int = 0) -> None:
+        self.rate.total(rows, done)
+        self._show()
+
+    def advance(self, rows: int, **values: float) -> None:
+        self.rate.advance(rows, **values)
+        self._show(final=self.rate.done >= self.rate.rows)
+
+    def note(self, text: str) -> None:
+        self.log.info(text)
+
+    def _show(self, final: bool = False) -> None:
+        from prefect.artifacts import update_progress_artifact
+
+        if final or time.monotonic() - self.said > self.every:
+            self.said = time.monotonic()
+            update_progress_artifact(self.artifact, self.rate.share, description=self.rate.line())
+
+
+class Everyone:
+    """Tells several reports the same."""
+
+    def __init__(self, *reports: Report) -> None:
+        self.reports = reports
+
+    def total(self, rows: int, done: int = 0) -> None:
+        self._tell(lambda report: report.total(rows, done))
+
+    def advance(self, rows: int, **values: float) -> None:
+        self._tell(lambda report: report.advance(rows, **values))
+
+    def note(self, text: str) -> None:
+        self._tell(lambda report: report.note(text))
+
+    def _tell(self, event: Callable[[Report], None]) -> None:
+        for report in self.reports:
+            event(report)
+
+
+class Lines:
+    """Writes each event as a line of JSON, for a job that runs far away; `replay` reads them back."""
+
+    def total(self, rows: int, done: int = 0) -> None:
+        self._write("total", rows, {"done": done})
+
+    def advance(self, rows: int, **values: float) -> None:
+        self._write("advance", rows, values)
+
+    def note(self, text: str) -> None:
+        self._write("note", text, {})
+
+    def _write(self, event: str, value: int | str, values: dict[str, Any]) -> None:
+        sys.stdout.write(MARK + json.dumps([event, value, values]) + "\n")
+        sys.stdout.flush()
+
+
+def replay(line: str, report: Report) -> Any | None:
+    """Passes an event line on to `report`; returns a result line's value, and notes any other line."""
+    if not line.startswith(MARK):
+        if line.strip():
+            report.note(line.rstrip())
+        return None
+    event, value, values = json.loads(line.removeprefix(MARK))
+    if event == "result":
+        return value
+    getattr(report, event)(value, **values)
+    return None
+
+
+@contextmanager
+def shown(stage: str, in_prefect: bool) -> Iterator[Report]:
+    """The terminal's bar, and Prefect's artifact where a flow runs."""
+    with Terminal(stage) as terminal:
+        yield Everyone(terminal, PrefectProgress(stage)) if in_prefect else terminal

@@ -1,0 +1,325 @@
+"""The recipe: every parameter of every stage, typed, in one place.
+
+A recipe is a YAML file. It may extend another by name, and is resolved in this order:
+defaults below < the recipe it extends < the file itself < ``--set`` or a flow's ``overrides``.
+
+Each field either changes what a stage produces, and is then part of the artifact's fingerprint, or is merely
+`operational` (how many actors, how often to log) and may change without anything being computed again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+RECIPES = Path(__file__).with_name("recipes")
+ASSETS = Path(__file__).with_name("assets")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message is one sentence that names the key and the remedy."""
+
+
+def operational(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that changes how a stage works, not what it produces."""
+    return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def identity(self, *without: str) -> dict[str, Any]:
+        """The fields that decide what a stage produces, for its fingerprint."""
+        kept = {
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in without and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"))
+        }
+        return self.model_dump(mode="json", include=kept)
+
+
+class Data(Section):
+    source: str = Field("", description="a folder of pictures, WebDataset shards (folder, file or pattern), or asset:NAME")
+    image_size: int = Field(256, ge=16, le=4096, description="side of the square the pictures are cropped to, in pixels")
+    mirror: bool = Field(True, description="also train on every picture's mirror image")
+    held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures kept out of training, for evaluation")
+    shard_size: int = Field(1024, ge=1, description="pictures in a shard: the unit of work and of what a kill can cost")
+    max_pixels: int = Field(200_000_000, ge=1, description="larger pictures are refused before they are decoded")
+
+
+class Tokenizer(Section):
+    source: str = Field("", description="shipped:NAME, a local folder, or a hub id of a diffusers AutoencoderKL")
+    factor: int = Field(16, ge=1, description="pixels per latent cell, along each side")
+    channels: int = Field(32, ge=1, description="channels of the latent")
+    draw: bool = Field(False, description="store a draw from the posterior (seeded by the id) instead of its mean")
+    batch: int = operational(32, "pictures encoded at once", ge=1)
+
+
+class Encoder(Section):
+    source: str = Field("", description="shipped:NAME, timm:MODEL, timm:MODEL@FILE, or a local folder")
+    batch: int = operational(64, "pictures encoded at once", ge=1)
+
+
+class Bank(Section):
+    thumbnail: int = Field(64, ge=8, le=64, description="side of the thumbnails kept in the bank, in pixels")
+    patch_components: int = Field(64, ge=1, description="principal components kept of each patch token")
+    index_from: int = operational(100_000, "rows from which a vector index is built; below, search is exhaustive", ge=1)
+
+
+class Network(Section):
+    size: Literal["T", "S", "B", "L", "XL", "1p0B", "1p6B"] = Field("B", description="depth and width of the network")
+    patch: Literal[1, 2] = Field(1, description="latent cells per token, along each side")
+    conditioning: Literal["memory", "none", "label"] = Field("memory", description="what the network is told about the picture")
+    projection_hidden: int = Field(2048, ge=1, description="width of the alignment head")
+
+
+class Train(Section):
+    steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
+    batch: int = Field(1024, ge=1, description="global batch size, over all workers")
+    lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, reached by a ramp")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast precision; weights stay in fp32")
+    objective: Literal["velocity", "x"] = "velocity"
+    times: Literal["logit-normal", "uniform"] = "logit-normal"
+    shift_base: int | None = Field(None, ge=1, description="base dimension of the time shift for large latents, such as 4096")
+    mask: float = Field(0.4, ge=0, lt=1, description="share of snippet coordinates dropped in training")
+    drop: float = Field(0.0, ge=0, lt=1, description="share of whole snippets dropped, which trains a branch for guidance")
+    cosine: float = Field(1.0, ge=0, description="weight of the cosine loss")
+    align: float = Field(0.5, ge=0, description="weight of the alignment with patch tokens; 0 stores none")
+    init: Literal["xavier", "zero"] = Field("xavier", description="zero starts modulation and output at nought")
+    seed: int = 0
+    start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
+    log_every: int = operational(50, "steps between logged metrics", ge=1)
+    sample_every: int = operational(0, "steps between grids of fixed snippets; 0: only at the end", ge=0)
+    held_out_every: int = operational(1000, "steps between evaluations of the held-out loss", ge=1)
+    distance_every: int = operational(0, "steps between small Fréchet distances on fixed seeds; 0: none", ge=0)
+    checkpoint_every: int = operational(5000, "steps between checkpoints", ge=1)
+    checkpoint_minutes: float = operational(30, "minutes between checkpoints", gt=0)
+    keep: int = operational(3, "newest checkpoints kept, beside the best", ge=1)
+    memory_gib: float = operational(8, "training data up to this size is held in memory by each worker", ge=0)
+
+
+class Sample(Section):
+    kind: Literal["ode", "sde"] = "sde"
+    method: Literal["euler", "heun", "dopri5"] = "heun"
+    steps: int = Field(50, ge=2, description="points of the time grid")
+    shift: float = Field(0.0, ge=0, le=1, description="time shift s of the grid; 0 or 1: uniform")
+    diffusion: Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
+    last: Literal["none", "mean", "euler", "tweedie"] = "mean"
+    last_size: float = Field(0.004, gt=0, lt=1)
+    guidance: float = Field(1.0, ge=0, description="guidance scale; 1: none")
+    guidance_from: float = Field(0.0, ge=0, le=1, description="guided from this time on (t = 1 is data)")
+    guidance_until: float = Field(1.0, ge=0, le=1)
+    seed: int = 0
+    batch: int = operational(64, "pictures sampled at once", ge=1)
+
+
+class Evaluate(Section):
+    encoder: str = Field("", description="encoder of the Fréchet distance; neither conditions nor aligns the network")
+    samples: int = Field(50_000, ge=2, description="samples, and reference pictures, per distance (fewer if there are fewer)")
+    checkpoint: Literal["last", "best"] = Field("last", description="the newest checkpoint, or that of the least held-out loss")
+    kernel_subsets: int = Field(50, ge=1, description="subsets of the kernel distance")
+    inception: str | None = Field(None, description="weights of the FID Inception network (file or URL); none: no FID")
+    batch: int = operational(64, "pictures encoded at once", ge=1)
+
+
+class Cluster(Section):
+    """Where the jobs run. Everything here is operational."""
+
+    address: str | None = operational(None, "address of a Ray cluster (ray://, http:// or auto); none: embedded, or RAY_ADDRESS")
+    cpus: int | None = operational(None, "CPUs of the embedded Ray; none: all", ge=1)
+    actors: int | None = operational(None, "encoder and sampler actors; none: one a GPU, or one a two CPUs", ge=1)
+    actor_cpus: float = operational(1, "CPUs reserved by an encoder or sampler", gt=0)
+    actor_gpus: float | None = operational(None, "GPUs reserved by an encoder or sampler; none: 1 where there are any", ge=0)
+    train_workers: int | None = operational(None, "training workers; none: one a GPU, or one", ge=1)
+    object_store_gib: float = operational(1, "memory of the embedded Ray's object store", ge=0.1)
+
+
+class Tracking(Section):
+    uri: str | None = operational(None, "MLflow's address; none: MLFLOW_TRACKING_URI, or SQLite in the store")
+    lease_wait: float = operational(0, "seconds to wait for another run that builds the same artifact", ge=0)
+
+
+class Recipe(Section):
+    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names artifacts and the MLflow experiment")
+    description: str = operational("", "one line for people")
+    store: str = operational("./runs", "where everything is kept: a directory or s3://bucket/prefix")
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    encoder: Encoder = Encoder()
+    bank: Bank = Bank()
+    network: Network = Network()
+    train: Train = Train()
+    sample: Sample = Sample()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @property
+    def grid(self) -> int:
+        """Latent cells along a side."""
+        return self.data.image_size // self.tokenizer.factor
+
+    @property
+    def source(self) -> str:
+        """Where the pictures are, with ``asset:NAME`` resolved to the shipped file."""
+        kind, _, name = self.data.source.partition(":")
+        return str(ASSETS / f"{name}.tar") if kind == "asset" else self.data.source
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        size, factor, patch = self.data.image_size, self.tokenizer.factor, self.network.patch
+        if size % factor:
+            raise ValueError(
+                f"data.image_size {size} is not divisible by tokenizer.factor {factor}; choose a multiple such as {max(1, round(size / factor)) * factor}"
+            )
+        if (size // factor) % patch:
+            raise ValueError(f"network.patch {patch} does not divide the latent grid of {size // factor} cells; use network.patch 1 or another data.image_size")
+        if self.sample.kind == "sde" and self.sample.method == "dopri5":
+            raise ValueError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
+        if self.sample.guidance_from > self.sample.guidance_until:
+            raise ValueError("sample.guidance_from lies after sample.guidance_until; exchange them")
+        return self
+
+
+def _optional(model: type[BaseModel], name: str) -> type[BaseModel]:
+    """The same model with every field optional and null by default, nested ones too: the form of overrides."""
+    fields: dict[str, Any] = {}
+    for key, field in model.model_fields.items():
+        kind: Any = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = _optional(kind, f"{kind.__name__}Overrides")
+        elif field.metadata:
+            kind = Annotated[kind, *field.metadata]
+        fields[key] = (kind | None if not _is_optional(kind) else kind, Field(None, description=field.description))
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _is_optional(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
+
+
+if typing.TYPE_CHECKING:
+
+    class Overrides(BaseModel): ...
+else:
+    Overrides = _optional(Recipe, "Overrides")
+
+
+def names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load(recipe: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Resolves a shipped recipe's name or a YAML file's path, with nested `overrides` on top.
+
+    Raises RecipeError with one sentence that names the key and the remedy.
+    """
+    values = _merge(_layers(recipe, ()), overrides or {})
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {recipe}: {_sentence(error)}") from None
+
+
+def assignments(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["train.steps=2000", …]`` as nested overrides; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"'{pair}' is not of the form KEY=VALUE, such as train.steps=2000")
+        *sections, last = key.strip().split(".")
+        try:
+            # YAML 1.1 reads 1e-4 as text; a float that Python reads is meant as one.
+            value = yaml.safe_load(text)
+            value = float(value) if isinstance(value, str) and _is_number(value) else value
+        except yaml.YAMLError:
+            raise RecipeError(f"the value of {key} is not valid YAML; quote it") from None
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"{key} is set both as a value and as a section; keep one of them")
+        place[last] = value
+    return result
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text[:1] in "+-.0123456789"
+
+
+def _layers(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, names(), 1)
+        hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}, or name a .yaml file"
+        raise RecipeError(f"recipe '{recipe}' does not exist; {hint}")
+    if str(path) in seen:
+        raise RecipeError(f"recipe {recipe} extends itself; remove one 'extends'")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        raise RecipeError(f"recipe {recipe} is not valid YAML{f' at line {place.line + 1}' if place else ''}; correct it there") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {recipe} is not a mapping of sections; see 'gmem recipe show emoji' for the form")
+    base = values.pop("extends", None)
+    own = {"name": path.stem} | values
+    return _merge(_layers(str(base), (*seen, str(path))), own) if base else own
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def overrides_of(form: BaseModel | dict[str, Any] | None) -> dict[str, Any]:
+    """A filled form (or nested dictionary) as overrides: what was left empty is dropped."""
+    if form is None:
+        return {}
+    values = form.model_dump(exclude_none=True) if isinstance(form, BaseModel) else form
+    nested = {k: overrides_of(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if v is not None and v != {}}
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem of a validation, in one sentence with its key and a remedy."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        return f"unknown key {key}; {f'did you mean {near[0]}?' if near else 'known there: ' + ', '.join(known)}{more}"
+    if first["type"] == "value_error":
+        return f"{str(first['ctx']['error'])}{more}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key} is {first['input']!r}, but {message.replace('input should', 'it should')}{more}"
+
+
+def _fields_at(place: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in place:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)
