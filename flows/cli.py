@@ -1,0 +1,73 @@
+"""The ``gmem`` command: wires the commands of flows/commands together and turns errors into one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import typer
+
+from flows.commands import bank, data, doctor, published, recipe, run, sample
+
+# Nothing is sent to the outside. Set before any of the libraries is imported by a command.
+SILENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Memory-based image generation: from pictures to a measured generator.",
+)
+app.command("run")(run.run)
+app.command("stage")(run.stage)
+app.command("plan")(run.plan)
+app.command("status")(run.status)
+app.command("sample")(sample.sample)
+app.command("doctor")(doctor.doctor)
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(bank.app, name="bank")
+app.add_typer(data.app, name="pretrain")
+app.add_typer(published.imports, name="import")
+app.add_typer(published.exports, name="export")
+
+
+def main() -> None:
+    """Runs the command. Exit codes: 0 done, 1 failed while running, 2 cannot be done as asked, 130 interrupted."""
+    for key, value in SILENT.items():
+        os.environ.setdefault(key, value)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except KeyboardInterrupt:
+        _say("interrupted; what is committed stays, and the same command goes on from there")
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        _say(str(error))
+        sys.exit(2)
+    except RuntimeError as error:
+        _say(str(error))
+        sys.exit(1)
+
+
+def _terminate(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    from flows.progress import console
+
+    console.print(f"[red]gmem:[/] {text}", markup=True, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

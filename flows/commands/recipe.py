@@ -1,0 +1,32 @@
+"""``gmem recipe``: list, show, check."""
+
+from __future__ import annotations
+
+import typer
+import yaml
+
+from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
+from flows.recipe import load, names
+
+app = typer.Typer(no_args_is_help=True, help="The parameters of every stage.")
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """The shipped recipes, a line each."""
+    for name in names():
+        print(f"{name:16} {load(name).description}")
+
+
+@app.command()
+def show(recipe: RecipeName, set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+    """Prints a recipe fully resolved: every key, with what it extends and overrides applied."""
+    values = resolved(recipe, set, store).model_dump(mode="json")
+    print_json(values) if json else print(yaml.safe_dump(values, sort_keys=False), end="")
+
+
+@app.command()
+def check(file: RecipeName, set: Set = []) -> None:  # noqa: A002, B006
+    """Validates a recipe without running it."""
+    recipe = resolved(file, set, None)
+    print(f"{recipe.name}: {recipe.data.image_size} px, latent {recipe.tokenizer.channels}x{recipe.grid}x{recipe.grid}, network {recipe.network.size}/{recipe.network.patch}, {recipe.train.steps:,} steps: valid")

@@ -1,0 +1,110 @@
+"""``gmem run``, ``stage``, ``plan``, ``status``: the chain, and what of it is there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
+from flows.progress import console
+
+if TYPE_CHECKING:
+    from flows.stage import Result
+
+
+class StageName(StrEnum):
+    ingest = "ingest"
+    latents = "latents"
+    bank = "bank"
+    train = "train"
+    evaluate = "evaluate"
+
+
+def run(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+    """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
+    start = time.monotonic()
+    chosen = overrides(set, store)
+    resolved(recipe, set, store)  # a wrong recipe is refused before servers are started
+    from flows.pipeline import pipeline
+
+    results = pipeline(recipe, chosen or None)
+    summary(results, time.monotonic() - start)
+    if json:
+        print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
+
+
+def stage(name: StageName, recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+    """Runs one stage of the chain; the stages before it must be there."""
+    start = time.monotonic()
+    chosen = overrides(set, store)
+    resolved(recipe, set, store)
+    from flows.pipeline import FLOWS
+
+    result = FLOWS[name](recipe, chosen or None)
+    summary([result], time.monotonic() - start)
+    if json:
+        print_json(asdict(result))
+
+
+def summary(results: list[Result], seconds: float) -> None:
+    """The table a run ends with, and what to look at next."""
+    table = Table("stage", "time", "rows", "rate", "artifact", "version", title=f"{seconds:.0f} s in all")
+    for r in results:
+        rate = f"{r.rate:,.1f} {r.unit}/s" if r.fresh else "-"
+        for i, (kind, uri) in enumerate(r.artifacts.items()):
+            time_spent = f"{r.seconds:.1f} s" if r.fresh else "already there"
+            first = (r.stage, time_spent, f"{r.rows:,}", rate) if i == 0 else ("", "", "", "")
+            table.add_row(*first, uri, str(r.version or ""))
+            del kind
+    console.print(table)
+    for line in results[-1].details.get("lines", []):
+        console.print(line, soft_wrap=True)
+
+
+def plan(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+    """Says which stages would run, which are there already, why, and about how many rows, bytes and minutes."""
+    from flows.estimate import estimates
+
+    rows = estimates(resolved(recipe, set, store))
+    if json:
+        print_json([asdict(row) for row in rows])
+        return
+    table = Table("stage", "would", "why", "rows", "bytes", "minutes")
+    for row in rows:
+        minutes = "" if row.minutes is None else f"{row.minutes:.1f}"
+        table.add_row(row.stage, "run" if row.runs else "-", row.why, f"{row.rows:,}", _size(row.bytes), minutes)
+    console.print(table)
+
+
+def status(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+    """Every stage of a recipe: state, rows, version, age, bytes."""
+    from flows.estimate import states
+
+    rows: list[dict[str, Any]] = states(resolved(recipe, set, store))
+    if json:
+        print_json(rows)
+        return
+    table = Table("stage", "artifact", "state", "rows", "version", "age", "bytes")
+    for row in rows:
+        age = "" if row["age"] is None else _age(row["age"])
+        table.add_row(row["stage"], row["kind"], row["state"], f"{row['rows']:,}", str(row["version"] or ""), age, _size(row["bytes"]))
+    console.print(table)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
