@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ray
@@ -81,23 +82,36 @@ def pool(actor: Any, have: Resources, *args: Any) -> list[Any]:
     return [ray.remote(actor).options(**options).remote(*args) for _ in range(have.actors)]
 
 
-def spread(items: Iterable[Any], read: Any, actors: list[Any], depth: int = 2) -> Iterator[tuple[Any, Any]]:
-    """Reads each item in a task of its own, hands the block to the actor that is free, and yields (item, result) as they end.
+def under_way(starts: Iterable[Any], limit: int) -> Iterator[Any]:
+    """Results of remote calls as they end. `starts` is lazy: at most `limit` calls are under way at a time."""
+    pending: set[Any] = set()
+    remaining = iter(starts)
+    pending.update(islice(remaining, limit))
+    while pending:
+        ready, _ = ray.wait(list(pending), num_returns=1)
+        pending.difference_update(ready)
+        pending.update(islice(remaining, 1))
+        yield ray.get(ready[0])
+
+
+def spread(items: Iterable[Any], read: Any, actors: list[Any], depth: int = 2) -> Iterator[Any]:
+    """Reads each item in a task of its own, hands the block to the actor that is free, and yields results as they end.
 
     `read` is a Ray remote function; `actors` have a method `run(block)`. At most `depth` items per actor are under way,
     so that blocks never pile up; a slow actor only delays its own.
     """
-    waiting = deque(items)
+    waiting = iter(items)
     free = deque(actor for _ in range(depth) for actor in actors)
-    under_way: dict[Any, tuple[Any, Any]] = {}
-    while waiting or under_way:
-        while waiting and free:
-            item, actor = waiting.popleft(), free.popleft()
-            under_way[actor.run.remote(read.remote(item))] = (item, actor)
-        ready, _ = ray.wait(list(under_way), num_returns=1)
-        item, actor = under_way.pop(ready[0])
-        free.append(actor)
-        yield item, ray.get(ready[0])
+    busy: dict[Any, Any] = {}
+    while True:
+        for item in islice(waiting, len(free)):
+            actor = free.popleft()
+            busy[actor.run.remote(read.remote(item))] = actor
+        if not busy:
+            return
+        ready, _ = ray.wait(list(busy), num_returns=1)
+        free.append(busy.pop(ready[0]))
+        yield ray.get(ready[0])
 
 
 @ray.remote(num_cpus=0)

@@ -77,6 +77,8 @@ class Network(Section):
     size: Literal["T", "S", "B", "L", "XL", "1p0B", "1p6B"] = Field("B", description="depth and width of the network")
     patch: Literal[1, 2] = Field(1, description="latent cells per token, along each side")
     conditioning: Literal["memory", "none", "label"] = Field("memory", description="what the network is told about the picture")
+    prediction: Literal["velocity", "data"] = Field("velocity", description="what the last layer gives")
+    initialisation: Literal["published", "zero"] = Field("published", description="zero starts modulation and output at nought")
     projection_hidden: int = Field(2048, ge=1, description="width of the alignment head")
 
 
@@ -91,14 +93,12 @@ class Train(Section):
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, reached by a ramp")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast precision; weights stay in fp32")
-    objective: Literal["velocity", "x"] = "velocity"
     times: Literal["logit-normal", "uniform"] = "logit-normal"
     shift_base: int | None = Field(None, ge=1, description="base dimension of the time shift for large latents, such as 4096")
     mask: float = Field(0.4, ge=0, lt=1, description="share of snippet coordinates dropped in training")
     drop: float = Field(0.0, ge=0, lt=1, description="share of whole snippets dropped, which trains a branch for guidance")
     cosine: float = Field(1.0, ge=0, description="weight of the cosine loss")
     align: float = Field(0.5, ge=0, description="weight of the alignment with patch tokens; 0 stores none")
-    init: Literal["xavier", "zero"] = Field("xavier", description="zero starts modulation and output at nought")
     seed: int = 0
     start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
     log_every: int = operational(50, "steps between logged metrics", ge=1)

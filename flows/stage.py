@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from flows.progress import Report, shown
 from flows.recipe import Recipe
-from storage.images import Listing, list_source
-from storage.store import Artifact, Input, Manifest, Store, fingerprint
+from storage.sources import Listing, list_source
+from storage.store import Artifact, Manifest, Store, fingerprint
 from storage.tracking import Run, Tracking
 
 
@@ -99,7 +99,7 @@ class Plan:
         others = [a for a in self.store.artifacts(part.kind) if a.name == self.recipe.name and a.complete]
         if not others:
             return "not there yet"
-        manifest = max((m for a in others if (m := a.manifest())), key=lambda m: m.times.get("end", 0))
+        manifest = max((m for a in others if (m := a.manifest())), key=lambda m: m.created)
         now = part.parameters(self)
         changed = [f"{k}" for k in now if manifest.parameters.get(k) != now[k]]
         changed += [f"{i.kind} is another" for i in part.inputs if i.kind in manifest.inputs and manifest.inputs[i.kind].fingerprint != self.fingerprint(i)]
@@ -171,7 +171,8 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
         report = stack.enter_context(shown(stage.name, in_prefect))
         outcome = stage.job(job, report)
         for part in missing:
-            plan.artifact(part).commit(_manifest(part, plan, outcome, run.id, monotonic() - start), leases[part.kind])
+            artifact = plan.artifact(part)
+            artifact.commit(artifact.describe(leases[part.kind], **_description(part, plan, outcome, run.id, monotonic() - start)))
         run.metrics(outcome.metrics | {"seconds": monotonic() - start})
     return _result(stage, plan, True, monotonic() - start)
 
@@ -199,23 +200,21 @@ def _parameters(stage: Stage, plan: Plan) -> dict[str, Any]:
     return {f"{part.kind}.{k}": v for part in stage.wanted(plan.recipe) for k, v in part.parameters(plan).items()}
 
 
-def _manifest(part: Part, plan: Plan, outcome: Outcome, run_id: str, seconds: float) -> Manifest:
+def _description(part: Part, plan: Plan, outcome: Outcome, run_id: str, seconds: float) -> dict[str, Any]:
+    """What the manifest of a part says."""
     inputs = {}
     for needed in part.inputs:
         if needed.wanted(plan.recipe) and (made := plan.artifact(needed).manifest()):
-            inputs[needed.kind] = Input(uri=plan.artifact(needed).uri, fingerprint=made.fingerprint, version=made.details.get("version"))
-    return Manifest(
-        kind=part.kind,
-        name=plan.recipe.name,
-        fingerprint=plan.fingerprint(part),
-        parameters=part.parameters(plan),
-        inputs=inputs,
-        counts=outcome.counts,
-        times={"seconds": seconds},
-        code_version=installed("gmem-pipeline"),
-        mlflow_run=run_id,
-        details=outcome.details | {"version": outcome.versions.get(part.kind), "pictures": outcome.pictures},
-    )
+            inputs[needed.kind] = plan.artifact(needed).reference(made.details.get("version"))
+    return {
+        "parameters": part.parameters(plan),
+        "inputs": inputs,
+        "counts": outcome.counts,
+        "times": {"seconds": seconds},
+        "code_version": installed("gmem-pipeline"),
+        "mlflow_run": run_id,
+        "details": outcome.details | {"version": outcome.versions.get(part.kind), "pictures": outcome.pictures},
+    }
 
 
 def _found(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None) -> Result:

@@ -1,0 +1,91 @@
+"""What would run, what is there, and about how much work and space the rest is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flows import bank, evaluate, ingest, latents, train
+from flows.recipe import Recipe
+from flows.stage import Part, Plan, Stage
+
+STAGES: tuple[Stage, ...] = (ingest.STAGE, latents.STAGE, bank.STAGE, train.STAGE, evaluate.STAGE)
+UNIT = {part.kind: stage.unit for stage in STAGES for part in stage.parts}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One line of `gmem plan`. Minutes are known only where the store holds a finished artifact of the kind to go by."""
+
+    stage: str
+    runs: bool
+    why: str
+    rows: int
+    bytes: int
+    minutes: float | None
+
+
+def estimates(recipe: Recipe) -> list[Estimate]:
+    """Each stage in order; one whose inputs would be made again runs too."""
+    plan = Plan(recipe)
+    rows = _rows(recipe, len(plan.listing))
+    return [_estimate(stage, plan, rows[stage.name]) for stage in STAGES]
+
+
+def _rows(recipe: Recipe, pictures: int) -> dict[str, int]:
+    """Rows of each stage from the number of pictures, before any is read."""
+    views = pictures * (2 if recipe.data.mirror else 1)
+    sampled = min(recipe.evaluate.samples, pictures)
+    return {"ingest": pictures, "latents": views, "bank": views, "train": recipe.train.steps, "evaluate": sampled}
+
+
+def _estimate(stage: Stage, plan: Plan, rows: int) -> Estimate:
+    why = plan.why(stage)
+    if not why:
+        return Estimate(stage.name, False, "there already", rows, _bytes(stage.name, plan.recipe, rows), 0.0)
+    return Estimate(stage.name, True, why, rows, _bytes(stage.name, plan.recipe, rows), _minutes(stage, plan, rows))
+
+
+def _bytes(stage: str, recipe: Recipe, rows: int) -> int:
+    """Bytes a stage writes: fp16 tables exactly, pictures at 1.5 bytes a pixel, checkpoints not counted."""
+    tokens = recipe.grid**2 if recipe.train.align else 0
+    each = {
+        "ingest": int(1.5 * recipe.data.image_size**2),
+        "latents": 2 * recipe.tokenizer.channels * recipe.grid**2 + 32,
+        "bank": 2 * 768 + 2000 + 2 * tokens * recipe.bank.patch_components,
+        "train": 0,
+        "evaluate": int(1.5 * recipe.data.image_size**2),
+    }
+    return each[stage] * rows
+
+
+def _minutes(stage: Stage, plan: Plan, rows: int) -> float | None:
+    """By the rate of the newest finished artifact of the same kind and recipe, on whatever machine made it."""
+    part = stage.parts[0]
+    made = [m for a in plan.store.artifacts(part.kind) if a.name == plan.recipe.name and (m := a.manifest())]
+    if not made:
+        return None
+    newest = max(made, key=lambda m: m.created)
+    return rows / max(newest.counts.get("rows", 0), 1) * newest.times.get("seconds", 0.0) / 60
+
+
+def states(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every artifact of a recipe: stage, kind, state, rows, version, age in seconds, bytes, URI."""
+    plan = Plan(recipe)
+    return [_state(stage, part, plan) for stage in STAGES for part in stage.wanted(recipe)]
+
+
+def _state(stage: Stage, part: Part, plan: Plan) -> dict[str, Any]:
+    artifact = plan.artifact(part)
+    summary, manifest = artifact.summary(), artifact.manifest()
+    return {
+        "stage": stage.name,
+        "kind": part.kind,
+        "state": "complete" if plan.done(part) else summary["state"],
+        "rows": summary["counts"].get("rows", 0),
+        "version": manifest.details.get("version") if manifest else None,
+        "age": summary["age_s"],
+        "bytes": summary["bytes"],
+        "uri": artifact.uri,
+        "holder": summary["holder"],
+    }

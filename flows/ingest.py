@@ -1,0 +1,67 @@
+"""Stage ingest: a folder of pictures or WebDataset shards into image shards of one size, every input accounted for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+from prefect import flow
+
+from flows.cluster import under_way
+from flows.orchestration import run
+from flows.progress import Report
+from flows.recipe import Overrides
+from flows.stage import Job, Outcome, Part, Plan, Result, Stage
+from storage.shards import ShardPlan, done_shards, write_index, write_shard
+from storage.sources import list_source
+
+VERSION = 1
+REASONS_SHOWN = 5
+
+
+def _parameters(plan: Plan) -> dict[str, Any]:
+    """What is in the source counts, not where the source lies."""
+    return plan.recipe.data.identity("source", "mirror") | {"listing": plan.listing.fingerprint}
+
+
+IMAGES = Part("images", VERSION, _parameters)
+
+
+def job(job: Job, report: Report) -> Outcome:
+    """Writes the shards that are not written yet, several at once, then numbers the pictures."""
+    data, root = job.recipe.data, job.artifact("images").uri
+    listing = list_source(job.recipe.source)
+    plan = ShardPlan(job.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
+    shards = -(-len(listing) // data.shard_size)
+    done = done_shards(root)
+    missing = [number for number in range(shards) if number not in done]
+    report.total(len(listing), min(len(done) * data.shard_size, len(listing)))
+
+    write = ray.remote(write_shard).options(num_cpus=1, max_retries=3)
+    starts = (write.remote(root, n, listing.slice(n * data.shard_size, (n + 1) * data.shard_size), plan) for n in missing)
+    for result in under_way(starts, limit=2 * int(ray.cluster_resources().get("CPU", 1))):
+        report.advance(result.kept + result.rejected)
+    index = write_index(root, shards, plan)
+    return _outcome(index, report)
+
+
+def _outcome(index: pa.Table, report: Report) -> Outcome:
+    kept = index.filter(index["kept"])
+    splits = {row["values"]: row["counts"] for row in kept["split"].value_counts().to_pylist()}
+    refused = len(index) - len(kept)
+    reasons = sorted(index["reason"].drop_null().value_counts().to_pylist(), key=lambda row: -row["counts"])
+    for row in reasons[:REASONS_SHOWN]:
+        report.note(f"{row['counts']} left out: {row['values']}")
+    counts = {"rows": len(kept), "inputs": len(index), "refused": refused, "shards": len(kept["shard"].unique())} | splits
+    details = {"reasons": {row["values"]: row["counts"] for row in reasons[:50]}}
+    return Outcome(counts, details=details, metrics={"pictures": len(kept), "refused": refused})
+
+
+STAGE = Stage("ingest", "pictures", (IMAGES,), job)
+
+
+@flow(name="ingest", flow_run_name="ingest-{recipe}", persist_result=False)
+def ingest(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
+    """Pictures into image shards; whatever cannot be used is listed in index.parquet with the reason."""
+    return run(STAGE, recipe, overrides)

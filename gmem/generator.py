@@ -1,0 +1,53 @@
+"""From snippets to pictures: network, sampler and tokenizer together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gmem.network import Network
+from gmem.sampler import SamplerConfig, noise_for, sample
+from gmem.tokenizer import Tokenizer, destandardise
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] of decoded images in about [-1, 1], as the published code rounds: trunc(127.5 x + 128)."""
+    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """float32 [B, 3, H, W] in [-1, 1] of uint8 [B, 3, H, W]."""
+    return images.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained network with what it needs to make pictures.
+
+    `mean` and `std` [C] are those of the latents it was trained on.
+    """
+
+    network: Network
+    tokenizer: Tokenizer
+    mean: Tensor
+    std: Tensor
+    guide: Network | None = None
+    """A smaller or earlier network for autoguidance."""
+
+    @torch.inference_mode()
+    def images(self, snippets: Tensor, indices: Tensor, config: SamplerConfig, seed: int) -> tuple[Tensor, int]:
+        """uint8 [B, 3, H, W] for unit-length snippets [B, D], and how often the network was called.
+
+        Sample number `indices[i]` has its own noise under `seed`: it does not depend on the batch it is in.
+        """
+        device = snippets.device
+        noise = noise_for(seed, indices, self.network.config.latent_shape).to(device)
+        made = sample(self.network, noise, snippets, config, seed=seed, indices=indices, guide=self.guide)
+        return self.decode(made.latent), made.calls
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] of standardised latents [B, C, h, w]."""
+        return to_bytes(self.tokenizer.decode(destandardise(latents, self.mean, self.std)))
