@@ -1,0 +1,15 @@
+"""What can go wrong with things that last, each told in one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class StoreError(ValueError):
+    """The store, or something in it, cannot be used as it is."""
+
+
+class LeaseHeld(StoreError):
+    """Somebody else is building this artifact."""
+
+
+class LeaseLost(StoreError):
+    """The lease has passed to another holder: nothing may be committed under it any more."""
