@@ -1,0 +1,122 @@
+"""What one does to the memory: make snippets unit length, mask and drop them, interpolate them, factorise a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalise(snippet: Tensor) -> Tensor:
+    """Snippets [..., D] at unit length, float32; a zero snippet stays zero."""
+    return F.normalize(snippet.float(), dim=-1)
+
+
+def mask(snippet: Tensor, uniform: Tensor, rate: float) -> Tensor:
+    """Drops each coordinate of snippet [B, D] whose draw from [0, 1) is below `rate`; kept ones grow by 1/(1−rate)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"the mask rate is {rate}; give a number from 0 up to, but not including, 1")
+    return snippet * (uniform >= rate) / (1 - rate)
+
+
+def drop(snippet: Tensor, uniform: Tensor, rate: float) -> Tensor:
+    """Zeroes each snippet of [B, D] whose draw [B] from [0, 1) is below `rate`: trains guidance's other branch."""
+    return snippet * (uniform >= rate)[:, None]
+
+
+def interpolate(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """alpha·a + (1−alpha)·b, as the published code mixes two snippets; not normalised."""
+    return alpha * a + (1 - alpha) * b
+
+
+@dataclass(frozen=True)
+class Components:
+    """A linear code of rank k for vectors of D dimensions: mean [D], basis [k, D] with orthonormal rows."""
+
+    mean: Tensor
+    basis: Tensor
+
+    def project(self, x: Tensor) -> Tensor:
+        """Codes [..., k] of x [..., D], float32."""
+        return (x.float() - self.mean) @ self.basis.T
+
+    def reconstruct(self, code: Tensor) -> Tensor:
+        """The nearest vectors [..., D] with these codes [..., k], float32."""
+        return code.float() @ self.basis + self.mean
+
+
+class Covariance:
+    """Count, sum and outer sum of vectors seen in pieces, in float64; `merge` joins what several workers saw."""
+
+    def __init__(self, dim: int) -> None:
+        self.count = 0
+        self.sum = torch.zeros(dim, dtype=torch.float64)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Adds vectors [..., D]."""
+        rows = x.detach().reshape(-1, len(self.sum)).to("cpu", torch.float64)
+        self.count += len(rows)
+        self.sum += rows.sum(0)
+        self.outer.addmm_(rows.T, rows)
+
+    def merge(self, other: Covariance) -> None:
+        self.count += other.count
+        self.sum += other.sum
+        self.outer += other.outer
+
+    def principal_components(self, rank: int) -> Components:
+        """The `rank` leading directions of variance about the mean, strongest first."""
+        dim = len(self.sum)
+        if not 1 <= rank <= dim:
+            raise ValueError(f"rank {rank} is impossible for vectors of {dim} dimensions; give 1 to {dim}")
+        if self.count < 2:
+            raise ValueError(f"principal components need at least 2 vectors, not {self.count}")
+        mean = self.sum / self.count
+        scatter = self.outer - self.count * torch.outer(mean, mean)
+        directions = torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, :rank].T
+        strongest = directions.abs().argmax(1, keepdim=True)  # fixes the sign, which the decomposition leaves open
+        return Components(mean.float(), (directions * directions.gather(1, strongest).sign()).float().contiguous())
+
+
+def principal_components(pieces: Iterable[Tensor], rank: int) -> Components:
+    """Leading components of vectors that come in pieces [..., D]; memory stays at D², whatever their number."""
+    total: Covariance | None = None
+    for piece in pieces:
+        total = total or Covariance(piece.shape[-1])
+        total.update(piece)
+    if total is None:
+        raise ValueError("principal components need at least 2 vectors, not 0")
+    return total.principal_components(rank)
+
+
+@dataclass
+class FactorisedBank:
+    """A bank of N snippets kept as codes [N, k] on the bank's own principal components: D/k times smaller."""
+
+    components: Components
+    codes: Tensor
+
+    @classmethod
+    def of(cls, bank: Tensor, rank: int) -> FactorisedBank:
+        """Factorises snippets [N, D]; the best possible at this rank (Eckart–Young), about the mean."""
+        components = principal_components(bank.split(65536), rank)
+        return cls(components, torch.cat([components.project(piece) for piece in bank.split(65536)]))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def decode(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Snippets [n, D] of these rows."""
+        return self.components.reconstruct(self.codes[rows])
+
+    def add(self, snippets: Tensor) -> None:
+        """Appends snippets [n, D], as well as the components can show them."""
+        self.codes = torch.cat([self.codes, self.components.project(snippets)])
+
+    def interpolate(self, first: int, second: int, alpha: float) -> Tensor:
+        """The snippet [D] at alpha·first + (1−alpha)·second."""
+        return self.components.reconstruct(interpolate(self.codes[first], self.codes[second], alpha))
