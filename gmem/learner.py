@@ -1,0 +1,280 @@
+"""One optimisation step, and everything that must survive between two of them. Knows nothing of clusters or files.
+
+Randomness is a function of (seed, step, place in the global batch), so that neither the number of workers nor a restart
+changes what is trained; resume needs only `state()`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gmem import flow, memory, noise
+from gmem.network import Network
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter, besides the number of updates
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How the network is trained; the defaults are the published ones. JSON by `dataclasses.asdict`."""
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest norm of the gradient; 0: no clipping
+    warmup_steps: int = 0
+    ema_decay: float = 0.9999
+    ema_ramp: float = 10.0  # after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp
+    precision: Precision = "auto"  # "auto": bf16 autocast where the device multiplies bf16 faster
+    micro_batch: int = 0  # pictures per forward pass; 0: all at once
+    mask_rate: float = 0.4
+    drop_rate: float = 0.0  # share of snippets or labels dropped whole, for guidance
+    cosine_weight: float = 1.0
+    projection_weight: float = 0.5
+    time_sampling: flow.TimeSampling = "logit-normal"
+    time_shift_base: int = 0  # noise levels are raised by √(C·H·W / base), published 4096; 0: not at all
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("mask_rate", "drop_rate", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 up to, but not including, 1")
+        for name in ("clip", "warmup_steps", "ema_ramp", "micro_batch", "time_shift_base", "seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; give a positive number")
+
+
+class Batch(NamedTuple):
+    """A worker's share of a global batch: standardised latents, snippets as the bank has them, patch tokens, labels."""
+
+    latent: Tensor  # [b, C, H, W]
+    snippet: Tensor  # [b, D]
+    tokens: Tensor | None = None  # [b, T, D']
+    label: Tensor | None = None  # [b]
+
+
+class Draws(NamedTuple):
+    """The random numbers of the same share."""
+
+    noise: Tensor  # [b, C, H, W], standard normal
+    time: Tensor  # [b], standard normal
+    mask: Tensor  # [b, D], uniform in [0, 1)
+    drop: Tensor  # [b], uniform in [0, 1)
+
+
+def draw(
+    config: LearnerConfig, step: int, global_batch: int, latent_shape: tuple[int, ...], snippet_dim: int, rows: slice
+) -> Draws:
+    """The draws for these rows of the global batch at this step: the same however the batch is cut."""
+    places = range(global_batch)[rows]
+    streams = [noise.stream(config.seed, noise.TRAINING, step, place) for place in places]
+    return Draws(
+        noise=_rows([s.standard_normal(latent_shape, dtype="float32") for s in streams], latent_shape),
+        time=_rows([s.standard_normal((), dtype="float32") for s in streams], ()),
+        mask=_rows([s.random(snippet_dim, dtype="float32") for s in streams], (snippet_dim,)),
+        drop=_rows([s.random((), dtype="float32") for s in streams], ()),
+    )
+
+
+def _rows(rows: list[Any], shape: tuple[int, ...]) -> Tensor:
+    return torch.stack([torch.as_tensor(row) for row in rows]) if rows else torch.zeros(0, *shape)
+
+
+class Learner:
+    """A network in training, with its moving average and its optimiser.
+
+    For several workers, `wrap` puts the trained module into `DistributedDataParallel`, which averages gradients over
+    `ranks` workers; losses are summed and divided by the global batch, so shares of unequal size count rightly.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: LearnerConfig,
+        device: str | torch.device = "cpu",
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        ranks: int = 1,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.network = network.to(self.device).train()
+        self.aligned = network.config.projection_dim > 0 and config.projection_weight > 0
+        if network.config.projection_dim and not self.aligned:
+            network.projector.requires_grad_(False)
+        self.ema = copy.deepcopy(network).requires_grad_(False).eval()
+        self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.model = (wrap or _same)(_Trained(network, self.aligned))
+        self.ranks = ranks
+        self.steps = 0  # draws and data order follow this one
+        self.updates = 0  # steps that were not skipped
+        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
+        self._shift = (
+            flow.dimension_shift(math.prod(network.config.latent_shape), config.time_shift_base)
+            if config.time_shift_base
+            else 1.0
+        )
+
+    def step(self, batch: Batch, draws: Draws, global_batch: int) -> dict[str, float]:
+        """One update. The losses returned are this worker's share of the global batch's mean: their sum is the mean.
+
+        A step whose gradient is not finite changes nothing and says so: `skipped` is 1, and `grad_norm` what it was.
+        """
+        lr = self._set_learning_rate()
+        self.optimiser.zero_grad()
+        shares = torch.zeros(4, device=self.device)
+        for part, part_draws, sync in self._micro_batches(batch, draws):
+            with sync:
+                losses = self._losses(self.model, part, part_draws, mask=True)
+                (losses.total.sum() * (self.ranks / global_batch)).backward()
+            shares += torch.stack([loss.detach().sum() for loss in losses]) / global_batch
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        *parts, grad_norm = torch.cat([shares, norm[None]]).tolist()  # the step's only wait for the device
+        applied = math.isfinite(grad_norm)
+        if applied:
+            self._update(gradients, grad_norm)
+        self.steps += 1
+        return dict(zip(flow.Losses._fields, parts, strict=True)) | {
+            "grad_norm": grad_norm, "lr": lr, "skipped": float(not applied)
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def loss(self, batch: Batch, draws: Draws, ema: bool = True) -> dict[str, float]:
+        """Mean losses on pictures that are not trained on, snippets whole as in sampling."""
+        network = self.ema if ema else self.network
+        losses = self._losses(_Trained(network, self.aligned), batch, draws, mask=False).mean()
+        return dict(zip(flow.Losses._fields, torch.stack(losses).tolist(), strict=True))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON from which training goes on exactly. The tensors are live: save them before the next step."""
+        tensors = self._weights()
+        if self.updates:
+            for name, parameter in self.parameters.items():
+                tensors |= {f"optimiser.{name}.{m}": self.optimiser.state[parameter][m] for m in MOMENTS}
+        return tensors, {"steps": self.steps, "updates": self.updates}
+
+    def load_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Puts a `state()` back; ValueError when it is that of another network."""
+        updates = int(progress["updates"])
+        expected = self._weights()
+        if updates:
+            expected |= {f"optimiser.{name}.{m}": p for name, p in self.parameters.items() for m in MOMENTS}
+        wrong = [n for n in expected.keys() | tensors.keys() if _shape(expected.get(n)) != _shape(tensors.get(n))]
+        if wrong:
+            raise ValueError(
+                f"this checkpoint is of another network: {len(wrong)} tensors are missing, surplus or of another shape, "
+                f"first {', '.join(sorted(wrong)[:3])}"
+            )
+        self.network.load_state_dict(_below(tensors, "network."))
+        self.ema.load_state_dict(_below(tensors, "ema."))
+        self.optimiser.state.clear()
+        for name, parameter in self.parameters.items() if updates else ():
+            moments = {m: tensors[f"optimiser.{name}.{m}"].to(self.device, copy=True) for m in MOMENTS}
+            self.optimiser.state[parameter] = {"step": torch.tensor(float(updates), device=self.device), **moments}
+        self.steps, self.updates = int(progress["steps"]), updates
+
+    def _weights(self) -> dict[str, Tensor]:
+        parts = {"network": self.network, "ema": self.ema}
+        return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
+
+    def _set_learning_rate(self) -> float:
+        """Rises linearly over the warm-up, then stays."""
+        lr = self.config.lr * min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
+        self.optimiser.param_groups[0]["lr"] = lr
+        return lr
+
+    def _micro_batches(self, batch: Batch, draws: Draws) -> Iterator[tuple[Batch, Draws, AbstractContextManager]]:
+        """The batch in pieces, with a context that keeps workers from exchanging gradients before the last."""
+        count = len(batch.latent)
+        size = self.config.micro_batch or max(1, count)
+        starts = range(0, max(1, count), size)  # a worker without pictures still takes part
+        for start in starts:
+            rows = slice(start, start + size)
+            wait = start != starts[-1] and hasattr(self.model, "no_sync")
+            yield Batch(*_cut(batch, rows)), Draws(*_cut(draws, rows)), self.model.no_sync() if wait else nullcontext()
+
+    def _losses(self, model: nn.Module, batch: Batch, draws: Draws, mask: bool) -> flow.Losses:
+        latent, snippet, tokens, label = (_to(part, self.device) for part in batch)
+        epsilon, time, mask_draws, drop_draws = (part.to(self.device, non_blocking=True) for part in draws)
+        t = flow.times(time, self.config.time_sampling, self._shift)
+        snippet = memory.normalise(snippet)
+        if mask:
+            snippet = memory.mask(snippet, mask_draws, self.config.mask_rate)
+            snippet = memory.drop(snippet, drop_draws, self.config.drop_rate)
+            if label is not None:
+                label = label.where(drop_draws >= self.config.drop_rate, self.network.config.classes)
+        if self.aligned and tokens is None:
+            raise ValueError("the network has an alignment head: give patch tokens, or set projection_weight to 0")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            velocity, projected = model(flow.interpolate(latent, epsilon, t), t, snippet, label)
+        return flow.losses(
+            velocity, flow.target(latent, epsilon), projected, tokens,
+            weight=flow.data_weight(t) if self.network.config.prediction == "data" else None,
+            cosine_weight=self.config.cosine_weight, projection_weight=self.config.projection_weight,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _update(self, gradients: list[Tensor], norm: float) -> None:
+        if self.config.clip and norm > self.config.clip:
+            torch._foreach_mul_(gradients, self.config.clip / norm)
+        self.optimiser.step()
+        self.updates += 1
+        ramp = (1 + self.updates) / (self.config.ema_ramp + self.updates)
+        average = [p for name, p in self.ema.named_parameters() if name in self.parameters]
+        torch._foreach_lerp_(average, list(self.parameters.values()), 1 - min(self.config.ema_decay, ramp))
+
+
+class _Trained(nn.Module):
+    """The training forward pass as a module's own, which is what `DistributedDataParallel` wraps."""
+
+    def __init__(self, network: Network, aligned: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.aligned = aligned
+
+    def forward(self, x: Tensor, t: Tensor, snippet: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.aligned:
+            return self.network.forward_training(x, t, snippet, label)
+        return self.network(x, t, snippet, label), None
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _same(module: nn.Module) -> nn.Module:
+    return module
+
+
+def _to(part: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if part is None else part.to(device, non_blocking=True)
+
+
+def _cut(parts: Sequence[Tensor | None], rows: slice) -> list[Any]:
+    return [None if part is None else part[rows] for part in parts]
+
+
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,178 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from gmem.learner import Batch, Draws, Learner, LearnerConfig, draw
+from gmem.network import Network, NetworkConfig
+
+SHAPE, SNIPPET, TOKENS = (4, 4, 4), 16, 24
+CONFIG = LearnerConfig(lr=1e-2, precision="fp32", seed=3, drop_rate=0.2, warmup_steps=2)
+
+
+def make_network(**rest) -> Network:
+    torch.manual_seed(0)
+    values = {"projection_dim": TOKENS, "projection_hidden": 32, "projection_after": 1} | rest
+    return Network(NetworkConfig(2, 32, 2, latent_channels=4, latent_size=4, snippet_dim=SNIPPET, **values))
+
+
+def make_batch(count: int, seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.randn(count, *SHAPE, generator=g),
+        torch.randn(count, SNIPPET, generator=g),
+        torch.randn(count, 16, TOKENS, generator=g),
+    )
+
+
+def run(learner: Learner, first: int, last: int, count: int = 8) -> list[dict[str, float]]:
+    rows = slice(0, count)
+    return [
+        learner.step(make_batch(count, s), draw(learner.config, s, count, SHAPE, SNIPPET, rows), count)
+        for s in range(first, last)
+    ]
+
+
+def test_draws_depend_on_seed_step_and_place_only():
+    whole = draw(CONFIG, 5, 7, SHAPE, SNIPPET, slice(0, 7))
+    pieces = [draw(CONFIG, 5, 7, SHAPE, SNIPPET, rows) for rows in (slice(0, 3), slice(3, 7))]
+    for part, first, second in zip(whole, *pieces, strict=True):
+        assert torch.equal(part, torch.cat([first, second]))
+    assert not torch.equal(whole.noise, draw(CONFIG, 6, 7, SHAPE, SNIPPET, slice(0, 7)).noise)
+    assert not torch.equal(whole.noise[0], whole.noise[1])
+
+
+def test_draws_have_the_right_distributions():
+    draws = draw(CONFIG, 0, 500, SHAPE, SNIPPET, slice(None))
+    assert draws.noise.mean().abs() < 0.02 and abs(draws.noise.std() - 1) < 0.02
+    assert draws.time.mean().abs() < 0.2
+    assert draws.mask.min() >= 0 and draws.mask.max() < 1 and abs(draws.mask.mean() - 0.5) < 0.02
+
+
+def test_training_lowers_the_loss_and_reports_its_parts():
+    learner = Learner(make_network(), CONFIG)
+    batch, draws = make_batch(16), draw(CONFIG, 0, 16, SHAPE, SNIPPET, slice(None))
+    results = [learner.step(batch, draws, 16) for _ in range(40)]
+    assert results[-1]["total"] < 0.6 * results[0]["total"]
+    assert results[0]["lr"] == pytest.approx(CONFIG.lr / 2) and results[5]["lr"] == CONFIG.lr
+    last = results[-1]
+    assert last["total"] == pytest.approx(last["velocity"] + last["cosine"] + 0.5 * last["projection"], rel=1e-5)
+
+
+def test_resume_is_exact():
+    straight = Learner(make_network(), CONFIG)
+    run(straight, 0, 6)
+    first = Learner(make_network(), CONFIG)
+    run(first, 0, 3)
+    tensors, progress = first.state()
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    second = Learner(make_network(), CONFIG)
+    second.load_state(tensors, json.loads(json.dumps(progress)))
+    run(second, second.steps, 6)
+    assert second.steps == 6
+    for name, value in straight.state()[0].items():
+        assert torch.equal(value, second.state()[0][name]), name
+
+
+def test_state_before_the_first_step_can_be_loaded():
+    learner = Learner(make_network(), CONFIG)
+    tensors, progress = Learner(make_network(), CONFIG).state()
+    learner.load_state({name: value.clone() for name, value in tensors.items()}, progress)
+    run(learner, 0, 1)
+
+
+def test_uneven_shares_add_up_to_the_whole_batch():
+    batch, draws = make_batch(7), draw(CONFIG, 0, 7, SHAPE, SNIPPET, slice(None))
+    whole = Learner(make_network(), CONFIG)
+    total = whole.step(batch, draws, 7)
+    gradient = {name: p.grad.clone() for name, p in whole.network.named_parameters() if p.grad is not None}
+    scale = min(1, CONFIG.clip / total["grad_norm"])
+    summed, losses = {}, 0.0
+    for rows in (slice(0, 5), slice(5, 7), slice(7, 7)):
+        share = Learner(make_network(), dataclasses.replace(CONFIG, clip=0))
+        part = Batch(*(x if x is None else x[rows] for x in batch))
+        losses += share.step(part, Draws(*(x[rows] for x in draws)), 7)["total"]
+        for name, p in share.network.named_parameters():
+            if p.grad is not None:
+                summed[name] = summed.get(name, 0) + p.grad
+    assert losses == pytest.approx(total["total"], rel=1e-5)
+    for name, value in gradient.items():
+        torch.testing.assert_close(summed[name] * scale, value, atol=1e-6, rtol=1e-4)
+
+
+def test_micro_batches_change_nothing_but_rounding():
+    whole, pieces = (Learner(make_network(), dataclasses.replace(CONFIG, micro_batch=m)) for m in (0, 3))
+    a, b = run(whole, 0, 2), run(pieces, 0, 2)
+    assert a[-1] == pytest.approx(b[-1], rel=1e-4)
+
+
+def test_a_step_that_is_not_finite_is_skipped():
+    learner = Learner(make_network(), CONFIG)
+    run(learner, 0, 1)
+    before = {name: value.clone() for name, value in learner.state()[0].items()}
+    bad = make_batch(8)
+    bad.latent[3, 0, 0, 0] = math.nan
+    result = learner.step(bad, draw(CONFIG, 1, 8, SHAPE, SNIPPET, slice(None)), 8)
+    assert result["skipped"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in learner.state()[0].items())
+    assert (learner.steps, learner.updates) == (2, 1)
+    assert run(learner, 2, 3)[0]["skipped"] == 0
+
+
+def test_average_follows_at_first_and_settles_on_its_decay():
+    learner = Learner(make_network(), dataclasses.replace(CONFIG, ema_decay=0.5, ema_ramp=10))
+    start = learner.ema.final_layer.linear.weight.clone()
+    run(learner, 0, 1)
+    decay = 2 / 11
+    expected = decay * start + (1 - decay) * learner.network.final_layer.linear.weight
+    torch.testing.assert_close(learner.ema.final_layer.linear.weight, expected.detach())
+    run(learner, 1, 12)
+    before = learner.ema.final_layer.linear.weight.clone()
+    run(learner, 12, 13)
+    expected = 0.5 * before + 0.5 * learner.network.final_layer.linear.weight
+    torch.testing.assert_close(learner.ema.final_layer.linear.weight, expected.detach())
+
+
+def test_bf16_stays_close_to_fp32():
+    losses = [run(Learner(make_network(), dataclasses.replace(CONFIG, precision=p)), 0, 1)[0] for p in ("fp32", "bf16")]
+    assert losses[0]["velocity"] == pytest.approx(losses[1]["velocity"], rel=0.02)
+
+
+def test_held_out_loss_uses_the_average_and_changes_nothing():
+    learner = Learner(make_network(), CONFIG)
+    run(learner, 0, 3)
+    before = {name: value.clone() for name, value in learner.state()[0].items()}
+    batch, draws = make_batch(8), draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(None))
+    assert learner.loss(batch, draws)["total"] != learner.loss(batch, draws, ema=False)["total"]
+    assert all(torch.equal(value, before[name]) for name, value in learner.state()[0].items())
+
+
+def test_alignment_needs_tokens_unless_its_weight_is_zero():
+    batch, draws = make_batch(4)._replace(tokens=None), draw(CONFIG, 0, 4, SHAPE, SNIPPET, slice(None))
+    with pytest.raises(ValueError, match="patch tokens"):
+        Learner(make_network(), CONFIG).step(batch, draws, 4)
+    learner = Learner(make_network(), dataclasses.replace(CONFIG, projection_weight=0.0))
+    assert learner.step(batch, draws, 4)["projection"] == 0
+
+
+def test_labels_and_data_prediction_train():
+    network = make_network(conditioning="label", classes=3, projection_dim=0, prediction="data")
+    learner = Learner(network, CONFIG)
+    batch = make_batch(8)._replace(label=torch.arange(8) % 3, tokens=None)
+    draws = draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(None))
+    results = [learner.step(batch, draws, 8) for _ in range(30)]
+    assert results[-1]["velocity"] < results[0]["velocity"]
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    tensors, progress = Learner(make_network(), CONFIG).state()
+    with pytest.raises(ValueError, match="another network: 12 tensors"):
+        Learner(make_network(projection_dim=0), CONFIG).load_state(tensors, progress)
+
+
+@pytest.mark.parametrize("values", [{"mask_rate": 1.0}, {"lr": 0.0}, {"clip": -1.0}, {"seed": -1}])
+def test_impossible_settings_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        LearnerConfig(**values)
