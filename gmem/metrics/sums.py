@@ -1,0 +1,160 @@
+"""What one evaluation gathers from its features, on however many workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gmem.metrics.statistics import GaussianStatistics, as_features
+
+FORMAT_VERSION = 1
+
+
+class FeatureSums:
+    """Statistics of some streams of features, the features themselves of some, and which samples they are of.
+
+    A stream is a name (`pool`, `spatial`, `logits`) with a feature [D] for every sample. Each sample has an index:
+    kept features are given back in the order of the index, so numbers that depend on order (the Inception Score's
+    splits, a seeded subset) are the same however the work was spread, and a sample counted twice is noticed.
+    """
+
+    def __init__(self, moments: Collection[str] = ("pool",), kept: Collection[str] = ()) -> None:
+        if not set(moments) | set(kept):
+            raise ValueError("Nothing would be gathered: name at least one stream for statistics or to be kept.")
+        self.moments, self.kept = tuple(sorted(moments)), tuple(sorted(kept))
+        self.statistics: dict[str, GaussianStatistics] = {}
+        self._index: list[NDArray[np.int64]] = []
+        self._seen: set[int] = set()
+        self._kept: dict[str, list[NDArray]] = {name: [] for name in self.kept}
+
+    @property
+    def count(self) -> int:
+        return sum(len(part) for part in self._index)
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """The samples' indices, rising."""
+        return np.sort(np.concatenate(self._index)) if self._index else np.zeros(0, dtype=np.int64)
+
+    def update(self, streams: Mapping[str, Tensor | NDArray], index: Tensor | NDArray) -> None:
+        """Adds a batch: features [B, D] for each stream (further streams are ignored), and the samples' indices [B].
+
+        Raises ValueError, and adds nothing, where a stream is missing, lengths or dimensions differ, numbers are not
+        finite, or an index came before.
+        """
+        missing = (set(self.moments) | set(self.kept)) - set(streams)
+        if missing:
+            raise ValueError(f"The features lack {', '.join(sorted(missing))}: ask the detector for every stream.")
+        numbers = np.asarray(index, dtype=np.int64)
+        rows = {name: as_features(streams[name], name) for name in {*self.moments, *self.kept}}
+        for name, features in rows.items():
+            if numbers.shape != (len(features),):
+                raise ValueError(f"{len(features)} features of {name} need as many indices, not {numbers.shape}.")
+            self._check_dim(name, features.shape[1])
+        self._check_new(numbers)
+        self._note(numbers)
+        for name in self.moments:
+            self.statistics.setdefault(name, GaussianStatistics(rows[name].shape[1])).update(rows[name])
+        for name in self.kept:
+            self._kept[name].append(np.array(rows[name]))
+
+    def merge(self, other: FeatureSums) -> None:
+        """Adds another worker's samples. Raises ValueError, and adds nothing, where streams differ or samples repeat."""
+        if (self.moments, self.kept) != (other.moments, other.kept):
+            raise ValueError("Sums of different streams cannot be merged: give every worker the same.")
+        numbers = np.concatenate(other._index) if other._index else other.index
+        self._check_new(numbers)
+        for name in {*self.moments, *self.kept}:
+            if other.count:
+                self._check_dim(name, other._dim(name))
+        for name, statistics in other.statistics.items():
+            self.statistics.setdefault(name, GaussianStatistics(statistics.dim)).merge(statistics)
+        for name in self.kept:
+            self._kept[name] += other._kept[name]
+        self._note(numbers)
+
+    def features(self, name: str) -> NDArray:
+        """Kept features [N, D] in the order of the index. Raises ValueError where the stream was not kept or is empty."""
+        if name not in self.kept:
+            raise ValueError(f"The features of {name} were not kept: name it in `kept` before the evaluation.")
+        if not self._kept[name]:
+            raise ValueError("No samples were gathered: update before asking for features.")
+        return np.concatenate(self._kept[name])[np.argsort(np.concatenate(self._index))]
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Everything as named arrays, to send, or to store as npz or safetensors."""
+        streams = json.dumps({"moments": self.moments, "kept": self.kept}).encode()
+        arrays: dict[str, NDArray] = {
+            "format_version": np.asarray(FORMAT_VERSION),
+            "streams": np.frombuffer(streams, dtype=np.uint8),
+            "index": self.index,
+        }
+        for name, statistics in self.statistics.items():
+            arrays |= {f"moments/{name}/{key}": value for key, value in statistics.state().items()}
+        return arrays | {f"kept/{name}": self.features(name) for name in self.kept if self.count}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> FeatureSums:
+        """The inverse of `arrays`. Raises ValueError on arrays of another origin."""
+        if int(arrays.get("format_version", np.asarray(0))) != FORMAT_VERSION or not {"streams", "index"} <= set(
+            arrays
+        ):
+            raise ValueError(f"These are no feature sums of format {FORMAT_VERSION}: {sorted(arrays)[:5]}.")
+        sums = cls(**json.loads(np.asarray(arrays["streams"]).tobytes()))
+        if not len(arrays["index"]):
+            return sums
+        sums._note(np.asarray(arrays["index"], dtype=np.int64))
+        try:
+            for name in sums.moments:
+                state = {key: arrays[f"moments/{name}/{key}"] for key in ("count", "mean", "scatter")}
+                sums.statistics[name] = GaussianStatistics.from_state(state)
+            sums._kept = {name: [as_features(arrays[f"kept/{name}"], name)] for name in sums.kept}
+        except KeyError as error:
+            raise ValueError(f"The feature sums lack {error}: they were not written whole.") from error
+        sums._check_counts()
+        return sums
+
+    def save(self, file: str | Path | BinaryIO) -> None:
+        """Writes an .npz to an open file or a path ending in .npz."""
+        np.savez(file, allow_pickle=False, **self.arrays())
+
+    @classmethod
+    def load(cls, file: str | Path | BinaryIO) -> FeatureSums:
+        """Reads what `save` wrote, without unpickling. Raises ValueError on a foreign file."""
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (OSError, EOFError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file} holds no feature sums: it is not an .npz of plain numbers.") from error
+        return cls.from_arrays(arrays)
+
+    def _dim(self, name: str) -> int | None:
+        if name in self.statistics:
+            return self.statistics[name].dim
+        return self._kept[name][0].shape[1] if self._kept.get(name) else None
+
+    def _check_dim(self, name: str, dim: int | None) -> None:
+        known = self._dim(name)
+        if known is not None and dim != known:
+            raise ValueError(f"Features of {name} with {dim} dimensions do not belong to those with {known} before.")
+
+    def _check_new(self, numbers: NDArray[np.int64]) -> None:
+        new = set(numbers.tolist())
+        repeated = sorted(new & self._seen)
+        if repeated or len(new) != len(numbers):
+            raise ValueError(f"A sample would count twice (index {repeated[:3] or 'within a batch'}): give each once.")
+
+    def _note(self, numbers: NDArray[np.int64]) -> None:
+        self._index.append(numbers.copy())
+        self._seen.update(numbers.tolist())
+
+    def _check_counts(self) -> None:
+        counts = {s.count for s in self.statistics.values()} | {len(p[0]) for p in self._kept.values()} | {self.count}
+        if len(counts) > 1:
+            raise ValueError(f"The sums do not hold together: they are of {sorted(counts)} samples.")
