@@ -48,8 +48,8 @@ class Files(Protocol):
     def remove(self, path: str) -> None:
         """Removes a file or a whole folder; nothing happens if it is absent."""
 
-    def upload(self, local: Path, path: str) -> None:
-        """Puts a local file there, as one atomic write."""
+    def upload(self, local: Path, path: str, move: bool = False) -> None:
+        """Puts a local file there, as one atomic write; with `move` the local one may be gone afterwards."""
 
     def local_copy(self, path: str) -> Any:
         """Context manager giving a local `Path` with that content (the file itself where it is local)."""
@@ -146,9 +146,12 @@ class LocalFiles:
             else:
                 os.unlink(path)
 
-    def upload(self, local: Path, path: str) -> None:
+    def upload(self, local: Path, path: str, move: bool = False) -> None:
         with _told("written", path), self._beside(path) as temporary:
-            shutil.copyfile(local, temporary)
+            if move:
+                shutil.move(local, temporary)  # a rename, on the same disk
+            else:
+                shutil.copyfile(local, temporary)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -230,7 +233,7 @@ class ObjectFiles:
         with _told("removed", path), suppress(FileNotFoundError):
             self.filesystem.rm(path, recursive=True)
 
-    def upload(self, local: Path, path: str) -> None:
+    def upload(self, local: Path, path: str, move: bool = False) -> None:
         with _told("written", path):
             self.filesystem.put_file(str(local), path)
 

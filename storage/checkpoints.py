@@ -1,0 +1,289 @@
+"""Checkpoints of a training, each a folder which can be resumed from and sampled from by itself.
+
+    <training>/checkpoints/step-00002000/
+        network.safetensors  ema.safetensors  optimiser.safetensors     one file for each group of tensors
+        progress.json                                                   what else exact resume needs
+        manifest.json                                                   last: what belongs to it, with hashes
+
+A folder without a manifest was not finished: it is ignored, and replaced or pruned later. Everything works for a
+folder and for s3://.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field
+from safetensors.torch import load_file, save_file
+
+from storage.errors import StoreError
+from storage.files import open_files
+from storage.manifest import Input, Versioned, parse
+from storage.store import Artifact
+
+log = logging.getLogger(__name__)
+
+REMEDY = "remove this checkpoint's folder; training then continues from the one before."
+
+_STEP = re.compile(r"step-(\d{8,})")
+_CHUNK = 1 << 24
+
+
+class FileRecord(BaseModel):
+    sha256: str
+    bytes: int
+
+
+class CheckpointManifest(Versioned):
+    """What a checkpoint is: enough to build the network, to decode its samples, and to know what it was made of."""
+
+    step: int
+    network: dict[str, Any]  # NetworkConfig's fields
+    latents: Input | None = None  # exact versions; None for imported weights
+    bank: Input | None = None
+    patches: Input | None = None
+    tokenizer: dict[str, Any] = Field(default_factory=dict)  # identities
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    latent_mean: list[float] = Field(default_factory=list)  # per channel, to undo the standardisation
+    latent_std: list[float] = Field(default_factory=list)
+    held_out_loss: float | None = None
+    training: str = ""  # fingerprint of the training
+    code_version: str = ""
+    mlflow_run: str = ""
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    lease: int = 0
+    files: dict[str, FileRecord] = Field(default_factory=dict)  # filled in by `save`
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint: its folder and what it says of itself."""
+
+    uri: str
+    manifest: CheckpointManifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+
+def save(
+    where: Artifact | str,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    progress: Mapping[str, Any],
+    manifest: CheckpointManifest,
+) -> Checkpoint:
+    """Writes a checkpoint; what was there of this step is replaced.
+
+    Args:
+        where: the training's artifact, or the URI of its folder.
+        step: optimisation steps done.
+        tensors: names are `<group>.<name>`; each group (network, ema, optimiser) becomes a file of its own.
+        progress: JSON values.
+        manifest: what it is; `files` is filled in here. With a `lease` number and an artifact, LeaseLost is raised
+            instead of finishing a checkpoint for a training that somebody else has taken over.
+    """
+    uri = f"{_folder(where)}/step-{step:08d}"
+    files = open_files(uri)
+    if isinstance(where, Artifact) and manifest.lease:
+        where.require_lease(manifest.lease)
+    _remove(uri)
+    records = {}
+    with tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
+        for group, content in _groups(tensors).items():
+            local = Path(scratch) / f"{group}.safetensors"
+            save_file(content, local, metadata={"step": str(step)})
+            records[local.name] = _record(local)
+            files.upload(local, f"{uri}/{local.name}", move=True)
+    text = json.dumps(dict(progress)).encode()
+    files.write(f"{uri}/progress.json", text)
+    records["progress.json"] = FileRecord(sha256=hashlib.sha256(text).hexdigest(), bytes=len(text))
+    done = manifest.model_copy(update={"step": step, "files": records})
+    if isinstance(where, Artifact) and manifest.lease:
+        where.require_lease(manifest.lease)
+    files.write(f"{uri}/manifest.json", done.model_dump_json(indent=2).encode())
+    return Checkpoint(uri, done)
+
+
+def open_checkpoint(uri: str) -> Checkpoint:
+    """The checkpoint (or exported weights) in this folder; StoreError if there is none, or none that is whole."""
+    uri = uri.rstrip("/")
+    files = open_files(uri)
+    path = f"{uri}/manifest.json"
+    try:
+        manifest = parse(CheckpointManifest, files.read(path), path, REMEDY)
+    except FileNotFoundError as problem:
+        raise StoreError(f"{uri} holds no finished checkpoint (no manifest.json): name another one.") from problem
+    for name, record in manifest.files.items():
+        if files.size(f"{uri}/{name}") != record.bytes:
+            raise StoreError(f"{uri}/{name} is truncated or missing: {REMEDY}")
+    return Checkpoint(uri, manifest)
+
+
+def all_checkpoints(where: Artifact | str) -> list[Checkpoint]:
+    """Every finished checkpoint, oldest first; damaged ones are left out with a warning."""
+    found = []
+    for _, uri in sorted(_steps(where)):
+        if not open_files(uri).exists(f"{uri}/manifest.json"):
+            continue
+        try:
+            found.append(open_checkpoint(uri))
+        except StoreError as problem:
+            log.warning("%s", problem)
+    return found
+
+
+def latest(where: Artifact | str) -> Checkpoint | None:
+    """The newest whose files are all there in their full length; their content is checked by `load`."""
+    return next(iter(all_checkpoints(where)[::-1]), None)
+
+
+def best(where: Artifact | str) -> Checkpoint | None:
+    """The one with the smallest held-out loss; the newest where no loss was recorded."""
+    there = all_checkpoints(where)
+    measured = [(loss, each) for each in there if (loss := each.manifest.held_out_loss) is not None]
+    if measured:
+        return min(measured, key=lambda pair: pair[0])[1]
+    return there[-1] if there else None
+
+
+def load(
+    checkpoint: Checkpoint, groups: Collection[str] | None = None, device: str | torch.device = "cpu"
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors (`<group>.<name>`) and progress that were saved, after comparing every file with its hash.
+
+    Args:
+        groups: read only these, for instance `["ema"]` to sample; all by default.
+    """
+    there = [name.removesuffix(".safetensors") for name in checkpoint.manifest.files if name.endswith(".safetensors")]
+    if absent := set(groups or ()) - set(there):
+        raise StoreError(f"{checkpoint.uri} has no {', '.join(sorted(absent))}: name a checkpoint that has.")
+    tensors: dict[str, torch.Tensor] = {}
+    for group in there if groups is None else groups:
+        with _verified(checkpoint, f"{group}.safetensors") as local:
+            tensors |= {f"{group}.{name}": value for name, value in load_file(local, device=str(device)).items()}
+    progress: dict[str, Any] = {}
+    if "progress.json" in checkpoint.manifest.files:  # exported weights have none
+        with _verified(checkpoint, "progress.json") as local:
+            progress = json.loads(local.read_bytes())
+    return tensors, progress
+
+
+def load_latest(
+    where: Artifact | str, device: str | torch.device = "cpu"
+) -> tuple[Checkpoint, dict[str, torch.Tensor], dict[str, Any]] | None:
+    """The newest that loads and whose hashes agree, passing over damaged ones with a warning; None without any."""
+    for checkpoint in reversed(all_checkpoints(where)):
+        try:
+            return checkpoint, *load(checkpoint, device=device)
+        except StoreError as problem:
+            log.warning("%s", problem)
+    return None
+
+
+def prune(where: Artifact | str, keep: int, pinned: Iterable[int] = ()) -> list[int]:
+    """Removes all but the newest `keep`, the best, and the `pinned` steps; unfinished leftovers too.
+
+    For the holder of the training's lease only: an unfinished folder is then nobody's work in progress. Damaged ones
+    stay, for a person to look at. Returns the steps removed.
+    """
+    there = all_checkpoints(where)
+    kept = {each.step for each in there[len(there) - max(keep, 1) :]} | set(pinned)
+    if chosen := best(where):
+        kept.add(chosen.step)
+    removable = {each.step for each in there} - kept
+    removed = []
+    for step, uri in sorted(_steps(where)):
+        if step in removable or not open_files(uri).exists(f"{uri}/manifest.json"):
+            _remove(uri)
+            removed.append(step)
+    return removed
+
+
+def export(checkpoint: Checkpoint, uri: str) -> Checkpoint:
+    """Writes the EMA weights and the manifest into a folder of their own, which opens and loads like a checkpoint."""
+    target, name = open_files(uri), "ema.safetensors"
+    record = checkpoint.manifest.files.get(name)
+    if record is None:
+        raise StoreError(f"{checkpoint.uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
+    with _verified(checkpoint, name) as local:
+        target.upload(local, f"{uri}/{name}")
+    manifest = checkpoint.manifest.model_copy(update={"files": {name: record}, "lease": 0})
+    target.write(f"{uri}/manifest.json", manifest.model_dump_json(indent=2).encode())
+    return Checkpoint(uri, manifest)
+
+
+def _folder(where: Artifact | str) -> str:
+    return f"{where.uri if isinstance(where, Artifact) else where.rstrip('/')}/checkpoints"
+
+
+def _steps(where: Artifact | str) -> list[tuple[int, str]]:
+    """Step and folder of whatever is there, finished or not."""
+    folder = _folder(where)
+    matches = [_STEP.fullmatch(name) for name in open_files(folder).names(folder)]
+    return [(int(match[1]), f"{folder}/{match[0]}") for match in matches if match]
+
+
+def _remove(uri: str) -> None:
+    """The manifest first, so that what is half removed is never taken for whole."""
+    files = open_files(uri)
+    files.remove(f"{uri}/manifest.json")
+    files.remove(uri)
+
+
+def _groups(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition(".")
+        if not name or not re.fullmatch(r"[a-z_]+", group):
+            raise ValueError(f"The tensor {key!r} belongs to no group: name it <group>.<name>.")
+        groups.setdefault(group, {})[name] = _alone(tensor)
+    return groups
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, contiguous, and not a part of a larger storage, which would be refused."""
+    tensor = tensor.detach().to("cpu").contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _scratch(uri: str) -> str | None:
+    """Where the files are put together: on the store's own disk, which was sized for them, if it has one."""
+    if uri.startswith("s3://"):
+        return None
+    Path(uri).mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+def _record(local: Path) -> FileRecord:
+    digest = hashlib.sha256()
+    with open(local, "rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return FileRecord(sha256=digest.hexdigest(), bytes=local.stat().st_size)
+
+
+@contextmanager
+def _verified(checkpoint: Checkpoint, name: str) -> Iterator[Path]:
+    """A local file with the content of this one, which has been compared with its hash."""
+    path = f"{checkpoint.uri}/{name}"
+    try:
+        with open_files(path).local_copy(path) as local:
+            if _record(local) != checkpoint.manifest.files[name]:
+                raise StoreError(f"{path} is damaged (its hash differs from the manifest's): {REMEDY}")
+            yield local
+    except FileNotFoundError as problem:
+        raise StoreError(f"{path} is missing: {REMEDY}") from problem
