@@ -94,19 +94,19 @@ def under_way(starts: Iterable[Any], limit: int) -> Iterator[Any]:
         yield ray.get(ready[0])
 
 
-def spread(items: Iterable[Any], read: Any, actors: list[Any], depth: int = 2) -> Iterator[Any]:
-    """Reads each item in a task of its own, hands the block to the actor that is free, and yields results as they end.
+def spread(blocks: Iterable[Any], actors: list[Any], depth: int = 2) -> Iterator[Any]:
+    """Hands each block to the actor that is free and yields results as they end.
 
-    `read` is a Ray remote function; `actors` have a method `run(block)`. At most `depth` items per actor are under way,
-    so that blocks never pile up; a slow actor only delays its own.
+    `blocks` lazily starts the remote reads; `actors` have a method `run(block)`. At most `depth` blocks per actor are
+    under way, so that they never pile up; a slow actor only delays its own.
     """
-    waiting = iter(items)
+    waiting = iter(blocks)
     free = deque(actor for _ in range(depth) for actor in actors)
     busy: dict[Any, Any] = {}
     while True:
-        for item in islice(waiting, len(free)):
+        for block in islice(waiting, len(free)):
             actor = free.popleft()
-            busy[actor.run.remote(read.remote(item))] = actor
+            busy[actor.run.remote(block)] = actor
         if not busy:
             return
         ready, _ = ray.wait(list(busy), num_returns=1)

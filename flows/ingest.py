@@ -6,13 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from prefect import flow
 
 from flows.cluster import under_way
-from flows.orchestration import run
 from flows.progress import Report
-from flows.recipe import Overrides
-from flows.stage import Job, Outcome, Part, Plan, Result, Stage
+from flows.stage import Job, Outcome, Part, Plan, Stage
 from storage.shards import ShardPlan, done_shards, write_index, write_shard
 from storage.sources import list_source
 
@@ -60,8 +57,3 @@ def _outcome(index: pa.Table, report: Report) -> Outcome:
 
 STAGE = Stage("ingest", "pictures", (IMAGES,), job)
 
-
-@flow(name="ingest", flow_run_name="ingest-{recipe}", persist_result=False)
-def ingest(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
-    """Pictures into image shards; whatever cannot be used is listed in index.parquet with the reason."""
-    return run(STAGE, recipe, overrides)

@@ -1,16 +1,50 @@
-"""The chain: ingest, latents, bank, train, evaluate."""
+"""The Prefect flows: one for each stage, and the chain. What the stages do is in modules of their own, free of Prefect."""
 
 from __future__ import annotations
 
-from prefect import flow
+from prefect import Flow, flow
 
-from flows import bank, evaluate, ingest, latents, train
-from flows.orchestration import session
+from flows import bank as bank_stage
+from flows import evaluate as evaluate_stage
+from flows import ingest as ingest_stage
+from flows import latents as latents_stage
+from flows import train as train_stage
+from flows.orchestration import run, session
 from flows.recipe import Overrides
-from flows.stage import Result, Stage
+from flows.stage import Result
 
-STAGES: tuple[Stage, ...] = (ingest.STAGE, latents.STAGE, bank.STAGE, train.STAGE, evaluate.STAGE)
-FLOWS = {"ingest": ingest.ingest, "latents": latents.latents, "bank": bank.bank, "train": train.train, "evaluate": evaluate.evaluate}
+
+@flow(name="ingest", flow_run_name="ingest-{recipe}", persist_result=False)
+def ingest(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
+    """Pictures into image shards; whatever cannot be used is listed in index.parquet with the reason."""
+    return run(ingest_stage.STAGE, recipe, overrides)
+
+
+@flow(name="latents", flow_run_name="latents-{recipe}", persist_result=False)
+def latents(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
+    """Image shards into the latents table, one row for a picture and one for its mirror image."""
+    return run(latents_stage.STAGE, recipe, overrides)
+
+
+@flow(name="bank", flow_run_name="bank-{recipe}", persist_result=False)
+def bank(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
+    """Image shards into the memory bank, and into patch tokens for the alignment loss."""
+    return run(bank_stage.STAGE, recipe, overrides)
+
+
+@flow(name="train", flow_run_name="train-{recipe}", persist_result=False)
+def train(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
+    """Trains the network on latents, snippets and patch tokens; goes on from the newest checkpoint."""
+    return run(train_stage.STAGE, recipe, overrides)
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{recipe}", persist_result=False)
+def evaluate(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
+    """Samples from random snippets of the bank and measures them against the pictures."""
+    return run(evaluate_stage.STAGE, recipe, overrides)
+
+
+FLOWS: dict[str, Flow] = {f.name: f for f in (ingest, latents, bank, train, evaluate)}
 
 
 @flow(name="pipeline", flow_run_name="pipeline-{recipe}", persist_result=False)
@@ -18,4 +52,4 @@ def pipeline(recipe: str = "emoji", overrides: Overrides | None = None) -> list[
     """From pictures to a measured generator. Computes only what is not in the store yet."""
     with session(recipe, overrides) as current, current.tracking.pipeline_run(current.plan.recipe.model_dump(mode="json")) as parent:
         current.parent = parent
-        return [stage_flow(recipe, overrides) for stage_flow in FLOWS.values()]
+        return [stage(recipe, overrides) for stage in FLOWS.values()]

@@ -68,9 +68,7 @@ class Encoder(Section):
 
 
 class Bank(Section):
-    thumbnail: int = Field(64, ge=8, le=64, description="side of the thumbnails kept in the bank, in pixels")
     patch_components: int = Field(64, ge=1, description="principal components kept of each patch token")
-    index_from: int = operational(100_000, "rows from which a vector index is built; below, search is exhaustive", ge=1)
 
 
 class Network(Section):

@@ -112,6 +112,8 @@ class Job(BaseModel):
     stage: str
     recipe: Recipe
     fingerprints: dict[str, str]
+    leases: dict[str, int]
+    """Numbers of the leases held for what is missing; an input has none."""
     tracking_uri: str
     run_id: str
 
@@ -167,7 +169,7 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
         if not (missing := plan.missing(stage)):
             return _found(stage, plan, tracking, parent)
         run = stack.enter_context(tracking.stage_run(stage.name, parent, _parameters(stage, plan)))
-        job = Job(stage=stage.name, recipe=recipe, fingerprints=_fingerprints(stage, plan), tracking_uri=tracking.uri, run_id=run.id)
+        job = Job(stage=stage.name, recipe=recipe, fingerprints=_fingerprints(stage, plan), leases={k: v.number for k, v in leases.items()}, tracking_uri=tracking.uri, run_id=run.id)
         report = stack.enter_context(shown(stage.name, in_prefect))
         outcome = stage.job(job, report)
         for part in missing:

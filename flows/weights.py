@@ -6,9 +6,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-import gmem
+from gmem.shipped import ROOT
 
-SHIPPED = Path(gmem.__file__).parent / "weights"
 BOOKKEEPING = {"provenance.json"}  # says how the weights came about, and does not change what they compute
 
 
@@ -19,7 +18,7 @@ def identity(source: str) -> str:
     """
     kind, _, name = source.partition(":")
     if kind == "shipped":
-        return _content(SHIPPED / name, source)
+        return _content(ROOT / name, source)
     model, _, file = source.partition("@")
     if file:
         return f"{model}@{_content(Path(file), source)}"

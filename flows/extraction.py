@@ -1,0 +1,87 @@
+"""What latents, bank and evaluation share: shards read in tasks, encoded by actors, committed a group at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from flows.cluster import spread
+from flows.progress import Report
+from storage.shards import read_shard
+
+COMMIT_SECONDS = 20.0
+"""A kill costs at most what was finished since the last commit."""
+
+
+class Block(NamedTuple):
+    """The pictures of one shard, decoded."""
+
+    shard: str
+    samples: NDArray[np.int64]
+    keys: list[str]
+    labels: list[int | None]
+    splits: list[str]
+    images: NDArray[np.uint8]
+    """[N, H, W, 3]"""
+
+
+@ray.remote(num_cpus=0.5, max_retries=3)
+def read_block(root: str, shard: str) -> Block:
+    """Decoding, apart from encoding: an encoder on a GPU never waits for one core to decode."""
+    pictures = list(read_shard(root, shard))
+    return Block(
+        shard,
+        np.array([p.sample for p in pictures], np.int64),
+        [p.key for p in pictures],
+        [p.label for p in pictures],
+        [p.split for p in pictures],
+        np.stack([p.image for p in pictures]),
+    )
+
+
+def tensor(images: NDArray[np.uint8], device: str) -> torch.Tensor:
+    """float32 [N, 3, H, W] in [-1, 1] of uint8 [N, H, W, 3]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def views(samples: NDArray[np.int64], mirror: bool) -> list[tuple[bool, NDArray[np.int64]]]:
+    """(flipped, ids) of each orientation of a block's pictures: id = 2 sample + flipped."""
+    return [(flipped, 2 * samples + flipped) for flipped in ((False, True) if mirror else (False,))]
+
+
+def expected_ids(samples: NDArray[np.int64], mirror: bool) -> NDArray[np.int64]:
+    return np.concatenate([ids for _, ids in views(samples, mirror)])
+
+
+def extract(
+    blocks: Iterable[Any],
+    actors: list[Any],
+    commit: Callable[[list[Any]], int],
+    report: Report,
+) -> None:
+    """Hands the blocks (remote calls, lazily started) to the actors; commits finished shards every few seconds, the last ones too when
+    the run is interrupted. `commit` takes results and returns rows."""
+    finished: list[Any] = []
+    last = time.monotonic()
+    try:
+        for result in spread(blocks, actors):
+            finished.append(result)
+            report.advance(result["rows"])
+            if time.monotonic() - last > COMMIT_SECONDS:
+                last = time.monotonic()
+                commit(_taken(finished))
+    finally:
+        if finished:
+            commit(_taken(finished))
+
+
+def _taken(results: list[Any]) -> list[Any]:
+    taken = list(results)
+    results.clear()
+    return taken
