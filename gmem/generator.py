@@ -9,17 +9,7 @@ from torch import Tensor
 
 from gmem.network import Network
 from gmem.sampler import SamplerConfig, noise_for, sample
-from gmem.tokenizer import Tokenizer, destandardise
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] of decoded images in about [-1, 1], as the published code rounds: trunc(127.5 x + 128)."""
-    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
-
-
-def from_bytes(images: Tensor) -> Tensor:
-    """float32 [B, 3, H, W] in [-1, 1] of uint8 [B, 3, H, W]."""
-    return images.float() / 127.5 - 1
+from gmem.tokenizer import Tokenizer, destandardise, to_bytes
 
 
 @dataclass(frozen=True)
