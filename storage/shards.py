@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,13 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from PIL import Image
 
 from storage.decoding import MAX_PIXELS, Decoded, Rejected, centre_crop, decode, lossless_webp
+from storage.files import open_files
 from storage.sources import Entry, read_entries
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -93,24 +89,17 @@ def split_of(group: str, held_out: float) -> str:
     return HELD_OUT if place < held_out else TRAIN
 
 
-def write_shard(
-    root: str,
-    number: int,
-    entries: list[Entry],
-    plan: ShardPlan,
-    source_options: dict[str, Any] | None = None,
-    storage_options: dict[str, Any] | None = None,
-) -> ShardResult:
+def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan) -> ShardResult:
     """Writes shard `number` of the artifact at `root` from its slice of the listing, whole or not at all.
 
     The same slice gives the same bytes. A slice without a usable picture leaves no tar, only its part of the index.
     """
-    filesystem, folder = url_to_fs(root, **(storage_options or {}))
-    shard, numbers = shard_name(number), {name: place for place, name in enumerate(plan.classes)}
+    files, shard = open_files(root), shard_name(number)
+    numbers = {name: place for place, name in enumerate(plan.classes)}
     rows: list[dict[str, Any]] = []
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for entry, data in zip(entries, _contents(entries, plan, source_options), strict=True):
+        for entry, data in zip(entries, _contents(entries, plan), strict=True):
             picture = _prepare(entry, data, plan)
             row = _row(entry, picture, plan, shard, numbers)
             rows.append(row)
@@ -119,33 +108,30 @@ def write_shard(
                 _add(tar, f"{entry.key}.json", _about(entry, row))
     kept = sum(row["kept"] for row in rows)
     if kept:
-        _write(filesystem, f"{folder}/{shard}.tar", buffer.getvalue())
+        files.write(f"{root}/{shard}.tar", buffer.getvalue())
     part = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), part)
-    _write(filesystem, f"{folder}/parts/{shard}.parquet", part.getvalue())
+    files.write(f"{root}/parts/{shard}.parquet", part.getvalue())
     return ShardResult(shard, kept, len(rows) - kept, buffer.tell() if kept else 0)
 
 
-def done_shards(root: str, storage_options: dict[str, Any] | None = None) -> set[int]:
+def done_shards(root: str) -> set[int]:
     """Numbers of the shards that are completely written."""
-    filesystem, folder = url_to_fs(root, **(storage_options or {}))
-    if not filesystem.isdir(f"{folder}/parts"):
-        return set()
-    names = (name.rsplit("/", 1)[-1] for name in filesystem.ls(f"{folder}/parts", detail=False))
+    names = open_files(root).names(f"{root}/parts")
     return {int(name[len("shard-") : -len(".parquet")]) for name in names if name.endswith(".parquet")}
 
 
-def write_index(root: str, shards: int, plan: ShardPlan, storage_options: dict[str, Any] | None = None) -> pa.Table:
+def write_index(root: str, shards: int, plan: ShardPlan) -> pa.Table:
     """Numbers the kept pictures of shards 0 to `shards` - 1 in order and writes `index.parquet`; returns it.
 
     ValueError when nothing was kept, or a shard is missing.
     """
-    filesystem, folder = url_to_fs(root, **(storage_options or {}))
-    missing = set(range(shards)) - done_shards(root, storage_options)
+    files = open_files(root)
+    missing = set(range(shards)) - done_shards(root)
     if missing:
         raise ValueError(f"shards {sorted(missing)[:5]} are not written yet; run ingest again")
-    names = [f"{folder}/parts/{shard_name(number)}.parquet" for number in range(shards)]
-    index = pa.concat_tables([pq.read_table(io.BytesIO(filesystem.cat_file(name))) for name in names])
+    names = [f"{root}/parts/{shard_name(number)}.parquet" for number in range(shards)]
+    index = pa.concat_tables([pq.read_table(io.BytesIO(files.read(name))) for name in names])
     kept = index["kept"].to_numpy()
     if not kept.any():
         reasons = pc.value_counts(index["reason"]).to_pylist()
@@ -156,15 +142,15 @@ def write_index(root: str, shards: int, plan: ShardPlan, storage_options: dict[s
     index = index.replace_schema_metadata({"classes": json.dumps(plan.classes), "size": str(plan.size)})
     buffer = io.BytesIO()
     pq.write_table(index, buffer, row_group_size=max(1, -(-len(index) // shards)))
-    _write(filesystem, f"{folder}/index.parquet", buffer.getvalue())
+    files.write(f"{root}/index.parquet", buffer.getvalue())
     return index
 
 
-def read_index(root: str, shard: str | None = None, storage_options: dict[str, Any] | None = None) -> pa.Table:
+def read_index(root: str, shard: str | None = None) -> pa.Table:
     """The index, or its kept rows of one shard. Schema metadata: `classes` (JSON list of names) and `size`."""
-    filesystem, folder = url_to_fs(root, **(storage_options or {}))
+    files = open_files(root)
     filters = [("shard", "=", shard)] if shard else None
-    with filesystem.open(f"{folder}/index.parquet", "rb") as handle:
+    with files.filesystem.open(f"{root}/index.parquet", "rb") as handle:
         return pq.read_table(handle, filters=filters)
 
 
@@ -173,11 +159,11 @@ def index_shards(index: pa.Table) -> list[str]:
     return sorted(name for name in index["shard"].unique().to_pylist() if name)
 
 
-def read_shard(root: str, shard: str, storage_options: dict[str, Any] | None = None) -> Iterator[Picture]:
+def read_shard(root: str, shard: str) -> Iterator[Picture]:
     """Yields the pictures of one shard in the order of their sample numbers."""
-    filesystem, folder = url_to_fs(root, **(storage_options or {}))
-    rows = {row["key"]: row for row in read_index(root, shard, storage_options).to_pylist()}
-    with filesystem.open(f"{folder}/{shard}.tar", "rb") as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
+    files = open_files(root)
+    rows = {row["key"]: row for row in read_index(root, shard).to_pylist()}
+    with files.filesystem.open(f"{root}/{shard}.tar", "rb") as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
         for info in tar:
             key, _, suffix = info.name.rpartition(".")
             if suffix == "json":
@@ -200,11 +186,9 @@ class _Stored(NamedTuple):
     height: int
 
 
-def _contents(
-    entries: list[Entry], plan: ShardPlan, options: dict[str, Any] | None
-) -> Iterator[bytes | OSError | None]:
+def _contents(entries: list[Entry], plan: ShardPlan) -> Iterator[bytes | OSError | None]:
     """The bytes of each entry in turn; None for those the listing has refused already."""
-    usable = read_entries([entry for entry in entries if entry.reason is None], plan.source, options)
+    usable = read_entries([entry for entry in entries if entry.reason is None], plan.source)
     for entry in entries:
         yield None if entry.reason else next(usable)
 
@@ -263,20 +247,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)  # time, owner and mode stay at fixed values: equal content gives equal bytes
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-
-
-def _write(filesystem: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Whole or not at all: an object store puts at once, a disk gets a file beside and a rename."""
-    if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, data)
-        return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    beside = f"{path}.{uuid.uuid4().hex}.part"
-    try:
-        with open(beside, "wb") as handle:
-            handle.write(data)
-        os.replace(beside, path)
-    except OSError:
-        if os.path.exists(beside):
-            os.unlink(beside)
-        raise

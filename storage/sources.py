@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from webdataset.shardlists import expand_urls
 
+from storage.files import open_files
 from storage.tars import SUFFIXES, TarMember, list_tar
 
 
@@ -83,12 +84,12 @@ class _File:
     reason: str | None = None
 
 
-def list_source(source: str, storage_options: dict[str, Any] | None = None) -> Listing:
+def list_source(source: str) -> Listing:
     """Lists a folder of pictures, a folder of tars, one tar, or a pattern of tars with braces or wildcards.
 
-    `storage_options` go to fsspec. ValueError when nothing is there.
+    The source lies on disk, at s3:// or wherever fsspec reaches. ValueError when nothing is there.
     """
-    filesystem, root = url_to_fs(source, **(storage_options or {}))
+    filesystem, root = _reach(source)
     is_folder = filesystem.isdir(root)
     files = sorted(_walk(filesystem, root) if is_folder else _expand(filesystem, root), key=lambda f: f.path)
     if not files:
@@ -101,9 +102,9 @@ def list_source(source: str, storage_options: dict[str, Any] | None = None) -> L
     return Listing(source, table, _fingerprint(files))
 
 
-def read_entries(entries: list[Entry], source: str, storage_options: dict[str, Any] | None = None) -> Iterator[Any]:
+def read_entries(entries: list[Entry], source: str) -> Iterator[Any]:
     """Yields for each entry its bytes, or an `OSError` when it cannot be read. Tars are opened once in a row."""
-    filesystem, _ = url_to_fs(source, **(storage_options or {}))
+    filesystem, _ = _reach(source)
     name, handle = "", io.BytesIO()
     for entry in entries:
         try:
@@ -120,6 +121,13 @@ def read_entries(entries: list[Entry], source: str, storage_options: dict[str, A
                 raise  # a network's mood is no property of the picture: let the job try again
             yield error
     handle.close()
+
+
+def _reach(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if source.startswith("s3://"):
+        filesystem = open_files(source).filesystem
+        return filesystem, filesystem._strip_protocol(source)
+    return url_to_fs(os.path.expanduser(source))
 
 
 def _local(filesystem: fsspec.AbstractFileSystem) -> bool:

@@ -1,0 +1,190 @@
+"""How a Lance table is filled by many and committed by one.
+
+Workers write fragments, which nobody sees, and describe them in JSON. One process, which holds the artifact's lease,
+commits them a group at a time. Which shards a commit brought, and what is to be remembered of each, travels in the
+commit's own transaction: a kill leaves a shard either wholly in the table and known, or not at all.
+
+The lease is enforced by Lance itself. A writer begins by restoring the newest version onto itself, under its lease
+number; Lance refuses an append that was prepared before a restore, so a holder thought dead cannot commit any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.dataset import LanceDataset, LanceOperation, Transaction
+from lance.fragment import FragmentMetadata
+from numpy.typing import NDArray
+
+from storage.errors import LeaseLost
+from storage.files import lance_options
+
+LEASE, SHARDS = "gmem.lease", "gmem.shards"
+
+Options = dict[str, str] | None
+"""What Lance needs to reach a table; None takes it from the environment, as the store does."""
+
+
+def open_table(uri: str, version: int | str | None = None, storage_options: Options = None) -> LanceDataset:
+    """The table at a version or tag, the newest by default."""
+    return lance.dataset(uri, version=version, storage_options=options_for(uri, storage_options))
+
+
+def options_for(uri: str, storage_options: Options) -> dict[str, str]:
+    return lance_options(uri) if storage_options is None else storage_options
+
+
+def write_fragments(
+    uri: str, shard: str, rows: pa.Table, memory: dict[str, Any] | None = None, storage_options: Options = None
+) -> dict[str, Any]:
+    """In a worker: writes a shard's rows beside the table at `uri`, which must exist; returns what to commit.
+
+    `memory` (JSON) is kept with the commit and comes back from `FragmentWriter.done`.
+    """
+    options = options_for(uri, storage_options)
+    written = lance.fragment.write_fragments(rows.replace_schema_metadata(None), uri, storage_options=options)
+    fragments = [fragment.to_json() for fragment in written]
+    return {"shard": shard, "rows": rows.num_rows, "memory": memory or {}, "fragments": fragments}
+
+
+def from_description(description: dict[str, Any]) -> list[FragmentMetadata]:
+    return [FragmentMetadata.from_json(json.dumps(fragment)) for fragment in description["fragments"]]
+
+
+class FragmentWriter:
+    """The one committer of a table. `done` maps each committed shard to `{"rows": int, "memory": …}`."""
+
+    def __init__(self, uri: str, schema: pa.Schema, lease: int = 0, storage_options: Options = None) -> None:
+        """Creates the table, or opens it and fences off earlier writers.
+
+        ValueError when the table there has another schema or metadata; LeaseLost when a later lease has been at it.
+        """
+        self.uri, self.lease, self.storage_options = uri, lease, options_for(uri, storage_options)
+        created = self._create(schema)
+        self._dataset = self._take_over(schema) if created is None else created
+        self.done = self._recall()
+
+    def _create(self, schema: pa.Schema) -> LanceDataset | None:
+        try:
+            return lance.write_dataset(
+                schema.empty_table(), self.uri, mode="create", storage_options=self.storage_options,
+                transaction_properties={LEASE: str(self.lease)},
+            )  # fmt: skip
+        except OSError as error:
+            if "already exists" not in str(error):
+                raise
+            return None
+
+    def _take_over(self, schema: pa.Schema) -> LanceDataset:
+        dataset = open_table(self.uri, storage_options=self.storage_options)
+        _require_same(schema, dataset.schema, self.uri)
+        last = max((int(properties(t).get(LEASE, 0)) for _, t in history(dataset)), default=0)
+        if last > self.lease:
+            raise LeaseLost(f"{self.uri} is being written by another run (lease {last}, ours is {self.lease})")
+        return self._commit(LanceOperation.Restore(dataset.version), dataset, {})
+
+    def _recall(self) -> dict[str, dict[str, Any]]:
+        done: dict[str, dict[str, Any]] = {}
+        for _, transaction in effective_history(self._dataset):
+            done |= json.loads(properties(transaction).get(SHARDS, "{}"))
+        known, rows = sum(shard["rows"] for shard in done.values()), self._dataset.count_rows()
+        if known != rows:
+            raise ValueError(f"{self.uri} has {rows} rows, of which {known} are accounted for; delete it and rerun")
+        return done
+
+    def commit(self, descriptions: Iterable[dict[str, Any]]) -> int:
+        """Adds a group of shards in one version; shards that are in already are left out. Returns the rows added."""
+        new = {d["shard"]: d for d in descriptions if d["shard"] not in self.done}
+        if not new:
+            return 0
+        fragments = [fragment for d in new.values() for fragment in from_description(d)]
+        remembered = {shard: {"rows": d["rows"], "memory": d["memory"]} for shard, d in new.items()}
+        self._dataset = self._commit(LanceOperation.Append(fragments), self._dataset, {SHARDS: json.dumps(remembered)})
+        self.done |= remembered
+        return sum(shard["rows"] for shard in remembered.values())
+
+    def _commit(
+        self, operation: LanceOperation.BaseOperation, dataset: LanceDataset, about: dict[str, str]
+    ) -> LanceDataset:
+        about = {LEASE: str(self.lease), **about}
+        try:
+            return LanceDataset.commit(
+                self.uri,
+                Transaction(dataset.version, operation, transaction_properties=about),
+                storage_options=self.storage_options,
+            )
+        except CommitConflictError as error:
+            raise LeaseLost(f"{self.uri} was taken over by another run; this one stops") from error
+
+    def verify(self, expected: NDArray[np.int64]) -> None:
+        """ValueError unless the table holds exactly one row for each of the `expected` ids and no other."""
+        verify_ids(self._dataset, expected)
+
+    def finish(self, metadata: dict[str, str], about: dict[str, str] | None = None) -> LanceDataset:
+        """Writes the final entries of the schema's metadata; returns the finished table. `about` goes with the commit."""
+        update = LanceOperation.UpdateMap(updates=dict(metadata), replace=False)
+        operation = LanceOperation.UpdateConfig(schema_metadata_updates=update)
+        self._dataset = self._commit(operation, self._dataset, about or {})
+        return self._dataset
+
+
+def history(dataset: LanceDataset) -> list[tuple[int, Transaction]]:
+    """(version, transaction) of all versions still on record, the newest first."""
+    found = dataset.get_transactions(dataset.version)
+    return [(dataset.version - age, transaction) for age, transaction in enumerate(found) if transaction is not None]
+
+
+def effective_history(dataset: LanceDataset) -> list[tuple[int, Transaction]]:
+    """As `history`, without what a later restore of an older version undid."""
+    kept, below = [], dataset.version
+    for version, transaction in history(dataset):
+        if version > below:
+            continue
+        kept.append((version, transaction))
+        if isinstance(transaction.operation, LanceOperation.Restore):
+            below = transaction.operation.version
+    return kept
+
+
+def properties(transaction: Transaction) -> dict[str, str]:
+    return transaction.transaction_properties or {}
+
+
+def verify_ids(dataset: LanceDataset, expected: NDArray[np.int64]) -> None:
+    """ValueError unless the `id` column of the table is exactly the `expected` ids, each once."""
+    found = np.sort(dataset.to_table(columns=["id"])["id"].to_numpy())
+    expected = np.sort(np.asarray(expected, np.int64))
+    if np.array_equal(found, expected):
+        return
+    doubled = found[1:][found[1:] == found[:-1]]
+    missing, foreign = np.setdiff1d(expected, found), np.setdiff1d(found, expected)
+    raise ValueError(
+        f"{dataset.uri}: {len(missing)} ids missing (first {missing[:3].tolist()}), {len(doubled)} doubled "
+        f"(first {doubled[:3].tolist()}), {len(foreign)} not expected (first {foreign[:3].tolist()})"
+    )
+
+
+def fixed_size(values: NDArray[np.float16]) -> pa.FixedSizeListArray:
+    """[N, ...] to N lists of float16."""
+    flat = np.ascontiguousarray(values, np.float16).reshape(len(values), -1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+
+
+def to_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float16]:
+    """N lists of float16 to [N, width]."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+
+
+def _require_same(wanted: pa.Schema, there: pa.Schema, uri: str) -> None:
+    if not wanted.equals(there, check_metadata=False):
+        raise ValueError(f"{uri} has other columns than this run would write; name another store or delete it")
+    for name, value in (wanted.metadata or {}).items():
+        if (there.metadata or {}).get(name) != value:
+            raise ValueError(f"{uri} was begun with another {name.decode()}; name another store or delete it")
