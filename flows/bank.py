@@ -81,7 +81,9 @@ class SnippetEncoder:
         ids = np.concatenate([ids for _, ids in orientations])
         result: dict[str, Any] = {"rows": len(ids)}
         if self.targets.bank:
-            rows = _bank_rows(block, [flipped for flipped, _ in orientations], ids, np.concatenate([e[0] for e in encoded]))
+            rows = _bank_rows(
+                block, [flipped for flipped, _ in orientations], ids, np.concatenate([e[0] for e in encoded])
+            )
             result["bank"] = bank_rows.write_fragments(self.targets.bank, block.shard, rows, self.options)
         if self.targets.patches:
             tokens = np.concatenate([e[1] for e in encoded])
@@ -110,7 +112,9 @@ def _bank_rows(block: Block, orientations: list[bool], ids: np.ndarray, snippets
         labels=block.labels * count,
         splits=block.splits * count,
         shard=block.shard,
-        thumbnails=[thumbnail(image[:, ::-1] if flipped else image) for flipped in orientations for image in block.images],
+        thumbnails=[
+            thumbnail(image[:, ::-1] if flipped else image) for flipped in orientations for image in block.images
+        ],
     )
 
 
@@ -126,9 +130,18 @@ def job(job: Job, report: Report) -> Outcome:
     if targets.bank:
         writers["bank"] = BankWriter(targets.bank, encoder["dim"], encoder, job.leases["bank"], options)
     if targets.patches:
-        basis = _basis(targets.patches, images, index_shards(index), actors, min(recipe.bank.patch_components, encoder["dim"]), options)
+        basis = _basis(
+            targets.patches,
+            images,
+            index_shards(index),
+            actors,
+            min(recipe.bank.patch_components, encoder["dim"]),
+            options,
+        )
         ray.get([actor.use.remote(basis) for actor in actors])
-        writers["patches"] = PatchesWriter(targets.patches, tokens, basis.basis, basis.mean, encoder, job.leases["patches"], options)
+        writers["patches"] = PatchesWriter(
+            targets.patches, tokens, basis.basis, basis.mean, encoder, job.leases["patches"], options
+        )
 
     expected = expected_ids(index.filter(index["kept"])["sample"].to_numpy(), recipe.data.mirror)
     done = set.intersection(*(set(writer.done) for writer in writers.values()))
@@ -145,12 +158,16 @@ def _commit(writers: dict[str, Any], results: list[dict[str, Any]]) -> int:
     return sum(writer.commit(result[kind] for result in results) for kind, writer in writers.items())
 
 
-def _basis(uri: str, images: str, shards: list[str], actors: list[Any], rank: int, options: dict[str, str]) -> Components:
+def _basis(
+    uri: str, images: str, shards: list[str], actors: list[Any], rank: int, options: dict[str, str]
+) -> Components:
     """The components a resumed run began with, or those of a sample of the pictures."""
     if stored := stored_basis(uri, options):
         return Components(mean=stored[1], basis=stored[0])
     chosen = shards[:: max(1, len(shards) // BASIS_SHARDS)][:BASIS_SHARDS]
-    parts = [actors[i % len(actors)].covariance.remote(read_block.remote(images, shard)) for i, shard in enumerate(chosen)]
+    parts = [
+        actors[i % len(actors)].covariance.remote(read_block.remote(images, shard)) for i, shard in enumerate(chosen)
+    ]
     total, *rest = ray.get(parts)
     for part in rest:
         total.merge(part)

@@ -36,7 +36,9 @@ def job(job: Job, report: Report) -> Outcome:
     report.total(len(listing), min(len(done) * data.shard_size, len(listing)))
 
     write = ray.remote(write_shard).options(num_cpus=1, max_retries=3)
-    starts = (write.remote(root, n, listing.slice(n * data.shard_size, (n + 1) * data.shard_size), plan) for n in missing)
+    starts = (
+        write.remote(root, n, listing.slice(n * data.shard_size, (n + 1) * data.shard_size), plan) for n in missing
+    )
     for result in under_way(starts, limit=2 * int(ray.cluster_resources().get("CPU", 1))):
         report.advance(result.kept + result.rejected)
     index = write_index(root, shards, plan)
@@ -50,10 +52,14 @@ def _outcome(index: pa.Table, report: Report) -> Outcome:
     reasons = sorted(index["reason"].drop_null().value_counts().to_pylist(), key=lambda row: -row["counts"])
     for row in reasons[:REASONS_SHOWN]:
         report.note(f"{row['counts']} left out: {row['values']}")
-    counts = {"rows": len(kept), "inputs": len(index), "refused": refused, "shards": len(kept["shard"].unique())} | splits
+    counts = {
+        "rows": len(kept),
+        "inputs": len(index),
+        "refused": refused,
+        "shards": len(kept["shard"].unique()),
+    } | splits
     details = {"reasons": {row["values"]: row["counts"] for row in reasons[:50]}}
     return Outcome(counts, details=details, metrics={"pictures": len(kept), "refused": refused})
 
 
 STAGE = Stage("ingest", "pictures", (IMAGES,), job)
-

@@ -45,7 +45,9 @@ class LatentEncoder:
         images, orientations = tensor(block.images, self.device), views(block.samples, self.recipe.data.mirror)
         latents = [self._encode(images.flip(-1) if flipped else images, ids) for flipped, ids in orientations]
         ids = np.concatenate([ids for _, ids in orientations])
-        return write_fragments(self.artifact, block.shard, ids, block.labels * len(latents), np.concatenate(latents), self.options)
+        return write_fragments(
+            self.artifact, block.shard, ids, block.labels * len(latents), np.concatenate(latents), self.options
+        )
 
     def _encode(self, images: torch.Tensor, ids: np.ndarray) -> np.ndarray:
         batch = self.recipe.tokenizer.batch
@@ -87,4 +89,3 @@ def _check(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
 
 
 STAGE = Stage("latents", "rows", (LATENTS,), job)
-

@@ -67,7 +67,13 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     return False
 
 
-@task(retries=2, retry_delay_seconds=exponential_backoff(5), retry_condition_fn=_worth_retrying, cache_policy=NO_CACHE, persist_result=False)
+@task(
+    retries=2,
+    retry_delay_seconds=exponential_backoff(5),
+    retry_condition_fn=_worth_retrying,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def attempt(stage: Stage, current: Session) -> Result:
     """One attempt at a stage. A further one goes on from what is committed."""
     if current.plan.missing(stage):
@@ -77,9 +83,18 @@ def attempt(stage: Stage, current: Session) -> Result:
 
 def publish(result: Result) -> None:
     """What the stage made, as a table and its pictures in Prefect."""
-    row = {"rows": result.rows, "unit": result.unit, "seconds": round(result.seconds, 1), "made": "now" if result.fresh else "earlier"}
+    row = {
+        "rows": result.rows,
+        "unit": result.unit,
+        "seconds": round(result.seconds, 1),
+        "made": "now" if result.fresh else "earlier",
+    }
     table = [row | {"artifact": kind, "uri": uri, "version": result.version} for kind, uri in result.artifacts.items()]
-    create_table_artifact(table, key=f"{result.stage}-artifacts", description=f"What stage {result.stage} made (MLflow run {result.run_id})")
+    create_table_artifact(
+        table,
+        key=f"{result.stage}-artifacts",
+        description=f"What stage {result.stage} made (MLflow run {result.run_id})",
+    )
     for title, picture in result.pictures.items():
         create_image_artifact(image_url=_inline(picture), key=f"{result.stage}-{title}", description=title)
 

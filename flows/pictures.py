@@ -37,7 +37,9 @@ def sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str], columns:
     draw = ImageDraw.Draw(canvas)
     for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = GAP + place % columns * (width + GAP), GAP + place // columns * (height + GAP)
-        large = Image.fromarray(image).resize((scale * image.shape[1], scale * image.shape[0]), Image.Resampling.NEAREST)
+        large = Image.fromarray(image).resize(
+            (scale * image.shape[1], scale * image.shape[0]), Image.Resampling.NEAREST
+        )
         canvas.paste(large, (left, top))
         draw.text((left, top + large.height + 1), caption, fill=INK)
     return png(canvas)

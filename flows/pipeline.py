@@ -50,6 +50,9 @@ FLOWS: dict[str, Flow] = {f.name: f for f in (ingest, latents, bank, train, eval
 @flow(name="pipeline", flow_run_name="pipeline-{recipe}", persist_result=False)
 def pipeline(recipe: str = "emoji", overrides: Overrides | None = None) -> list[Result]:
     """From pictures to a measured generator. Computes only what is not in the store yet."""
-    with session(recipe, overrides) as current, current.tracking.pipeline_run(current.plan.recipe.model_dump(mode="json")) as parent:
+    with (
+        session(recipe, overrides) as current,
+        current.tracking.pipeline_run(current.plan.recipe.model_dump(mode="json")) as parent,
+    ):
         current.parent = parent
         return [stage(recipe, overrides) for stage in FLOWS.values()]

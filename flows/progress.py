@@ -72,7 +72,13 @@ class Terminal:
 
     def __enter__(self) -> Terminal:
         if console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description:9}"), BarColumn(24), TextColumn("{task.fields[line]}"), TimeRemainingColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description:9}"),
+                BarColumn(24),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=console)
             self.bar.start()
             self.task = self.bar.add_task(self.stage, total=None, line="starting")

@@ -40,14 +40,19 @@ class Section(BaseModel):
         kept = {
             name
             for name, field in type(self).model_fields.items()
-            if name not in without and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"))
+            if name not in without
+            and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"))
         }
         return self.model_dump(mode="json", include=kept)
 
 
 class Data(Section):
-    source: str = Field("", description="a folder of pictures, WebDataset shards (folder, file or pattern), or asset:NAME")
-    image_size: int = Field(256, ge=16, le=4096, description="side of the square the pictures are cropped to, in pixels")
+    source: str = Field(
+        "", description="a folder of pictures, WebDataset shards (folder, file or pattern), or asset:NAME"
+    )
+    image_size: int = Field(
+        256, ge=16, le=4096, description="side of the square the pictures are cropped to, in pixels"
+    )
     mirror: bool = Field(True, description="also train on every picture's mirror image")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures kept out of training, for evaluation")
     shard_size: int = Field(1024, ge=1, description="pictures in a shard: the unit of work and of what a kill can cost")
@@ -74,9 +79,13 @@ class Bank(Section):
 class Network(Section):
     size: Literal["T", "S", "B", "L", "XL", "1p0B", "1p6B"] = Field("B", description="depth and width of the network")
     patch: Literal[1, 2] = Field(1, description="latent cells per token, along each side")
-    conditioning: Literal["memory", "none", "label"] = Field("memory", description="what the network is told about the picture")
+    conditioning: Literal["memory", "none", "label"] = Field(
+        "memory", description="what the network is told about the picture"
+    )
     prediction: Literal["velocity", "data"] = Field("velocity", description="what the last layer gives")
-    initialisation: Literal["published", "zero"] = Field("published", description="zero starts modulation and output at nought")
+    initialisation: Literal["published", "zero"] = Field(
+        "published", description="zero starts modulation and output at nought"
+    )
     projection_hidden: int = Field(2048, ge=1, description="width of the alignment head")
 
 
@@ -92,9 +101,13 @@ class Train(Section):
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, reached by a ramp")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast precision; weights stay in fp32")
     times: Literal["logit-normal", "uniform"] = "logit-normal"
-    shift_base: int | None = Field(None, ge=1, description="base dimension of the time shift for large latents, such as 4096")
+    shift_base: int | None = Field(
+        None, ge=1, description="base dimension of the time shift for large latents, such as 4096"
+    )
     mask: float = Field(0.4, ge=0, lt=1, description="share of snippet coordinates dropped in training")
-    drop: float = Field(0.0, ge=0, lt=1, description="share of whole snippets dropped, which trains a branch for guidance")
+    drop: float = Field(
+        0.0, ge=0, lt=1, description="share of whole snippets dropped, which trains a branch for guidance"
+    )
     cosine: float = Field(1.0, ge=0, description="weight of the cosine loss")
     align: float = Field(0.5, ge=0, description="weight of the alignment with patch tokens; 0 stores none")
     seed: int = 0
@@ -126,8 +139,12 @@ class Sample(Section):
 
 class Evaluate(Section):
     encoder: str = Field("", description="encoder of the Fréchet distance; neither conditions nor aligns the network")
-    samples: int = Field(50_000, ge=2, description="samples, and reference pictures, per distance (fewer if there are fewer)")
-    checkpoint: Literal["last", "best"] = Field("last", description="the newest checkpoint, or that of the least held-out loss")
+    samples: int = Field(
+        50_000, ge=2, description="samples, and reference pictures, per distance (fewer if there are fewer)"
+    )
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="the newest checkpoint, or that of the least held-out loss"
+    )
     kernel_subsets: int = Field(50, ge=1, description="subsets of the kernel distance")
     inception: str | None = Field(None, description="weights of the FID Inception network (file or URL); none: no FID")
     batch: int = operational(64, "pictures encoded at once", ge=1)
@@ -136,11 +153,15 @@ class Evaluate(Section):
 class Cluster(Section):
     """Where the jobs run. Everything here is operational."""
 
-    address: str | None = operational(None, "address of a Ray cluster (ray://, http:// or auto); none: embedded, or RAY_ADDRESS")
+    address: str | None = operational(
+        None, "address of a Ray cluster (ray://, http:// or auto); none: embedded, or RAY_ADDRESS"
+    )
     cpus: int | None = operational(None, "CPUs of the embedded Ray; none: all", ge=1)
     actors: int | None = operational(None, "encoder and sampler actors; none: one a GPU, or one a two CPUs", ge=1)
     actor_cpus: float = operational(1, "CPUs reserved by an encoder or sampler", gt=0)
-    actor_gpus: float | None = operational(None, "GPUs reserved by an encoder or sampler; none: 1 where there are any", ge=0)
+    actor_gpus: float | None = operational(
+        None, "GPUs reserved by an encoder or sampler; none: 1 where there are any", ge=0
+    )
     train_workers: int | None = operational(None, "training workers; none: one a GPU, or one", ge=1)
     object_store_gib: float = operational(1, "memory of the embedded Ray's object store", ge=0.1)
 
@@ -151,7 +172,9 @@ class Tracking(Section):
 
 
 class Recipe(Section):
-    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names artifacts and the MLflow experiment")
+    name: str = Field(
+        "recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names artifacts and the MLflow experiment"
+    )
     description: str = operational("", "one line for people")
     store: str = operational("./runs", "where everything is kept: a directory or s3://bucket/prefix")
     data: Data = Data()
@@ -184,7 +207,9 @@ class Recipe(Section):
                 f"data.image_size {size} is not divisible by tokenizer.factor {factor}; choose a multiple such as {max(1, round(size / factor)) * factor}"
             )
         if (size // factor) % patch:
-            raise ValueError(f"network.patch {patch} does not divide the latent grid of {size // factor} cells; use network.patch 1 or another data.image_size")
+            raise ValueError(
+                f"network.patch {patch} does not divide the latent grid of {size // factor} cells; use network.patch 1 or another data.image_size"
+            )
         if self.sample.kind == "sde" and self.sample.method == "dopri5":
             raise ValueError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
         if self.sample.guidance_from > self.sample.guidance_until:
@@ -276,7 +301,9 @@ def _layers(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
-        raise RecipeError(f"recipe {recipe} is not valid YAML{f' at line {place.line + 1}' if place else ''}; correct it there") from None
+        raise RecipeError(
+            f"recipe {recipe} is not valid YAML{f' at line {place.line + 1}' if place else ''}; correct it there"
+        ) from None
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {recipe} is not a mapping of sections; see 'gmem recipe show emoji' for the form")
     base = values.pop("extends", None)
@@ -311,7 +338,7 @@ def _sentence(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         return f"unknown key {key}; {f'did you mean {near[0]}?' if near else 'known there: ' + ', '.join(known)}{more}"
     if first["type"] == "value_error":
-        return f"{str(first['ctx']['error'])}{more}"
+        return f"{first['ctx']['error']!s}{more}"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key} is {first['input']!r}, but {message.replace('input should', 'it should')}{more}"
 

@@ -102,7 +102,11 @@ class Plan:
         manifest = max((m for a in others if (m := a.manifest())), key=lambda m: m.created)
         now = part.parameters(self)
         changed = [f"{k}" for k in now if manifest.parameters.get(k) != now[k]]
-        changed += [f"{i.kind} is another" for i in part.inputs if i.kind in manifest.inputs and manifest.inputs[i.kind].fingerprint != self.fingerprint(i)]
+        changed += [
+            f"{i.kind} is another"
+            for i in part.inputs
+            if i.kind in manifest.inputs and manifest.inputs[i.kind].fingerprint != self.fingerprint(i)
+        ]
         return "changed: " + ", ".join(changed or [f"version {part.version} of the stage's code"])
 
 
@@ -164,17 +168,28 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
     start = monotonic()
     with ExitStack() as stack:
         holder = f"{socket.gethostname()}:{os.getpid()}"
-        leases = {p.kind: stack.enter_context(plan.artifact(p).lease(holder, recipe.tracking.lease_wait)) for p in missing}
+        leases = {
+            p.kind: stack.enter_context(plan.artifact(p).lease(holder, recipe.tracking.lease_wait)) for p in missing
+        }
         # Whoever held the lease before us may have finished the work.
         if not (missing := plan.missing(stage)):
             return _found(stage, plan, tracking, parent)
         run = stack.enter_context(tracking.stage_run(stage.name, parent, _parameters(stage, plan)))
-        job = Job(stage=stage.name, recipe=recipe, fingerprints=_fingerprints(stage, plan), leases={k: v.number for k, v in leases.items()}, tracking_uri=tracking.uri, run_id=run.id)
+        job = Job(
+            stage=stage.name,
+            recipe=recipe,
+            fingerprints=_fingerprints(stage, plan),
+            leases={k: v.number for k, v in leases.items()},
+            tracking_uri=tracking.uri,
+            run_id=run.id,
+        )
         report = stack.enter_context(shown(stage.name, in_prefect))
         outcome = stage.job(job, report)
         for part in missing:
             artifact = plan.artifact(part)
-            artifact.commit(artifact.describe(leases[part.kind], **_description(part, plan, outcome, run.id, monotonic() - start)))
+            artifact.commit(
+                artifact.describe(leases[part.kind], **_description(part, plan, outcome, run.id, monotonic() - start))
+            )
         run.metrics(outcome.metrics | {"seconds": monotonic() - start})
     return _result(stage, plan, True, monotonic() - start)
 
@@ -190,7 +205,9 @@ def _check_inputs(stage: Stage, plan: Plan) -> None:
 
 
 def _fingerprints(stage: Stage, plan: Plan) -> dict[str, str]:
-    parts = {p.kind: p for part in stage.wanted(plan.recipe) for p in (part, *_ancestors(part)) if p.wanted(plan.recipe)}
+    parts = {
+        p.kind: p for part in stage.wanted(plan.recipe) for p in (part, *_ancestors(part)) if p.wanted(plan.recipe)
+    }
     return {kind: plan.fingerprint(part) for kind, part in parts.items()}
 
 

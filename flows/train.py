@@ -19,7 +19,6 @@ from flows.progress import Report
 from flows.recipe import Recipe
 from flows.stage import Job, Outcome, Part, Plan, Stage
 from flows.training import loop
-from storage.bank import Bank
 from storage.checkpoints import Checkpoint, best, latest
 from storage.store import Artifact
 
@@ -31,7 +30,11 @@ GRACE_SECONDS = 120.0
 
 def _parameters(plan: Plan) -> dict[str, Any]:
     """The number of steps is no part of a training's identity: more steps continue it."""
-    return {"network": plan.recipe.network.identity(), "train": plan.recipe.train.identity(), "mirror": plan.recipe.data.mirror}
+    return {
+        "network": plan.recipe.network.identity(),
+        "train": plan.recipe.train.identity(),
+        "mirror": plan.recipe.data.mirror,
+    }
 
 
 def reached(plan: Plan, artifact: Artifact) -> bool:
@@ -75,7 +78,9 @@ def _trainer(job: Job, channel: Any) -> TorchTrainer:
     return TorchTrainer(
         loop,
         train_loop_config={"job": job.model_dump(mode="json"), "channel": channel, "threads": threads},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpus else {})),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpus else {})
+        ),
         run_config=RunConfig(
             name=f"{job.recipe.name}-{job.fingerprints['training']}-{os.getpid()}-{time.time_ns()}",
             storage_path=job.artifact("training").path("ray"),
@@ -87,7 +92,7 @@ def _trainer(job: Job, channel: Any) -> TorchTrainer:
 def _fit(trainer: TorchTrainer, failure: list[BaseException]) -> None:
     try:
         trainer.fit()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - handed to the driver's thread, which explains it
         failure.append(error)
 
 
@@ -105,7 +110,9 @@ def _explained(error: BaseException) -> Exception:
     if isinstance(cause, ValueError):
         return ValueError(str(cause))
     if isinstance(error, (WorkerGroupError, ControllerError)):
-        return ClusterError(f"the training failed after its restarts: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}")
+        return ClusterError(
+            f"the training failed after its restarts: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+        )
     return ClusterError(f"the training failed: {error}")
 
 
@@ -120,10 +127,9 @@ def _outcome(job: Job, artifact: Artifact) -> Outcome:
     return Outcome(
         {"rows": newest.step},
         {"training": newest.step},
-        {"step": newest.step, "best_step": least.step, "held_out": least.progress.get("held_out")},
+        {"step": newest.step, "best_step": least.step, "held_out": least.manifest.held_out_loss},
         pictures={"training-samples": artifact.path("samples.png")},
     )
 
 
 STAGE = Stage("train", "steps", (TRAINING,), job)
-del Bank

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict
 from importlib.metadata import version as installed
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,11 +21,12 @@ from flows.cluster import device
 from flows.preview import Preview
 from flows.recipe import Recipe
 from flows.stage import Job
-from gmem.learner import Batch, Learner, LearnerConfig, draw
+from gmem.learner import Batch, Draws, Learner, LearnerConfig, draw
 from gmem.network import Network, NetworkConfig
 from gmem.tokenizer import standardise
 from storage.checkpoints import Checkpoint, CheckpointManifest, load, load_latest, open_checkpoint, prune, save
-from storage.training_data import BatchOrder, TrainingTable
+from storage.shards import read_index
+from storage.training_data import BatchOrder, TrainingTable, rows_of
 
 HELD_OUT_LIMIT = 1024
 HELD_OUT_PLACE = 2**32
@@ -47,11 +51,11 @@ def network_config(recipe: Recipe, data: TrainingTable, classes: int) -> Network
         patch=network.patch,
         latent_channels=recipe.tokenizer.channels,
         latent_size=recipe.grid,
-        snippet_dim=data.snippet_dim,
-        projection_dim=data.token_dim,
+        snippet_dim=json.loads(data.encoder)["dim"],
+        projection_dim=data.patches.components.shape[1] if data.patches else 0,
         projection_hidden=network.projection_hidden,
         conditioning=network.conditioning,
-        classes=classes if network.conditioning == "label" else 0,
+        classes=classes,
         prediction=network.prediction,
         initialisation=network.initialisation,
     )
@@ -84,12 +88,12 @@ class Worker:
         self.job, self.recipe, self.channel, self.rank, self.world = job, job.recipe, channel, rank, world
         self.artifact = job.artifact("training")
         self.data = self._data("train")
-        self.held_out_data = self._data("held_out")
-        self.mean, self.std = (torch.tensor(values) for values in (self.data.latents.mean, self.data.latents.std))
+        self.held_out_data = self._data("held_out") if job.manifest("images").counts.get("held_out") else None
+        self.mean, self.std = self.data.mean, self.data.std
         self.held_out: float | None = None
         self.learner = self._learner()
-        self.order = BatchOrder(self.recipe.train.seed, self.data.pictures, self.recipe.train.batch, self.recipe.data.mirror)
-        self.preview = Preview(self.job, self.held_out_data, self.data, self.learner.ema) if rank == 0 else None
+        self.order = BatchOrder(self.recipe.train.seed, self.data.pictures, self.recipe.train.batch)
+        self.preview = Preview(self.recipe, self.data, self.learner.ema) if rank == 0 else None
         self.saved = time.monotonic()
         self.told = 0.0
         self.stopping = False
@@ -102,21 +106,28 @@ class Worker:
             self.job.artifact("latents").uri,
             self.job.artifact("bank").uri,
             patches,
-            split=split,
+            split,
             memory_limit=int(self.recipe.train.memory_gib * 2**30),
             storage_options=self.job.store.storage_options,
         )
 
     def _learner(self) -> Learner:
-        network = Network(network_config(self.recipe, self.data, self.data.classes))
+        torch.manual_seed(self.recipe.train.seed)
+        network = Network(network_config(self.recipe, self.data, self._classes()))
         if self.recipe.train.start_from:
             network.load_state_dict(_weights(open_checkpoint(self.recipe.train.start_from)))
-        torch.manual_seed(self.recipe.train.seed)
-        learner = Learner(network, learner_config(self.recipe), device(), _distributed if self.world > 1 else None, self.world)
+        learner = Learner(
+            network, learner_config(self.recipe), device(), _distributed if self.world > 1 else None, self.world
+        )
         if resumed := load_latest(self.artifact):
             learner.load_state(resumed[1], resumed[2]["learner"])
             self.held_out = resumed[0].manifest.held_out_loss
         return learner
+
+    def _classes(self) -> int:
+        if self.recipe.network.conditioning != "label":
+            return 0
+        return len(json.loads(read_index(self.job.artifact("images").uri).schema.metadata[b"classes"]))
 
     # --- the story ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +144,9 @@ class Worker:
 
             skipped = skipped + 1 if result["skipped"] else 0
             if skipped > SKIPS_ALLOWED:
-                raise RuntimeError(f"{skipped} steps in a row had gradients that are not finite, the last at step {step}; going back to the last checkpoint")
+                raise RuntimeError(
+                    f"{skipped} steps in a row had gradients that are not finite, the last at step {step}; going back to the last checkpoint"
+                )
             done = step + 1
             if self.rank == 0 and (time.monotonic() - self.told > TELL_SECONDS or done == steps):
                 self._tell("advance", done - since, loss=result["total"] * self.world)
@@ -146,17 +159,20 @@ class Worker:
         if self.rank == 0:
             self._finish()
 
-    def _share(self, step: int) -> tuple[Batch, Any]:
+    def _share(self, step: int) -> tuple[Batch, Draws]:
         """This worker's rows of the global batch of a step, and their random numbers."""
         total = self.recipe.train.batch
-        rows = slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
-        batch = self._batch(self.data, self.order.ids(step)[rows])
-        return batch, draw(self.learner.config, step, total, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows)
+        rows = rows_of(self.rank, self.world, total)
+        batch = self._batch(self.data, self.data.ids_of(*self.order.pictures(step))[rows])
+        return batch, draw(
+            self.learner.config, step, total, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows
+        )
 
-    def _batch(self, data: TrainingTable, ids: Tensor) -> Batch:
+    def _batch(self, data: TrainingTable, ids: NDArray[np.int64]) -> Batch:
         rows = data.batch(ids)
         label = rows["label"] if self.recipe.network.conditioning == "label" else None
-        return Batch(standardise(rows["latent"].float(), self.mean, self.std), rows["snippet"].float(), rows.get("tokens"), label)
+        tokens = data.patches.full(rows["tokens"]) if data.patches else None
+        return Batch(standardise(rows["latent"].float(), self.mean, self.std), rows["snippet"].float(), tokens, label)
 
     def _asked_to_stop(self) -> bool:
         """Whether the driver wants a tidy end; all workers stop at the same step."""
@@ -192,7 +208,7 @@ class Worker:
             self._measure(done)
         assert self.preview is not None
         if (train.sample_every and done % train.sample_every == 0) or last:
-            self.job.run.image(f"samples/step-{done:08d}.png", self.preview.grid())
+            self.job.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
         if train.distance_every and done % train.distance_every == 0:
             self.job.run.metrics({"fd_preview": self.preview.distance()}, step=done)
         due = time.monotonic() - self.saved > 60 * train.checkpoint_minutes
@@ -201,10 +217,10 @@ class Worker:
 
     def _measure(self, done: int) -> None:
         """The loss of the averaged network on held-out pictures, always with the same draws."""
-        ids = self.held_out_data.ids[:HELD_OUT_LIMIT]
-        if not len(ids):
+        if self.held_out_data is None:
             return
-        config, sums, batch_size = self.learner.config, {}, self.recipe.train.batch
+        ids, batch_size = self.held_out_data.ids[:HELD_OUT_LIMIT], self.recipe.train.batch
+        config, sums = self.learner.config, dict[str, float]()
         for start in range(0, len(ids), batch_size):
             batch = self._batch(self.held_out_data, ids[start : start + batch_size])
             rows = slice(HELD_OUT_PLACE + start, HELD_OUT_PLACE + start + len(batch.latent))
@@ -221,15 +237,20 @@ class Worker:
         self.saved = time.monotonic()
 
     def _manifest(self) -> CheckpointManifest:
-        inputs = {kind: self.job.artifact(kind).reference(self.job.manifest(kind).details.get("version")) for kind in ("latents", "bank")}
+        inputs = {
+            kind: self.job.artifact(kind).reference(self.job.manifest(kind).details.get("version"))
+            for kind in ("latents", "bank")
+        }
         if self.recipe.train.align:
-            inputs["patches"] = self.job.artifact("patches").reference(self.job.manifest("patches").details.get("version"))
+            inputs["patches"] = self.job.artifact("patches").reference(
+                self.job.manifest("patches").details.get("version")
+            )
         return CheckpointManifest(
             step=self.learner.steps,
             network=asdict(self.learner.network.config),
             **inputs,
             tokenizer=self.data.latents.tokenizer,
-            encoder=self.data.encoder,
+            encoder=json.loads(self.data.encoder),
             latent_mean=self.mean.tolist(),
             latent_std=self.std.tolist(),
             held_out_loss=self.held_out,

@@ -27,8 +27,12 @@ def identity(source: str) -> str:
 
 def _content(path: Path, source: str) -> str:
     if not path.exists():
-        raise ValueError(f"weights '{source}' are not there ({path.name} is missing); name an existing folder or file in the recipe")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name not in BOOKKEEPING)
+        raise ValueError(
+            f"weights '{source}' are not there ({path.name} is missing); name an existing folder or file in the recipe"
+        )
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name not in BOOKKEEPING)
+    )
     total = hashlib.sha256()
     for file in files:
         about = file.stat()

@@ -27,7 +27,9 @@ class Generator:
     """A smaller or earlier network for autoguidance."""
 
     @torch.inference_mode()
-    def images(self, snippets: Tensor, indices: Tensor, config: SamplerConfig, seed: int) -> tuple[Tensor, int]:
+    def images(
+        self, snippets: Tensor, indices: Tensor, config: SamplerConfig, seed: int, label: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """uint8 [B, 3, H, W] for unit-length snippets [B, D], and how often the network was called.
 
         Sample number `indices[i]` has its own noise under `seed`: it does not depend on the batch it is in.

@@ -18,14 +18,26 @@ from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, 
 from flows.progress import console
 from flows.recipe import Recipe
 
-PACKAGES = ("torch", "ray", "prefect", "mlflow", "lancedb", "pylance", "webdataset", "timm", "diffusers", "pyarrow", "fastapi")
+PACKAGES = (
+    "torch",
+    "ray",
+    "prefect",
+    "mlflow",
+    "lancedb",
+    "pylance",
+    "webdataset",
+    "timm",
+    "diffusers",
+    "pyarrow",
+    "fastapi",
+)
 NEEDED_GIB = 4
 
 Finding = tuple[str, bool, str]
 """What was looked at, whether it will do, what was found."""
 
 
-def doctor(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+def doctor(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
     """Checks versions, memory, disk, GPU, and that what the recipe names can be reached. Exit code 1 if something cannot."""
     found = examine(resolved(recipe, set, store))
     if json:
@@ -41,7 +53,11 @@ def doctor(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, 
 
 def examine(recipe: Recipe) -> list[Finding]:
     checks: list[Callable[[], Finding]] = [
-        lambda: ("Python", platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12")), platform.python_version()),
+        lambda: (
+            "Python",
+            platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12")),
+            platform.python_version(),
+        ),
         *(lambda name=name: _package(name) for name in PACKAGES),
         _memory,
         _gpu,
@@ -65,7 +81,11 @@ def _memory() -> Finding:
     import psutil
 
     free = psutil.virtual_memory().available / 2**30
-    return "memory", free >= NEEDED_GIB, f"{free:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}; {os.cpu_count()} CPUs"
+    return (
+        "memory",
+        free >= NEEDED_GIB,
+        f"{free:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}; {os.cpu_count()} CPUs",
+    )
 
 
 def _gpu() -> Finding:
@@ -104,8 +124,14 @@ def _source(recipe: Recipe) -> Finding:
 
 
 def _named_weights(recipe: Recipe) -> list[tuple[str, str]]:
-    named = {"tokenizer.source": recipe.tokenizer.source, "encoder.source": recipe.encoder.source, "evaluate.encoder": recipe.evaluate.encoder}
-    return list(named.items()) + ([("evaluate.inception", recipe.evaluate.inception)] if recipe.evaluate.inception else [])
+    named = {
+        "tokenizer.source": recipe.tokenizer.source,
+        "encoder.source": recipe.encoder.source,
+        "evaluate.encoder": recipe.evaluate.encoder,
+    }
+    return list(named.items()) + (
+        [("evaluate.inception", recipe.evaluate.inception)] if recipe.evaluate.inception else []
+    )
 
 
 def _weights(key: str, source: str) -> Finding:
@@ -139,5 +165,9 @@ def _server(name: str, url: str) -> Finding:
     try:
         socket.create_connection((parts.hostname, port), timeout=3).close()
     except OSError as error:
-        return name, False, f"{parts.hostname}:{port} does not answer ({error.strerror or error}); start it or correct the address"
+        return (
+            name,
+            False,
+            f"{parts.hostname}:{port} does not answer ({error.strerror or error}); start it or correct the address",
+        )
     return name, True, f"{parts.hostname}:{port} answers"

@@ -10,8 +10,16 @@ import typer
 from flows.recipe import Recipe, assignments, load
 
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (see 'gmem recipe list') or a YAML file")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="overrides a key of the recipe, such as train.steps=2000; repeatable")]
-StoreUri = Annotated[str | None, typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix (recipe key 'store')")]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="overrides a key of the recipe, such as train.steps=2000; repeatable"
+    ),
+]
+StoreUri = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix (recipe key 'store')"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 
 

@@ -24,7 +24,7 @@ class StageName(StrEnum):
     evaluate = "evaluate"
 
 
-def run(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+def run(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
     """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
     start = time.monotonic()
     chosen = overrides(set, store)
@@ -37,7 +37,9 @@ def run(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, jso
         print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
 
 
-def stage(name: StageName, recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+def stage(
+    name: StageName, recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False
+) -> None:  # noqa: B006
     """Runs one stage of the chain; the stages before it must be there."""
     start = time.monotonic()
     chosen = overrides(set, store)
@@ -65,7 +67,7 @@ def summary(results: list[Result], seconds: float) -> None:
         console.print(line, soft_wrap=True)
 
 
-def plan(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+def plan(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
     """Says which stages would run, which are there already, why, and about how many rows, bytes and minutes."""
     from flows.estimate import estimates
 
@@ -80,7 +82,7 @@ def plan(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, js
     console.print(table)
 
 
-def status(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: A002, B006
+def status(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
     """Every stage of a recipe: state, rows, version, age, bytes."""
     from flows.estimate import states
 
@@ -91,7 +93,15 @@ def status(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, 
     table = Table("stage", "artifact", "state", "rows", "version", "age", "bytes")
     for row in rows:
         age = "" if row["age"] is None else _age(row["age"])
-        table.add_row(row["stage"], row["kind"], row["state"], f"{row['rows']:,}", str(row["version"] or ""), age, _size(row["bytes"]))
+        table.add_row(
+            row["stage"],
+            row["kind"],
+            row["state"],
+            f"{row['rows']:,}",
+            str(row["version"] or ""),
+            age,
+            _size(row["bytes"]),
+        )
     console.print(table)
 
 

@@ -1,0 +1,45 @@
+"""Samples that are kept: WebDataset shards of PNGs, each with the snippet it came from."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import webdataset as wds
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.store import Store
+
+
+class SampleRow(NamedTuple):
+    """A generated picture uint8 [H, W, 3], its number, and the id of its snippet in the bank."""
+
+    index: int
+    snippet: int
+    image: NDArray[np.uint8]
+
+
+def write_samples(store: Store, path: str, rows: list[SampleRow], seed: int) -> None:
+    """Writes `<index>.png` and `<index>.json` (index, snippet, seed) of each sample, whole or not at all."""
+    buffer = io.BytesIO()
+    with wds.TarWriter(buffer, encoder=False, mtime=0, user="", group="") as tar:
+        for row in rows:
+            picture = io.BytesIO()
+            Image.fromarray(row.image).save(picture, "PNG")
+            about = {"index": row.index, "snippet": row.snippet, "seed": seed}
+            tar.write({"__key__": f"{row.index:08d}", "png": picture.getvalue(), "json": json.dumps(about).encode()})
+    store.write_bytes(path, buffer.getvalue())
+
+
+def read_samples(store: Store, path: str) -> Iterator[SampleRow]:
+    """Yields the samples of a shard in the order in which they were written."""
+    with store.filesystem.open(path, "rb") as stream:
+        files = wds.tariterators.tar_file_expander([{"stream": stream, "url": path}])
+        for sample in wds.tariterators.group_by_keys(files):
+            about = json.loads(sample["json"])
+            with Image.open(io.BytesIO(sample["png"])) as image:
+                yield SampleRow(about["index"], about["snippet"], np.asarray(image.convert("RGB")))
