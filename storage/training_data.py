@@ -1,0 +1,208 @@
+"""What training reads: latents, snippets and patch tokens joined by id, and the order in which it reads them.
+
+Both halves are made so that a step's batch is a pure function of the seed and the step: `BatchOrder` says which
+pictures, `TrainingTable` fetches them, from memory when everything fits, else from disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from lance.dataset import LanceDataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.bank_rows import ENCODER, table_uri
+from storage.fragments import Options, open_table, to_matrix
+from storage.latents import Latents
+from storage.patches import Patches
+
+MEMORY_LIMIT = 8 << 30  # bytes
+READ_ROWS = 4096
+
+
+class TrainingTable:
+    """The rows of one split that latents, bank and (where given) patch tokens have in common, at fixed versions.
+
+    `batch` gives raw latents; standardise them with `mean` and `std` [C] where they are used, on the device.
+    """
+
+    def __init__(
+        self,
+        latents: str,
+        bank: str,
+        patches: str | None = None,
+        split: str = "train",
+        *,
+        versions: dict[str, int | None] | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+        storage_options: Options = None,
+    ) -> None:
+        """Opens artifacts by URI; `versions` pins "latents", "bank", "patches". Loads all when under `memory_limit`.
+
+        ValueError when the split is empty or a training row lacks its latent or tokens.
+        """
+        pin = versions or {}
+        self.latents = Latents.open(latents, pin.get("latents"), storage_options)
+        self.patches = Patches.open(patches, pin.get("patches"), storage_options) if patches else None
+        self._bank = open_table(table_uri(bank), pin.get("bank"), storage_options)
+        self.versions = {"latents": self.latents.version, "bank": self._bank.version}
+        if self.patches:
+            self.versions["patches"] = self.patches.version
+
+        chosen = self._bank.to_table(columns=["id"], filter=f"split = '{split}' AND origin = 'dataset'")["id"]
+        self.ids = np.sort(chosen.to_numpy())
+        if not len(self.ids) and split == "train":
+            raise ValueError(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
+        self.pictures = np.unique(self.ids >> 1)
+        self._columns = self._open_columns()
+        self.in_memory = self.bytes <= memory_limit
+        if self.in_memory:
+            self._memory = {name: column.load() for name, column in self._columns.items()}
+
+    def _open_columns(self) -> dict[str, _Column]:
+        channels, height, width = self.latents.shape
+        dim = self._bank.schema.field("snippet").type.list_size
+        columns = {
+            "latent": _Column(self.latents.dataset, "latent", (channels, height, width), self.ids),
+            "label": _Column(self.latents.dataset, "label", (), self.ids),
+            "snippet": _Column(self._bank, "snippet", (dim,), self.ids),
+        }
+        if self.patches:
+            columns["tokens"] = _Column(self.patches.dataset, "tokens", self.patches.shape, self.ids)
+        return columns
+
+    @property
+    def bytes(self) -> int:
+        """What the rows take in memory."""
+        return len(self.ids) * sum(column.row_bytes for column in self._columns.values())
+
+    @property
+    def mean(self) -> Tensor:
+        """[C] float32, of the raw latents of the whole table."""
+        return torch.tensor(self.latents.mean, dtype=torch.float32)
+
+    @property
+    def std(self) -> Tensor:
+        """[C] float32."""
+        return torch.tensor(self.latents.std, dtype=torch.float32)
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """Identity of the encoder that made the snippets."""
+        return json.loads(self._bank.schema.metadata[ENCODER.encode()])
+
+    @property
+    def snippet_dim(self) -> int:
+        return self._bank.schema.field("snippet").type.list_size
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a full patch token, as `patches.full` gives it; 0 without patches."""
+        return self.patches.components.shape[1] if self.patches else 0
+
+    @cached_property
+    def classes(self) -> int:
+        """One more than the largest label of the whole table; 0 where nothing is labelled."""
+        largest = pc.max(self.latents.dataset.to_table(columns=["label"])["label"]).as_py()
+        return 0 if largest is None else largest + 1
+
+    def batch(self, ids: Tensor | NDArray[np.int64] | Sequence[int]) -> dict[str, Tensor]:
+        """Rows in the order of `ids`: `latent` float16 [B,C,H,W] raw, `snippet` float16 [B,D], `label` int64 [B]
+        (-1: none), and with patches `tokens` float16 [B,T,K], projected. ValueError for ids outside the split.
+        """
+        wanted = np.asarray(ids, np.int64)
+        place = np.searchsorted(self.ids, wanted)
+        if (place >= len(self.ids)).any() or (self.ids[place] != wanted).any():
+            raise ValueError("ids outside this table's split were asked for; its ids are those of `ids`")
+        if self.in_memory:
+            rows = torch.from_numpy(place)
+            return {name: values.index_select(0, rows) for name, values in self._memory.items()}
+        return {name: column.take(place) for name, column in self._columns.items()}
+
+
+class _Column:
+    """One column of one table for the rows of sorted `ids`; row i of what it gives belongs to `ids[i]`."""
+
+    def __init__(self, dataset: LanceDataset, name: str, shape: tuple[int, ...], ids: NDArray[np.int64]) -> None:
+        self.dataset, self.name, self.shape, self.ids = dataset, name, shape, ids
+        self.row_bytes = 2 * int(np.prod(shape)) if shape else 8
+        there = dataset.to_table(columns=["id"])["id"].to_numpy()
+        order = np.argsort(there, kind="stable")
+        found = np.searchsorted(there, ids, sorter=order)
+        missing = (found == len(there)) | (there[order[np.minimum(found, len(there) - 1)]] != ids)
+        if missing.any():
+            raise ValueError(
+                f"{dataset.uri} lacks {missing.sum()} rows of the bank, first id {ids[missing][0]}; rerun its stage"
+            )
+        self.offsets = order[found]
+
+    def load(self) -> Tensor:
+        """All rows [N, *shape], read front to back."""
+        order = np.argsort(self.offsets)
+        result: Tensor | None = None
+        for start in range(0, max(len(order), 1), READ_ROWS):
+            place = order[start : start + READ_ROWS]
+            values = self.take(place)
+            if result is None:
+                result = torch.empty((len(order), *values.shape[1:]), dtype=values.dtype)
+            result[torch.from_numpy(place)] = values
+        assert result is not None
+        return result
+
+    def take(self, place: NDArray[np.int64]) -> Tensor:
+        """Rows at these places. Lance reads sorted offsets more than twice as fast, so sort and put back in order."""
+        unique, back = np.unique(self.offsets[place], return_inverse=True)
+        rows = self.dataset.take(unique.tolist(), columns=[self.name])
+        return self._tensor(rows[self.name]).index_select(0, torch.from_numpy(back))
+
+    def _tensor(self, column: pa.Array | pa.ChunkedArray) -> Tensor:
+        if not self.shape:
+            return torch.from_numpy(column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
+        values = to_matrix(column)
+        return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(-1, *self.shape)
+
+
+class BatchOrder:
+    """Which pictures each step trains on: every picture once an epoch in random order, its orientation drawn.
+
+    A pure function of (seed, step), whatever came before; a batch may straddle epochs.
+    """
+
+    def __init__(self, seed: int, pictures: NDArray[np.int64], global_batch: int, mirrored: bool = False) -> None:
+        """`pictures`: the sample numbers to go through; `mirrored`: whether mirror images are drawn as well."""
+        if not len(pictures) or global_batch < 1:
+            raise ValueError(f"{len(pictures)} pictures in batches of {global_batch} cannot be trained on; give some")
+        self.seed, self.samples, self.global_batch, self.mirrored = seed, pictures, global_batch, mirrored
+
+    def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Sample numbers [B] and whether each is mirrored [B], for the step counted from 0."""
+        place = step * self.global_batch + np.arange(self.global_batch)
+        epoch, within = np.divmod(place, len(self.samples))
+        chosen = np.empty(self.global_batch, np.int64)
+        for number in np.unique(epoch):
+            ours = epoch == number
+            chosen[ours] = self.samples[_permutation(self.seed, int(number), len(self.samples))[within[ours]]]
+        coins = _stream(self.seed, 1, step).random(self.global_batch) < 0.5
+        return chosen, coins & self.mirrored
+
+    def ids(self, step: int) -> Tensor:
+        """int64 [B]: 2·sample + flipped."""
+        samples, flipped = self.pictures(step)
+        return torch.from_numpy(2 * samples + flipped)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return _stream(seed, 0, epoch).permutation(count)
+
+
+def _stream(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
