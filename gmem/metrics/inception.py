@@ -99,19 +99,23 @@ def load_inception(weights: str | Path | None = None, device: str | torch.device
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types here, from pickle's to zip's
         raise ValueError(f"{path} holds no readable Inception weights: fetch them from {WEIGHTS_URL}.") from error
-    network = FidInception(file_sha256(path))
+    with torch.device("meta"):  # no time is spent on numbers that the file replaces
+        network = FidInception(file_sha256(path))
     _load(network, state, path)
     return network.to(device)
 
 
 def random_inception(seed: int = 0, device: str | torch.device = "cpu") -> FidInception:
     """The same network with random weights: for tests, and where no weights can be had (its numbers mean little)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = FidInception(sha256="")
-        for name, weight in network.named_parameters():
-            if name.endswith("conv.weight"):
-                nn.init.kaiming_normal_(weight, nonlinearity="relu")  # torch's default lets every feature fade to 0
+        network.to_empty(device="cpu")
+        torch.manual_seed(seed)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):  # torch's default lets every feature fade to 0
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d | nn.Linear):
+                module.reset_parameters()
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in network.state_dict().values()))
     network.identity |= {"detector": f"{DETECTOR}, random weights", "detector_hash": digest.hexdigest()}
     return network.to(device)
@@ -165,4 +169,5 @@ def _load(network: FidInception, state: object, path: Path) -> None:
         )
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise ValueError(f"{path} holds NaN or infinity: fetch the file again.")
-    network.load_state_dict(dict(state))
+    network.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()}, assign=True)
+    network.requires_grad_(False)

@@ -121,7 +121,7 @@ class GaussianStatistics:
         if not {"count", "mean", "scatter"} <= set(state):
             raise ValueError(f"Running statistics need count, mean and scatter, not {sorted(state)}.")
         statistics = cls(len(state["mean"]))
-        statistics.count = int(state["count"])
+        statistics.count = int(np.ravel(state["count"])[0])  # safetensors may give [1] for a scalar
         statistics.mean = np.array(state["mean"], dtype=np.float64)
         statistics.scatter = np.array(state["scatter"], dtype=np.float64)
         if statistics.scatter.shape != (statistics.dim, statistics.dim):

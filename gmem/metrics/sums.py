@@ -102,9 +102,8 @@ class FeatureSums:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray]) -> FeatureSums:
         """The inverse of `arrays`. Raises ValueError on arrays of another origin."""
-        if int(arrays.get("format_version", np.asarray(0))) != FORMAT_VERSION or not {"streams", "index"} <= set(
-            arrays
-        ):
+        version = np.ravel(arrays.get("format_version", -1))  # safetensors may give [1] for a scalar
+        if version.tolist() != [FORMAT_VERSION] or not {"streams", "index"} <= set(arrays):
             raise ValueError(f"These are no feature sums of format {FORMAT_VERSION}: {sorted(arrays)[:5]}.")
         sums = cls(**json.loads(np.asarray(arrays["streams"]).tobytes()))
         if not len(arrays["index"]):

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gmem.metrics import Nearest, memorisation
+
+
+def _features(count: int, seed: int, dim: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).normal(3.0, size=(count, dim)).astype("f4")
+
+
+TRAINING, IDS = _features(300, 0), np.arange(300) * 10
+
+
+def _searched(queries: np.ndarray, parts: int = 1, block: int = 64) -> Nearest:
+    """As on `parts` workers, each with a share of the training features."""
+    searches = []
+    for rows in np.array_split(np.arange(300), parts):
+        search = Nearest(queries, block=block)
+        search.update(TRAINING[rows], IDS[rows])
+        searches.append(search)
+    for other in searches[:0:-1]:
+        searches[0].merge(other)
+    return searches[0]
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_the_nearest_is_the_one_of_every_pair(parts: int) -> None:
+    queries = _features(70, 1)
+    distances = np.linalg.norm(queries[:, None].astype("f8") - TRAINING[None], axis=2)
+    found = _searched(queries, parts)
+    np.testing.assert_allclose(found.distance, distances.min(axis=1), rtol=1e-12)
+    np.testing.assert_array_equal(found.id, IDS[distances.argmin(axis=1)])
+
+
+def test_copies_are_found_and_named() -> None:
+    chosen = np.array([5, 17, 17, 250])
+    found = memorisation(_searched(TRAINING[chosen]), _searched(_features(100, 2)), sources=IDS[[5, 17, 18, 250]])
+    assert found.ratio == 0 and found.closer == 1
+    assert found.from_source == 0.75
+    np.testing.assert_array_equal(found.distances, 0)
+    np.testing.assert_array_equal(found.nearest, IDS[chosen])
+
+
+def test_new_pictures_keep_the_distance_of_held_out_ones() -> None:
+    found = memorisation(_searched(_features(400, 3)), _searched(_features(400, 4)))
+    assert found.ratio == pytest.approx(1, abs=0.05)
+    assert found.closer == pytest.approx(0.05, abs=0.04)
+    assert found.from_source is None
+
+
+def test_bad_input_is_one_sentence() -> None:
+    good = _searched(_features(5, 1))
+    with pytest.raises(ValueError, match="No training features were searched"):
+        memorisation(Nearest(_features(5, 1)), good)
+    with pytest.raises(ValueError, match="5 samples need as many sources"):
+        memorisation(good, good, sources=IDS[:4])
+    with pytest.raises(ValueError, match="in the training set"):
+        memorisation(good, _searched(TRAINING[:9]))
+    with pytest.raises(ValueError, match="different queries"):
+        good.merge(_searched(_features(5, 2)))
+    with pytest.raises(ValueError, match="8 dimensions do not belong to queries of 16"):
+        good.update(TRAINING[:, :8], IDS)
+    with pytest.raises(ValueError, match="as many ids"):
+        good.update(TRAINING, IDS[:9])

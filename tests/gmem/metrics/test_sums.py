@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from gmem.metrics import FeatureSums, frechet_distance, inception_score, kernel_distance
+
+RANDOM = np.random.default_rng(0)
+STREAMS = {"pool": RANDOM.normal(size=(200, 24)).astype("f4"), "logits": RANDOM.normal(size=(200, 9)).astype("f4")}
+REFERENCE = RANDOM.normal(0.2, size=(150, 24)).astype("f4")
+
+
+def _sums(rows: np.ndarray, batch: int = 32) -> FeatureSums:
+    sums = FeatureSums(moments=("pool",), kept=("pool", "logits"))
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        sums.update({name: features[part] for name, features in STREAMS.items()}, part)
+    return sums
+
+
+def test_numbers_are_the_same_on_one_and_on_eight_workers() -> None:
+    one, eight = _sums(np.arange(200)), FeatureSums(moments=("pool",), kept=("pool", "logits"))
+    for worker in RANDOM.permutation(8):
+        eight.merge(_sums(np.arange(200)[worker::8], batch=7))
+    reference = FeatureSums()
+    reference.update({"pool": REFERENCE}, np.arange(150))
+    values = [frechet_distance(sums.statistics["pool"], reference.statistics["pool"]) for sums in (one, eight)]
+    assert values[1] == pytest.approx(values[0], rel=1e-9)
+    assert kernel_distance(eight.features("pool"), REFERENCE) == kernel_distance(one.features("pool"), REFERENCE)
+    assert inception_score(eight.features("logits")) == inception_score(one.features("logits"))
+    np.testing.assert_array_equal(eight.features("pool"), STREAMS["pool"])
+
+
+@pytest.mark.parametrize("rows", [np.arange(50)[::-1], np.arange(0)])
+def test_they_travel_as_arrays_npz_and_safetensors(rows: np.ndarray, tmp_path: Path) -> None:
+    sums = _sums(rows)
+    sums.save(tmp_path / "sums.npz")
+    buffer = io.BytesIO()
+    sums.save(buffer)
+    buffer.seek(0)
+    again = [
+        FeatureSums.from_arrays(sums.arrays()),
+        FeatureSums.from_arrays(load(save({k: np.ascontiguousarray(v) for k, v in sums.arrays().items()}))),
+        FeatureSums.load(tmp_path / "sums.npz"),
+        FeatureSums.load(buffer),
+    ]
+    for other in again:
+        assert other.count == len(rows) and (other.moments, other.kept) == (sums.moments, sums.kept)
+        if len(rows):
+            np.testing.assert_array_equal(other.features("logits"), sums.features("logits"))
+            np.testing.assert_array_equal(other.statistics["pool"].cov, sums.statistics["pool"].cov)
+        other.merge(_sums(np.arange(100, 120)))  # and can be added to
+        assert other.count == len(rows) + 20
+
+
+def test_a_sample_counts_once() -> None:
+    sums = _sums(np.arange(10))
+    with pytest.raises(ValueError, match=r"count twice \(index \[3"):
+        sums.merge(_sums(np.arange(3, 12)))
+    with pytest.raises(ValueError, match="within a batch"):
+        sums.update({name: features[:2] for name, features in STREAMS.items()}, np.array([50, 50]))
+    assert sums.count == 10 and sums.statistics["pool"].count == 10
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+    sums = _sums(np.arange(10))
+    with pytest.raises(ValueError, match="lack logits"):
+        sums.update({"pool": STREAMS["pool"][:2]}, np.array([20, 21]))
+    with pytest.raises(ValueError, match="as many indices"):
+        sums.update(STREAMS, np.arange(3))
+    with pytest.raises(ValueError, match="5 dimensions"):
+        sums.update({"pool": np.ones((2, 5), "f4"), "logits": STREAMS["logits"][:2]}, np.array([20, 21]))
+    with pytest.raises(ValueError, match="different streams"):
+        sums.merge(FeatureSums())
+    with pytest.raises(ValueError, match="not kept"):
+        sums.features("spatial")
+    with pytest.raises(ValueError, match="Nothing would be gathered"):
+        FeatureSums(moments=())
+    assert sums.count == 10
+    np.savez(tmp_path / "foreign.npz", mu=np.ones(3))
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("foreign.npz", "text.npz", "none.npz"):
+        with pytest.raises(ValueError, match="no feature sums"):
+            FeatureSums.load(tmp_path / name)
+    arrays = sums.arrays()
+    del arrays["kept/pool"]
+    with pytest.raises(ValueError, match="not written whole"):
+        FeatureSums.from_arrays(arrays)
