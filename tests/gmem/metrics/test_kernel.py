@@ -32,9 +32,8 @@ def test_the_whole_set_gives_the_u_statistic_without_error() -> None:
 
 
 def test_the_standard_error_is_the_spread_over_new_samples() -> None:
-    found = [
-        kernel_distance(_features(200, 2 * i), _features(200, 2 * i + 1, shift=0.4), subsets=40) for i in range(40)
-    ]
+    pairs = [(_features(120, 2 * i), _features(120, 2 * i + 1, shift=0.4)) for i in range(30)]
+    found = [kernel_distance(x, y, subset=30, subsets=25) for x, y in pairs]
     spread = np.std([f.value for f in found], ddof=1)
     claimed = np.mean([f.standard_error for f in found])
     assert 0.7 * spread < claimed < 1.5 * spread
