@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from storage import fragments
 from storage.errors import StoreError
-from storage.fragments import FragmentWriter, Options, fixed_size, history, open_table, options_for, properties
+from storage.fragments import (
+    FragmentWriter,
+    Options,
+    fixed_size,
+    history,
+    open_table,
+    options_for,
+    properties,
+    to_float16,
+)
 
 TABLE = "bank"
 FORMAT_VERSION = "1"
@@ -71,12 +80,11 @@ def make_rows(
 
     ValueError when a snippet is zero, not finite or beyond float16, or the origin is unknown.
     """
-    with np.errstate(over="ignore"):
-        stored = np.asarray(snippets).astype(np.float16)
+    stored = to_float16(snippets, "snippets")
     if origin not in ORIGINS:
         raise ValueError(f"origin {origin!r} is unknown; use one of {', '.join(ORIGINS)}")
-    if not np.isfinite(stored).all() or not stored.any(axis=1).all():
-        raise ValueError("snippets must be finite as float16 and not all zero; check the encoder")
+    if not stored.any(axis=1).all():
+        raise ValueError("snippets must not be zero, which has no direction; check the encoder")
     nothing = [None] * len(stored)
     return pa.table(
         {

@@ -53,11 +53,11 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded | Rejected:
         return Rejected("empty file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of size we judge ourselves; of doubtful metadata there is no end
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            return Rejected(f"too large: {image.width}x{image.height} is more than {max_pixels} pixels")
-        return _upright_rgb(image)
+            if image.width * image.height > max_pixels:
+                return Rejected(f"too large: {image.width}x{image.height} is more than {max_pixels} pixels")
+            return _upright_rgb(image)
     except Image.UnidentifiedImageError:
         return Rejected("not a JPEG, PNG, WebP or GIF picture")
     except Image.DecompressionBombError:

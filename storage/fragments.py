@@ -170,6 +170,15 @@ def verify_ids(dataset: LanceDataset, expected: NDArray[np.int64]) -> None:
     )
 
 
+def to_float16(values: NDArray[np.floating], what: str) -> NDArray[np.float16]:
+    """ValueError when a number is not finite or beyond float16."""
+    with np.errstate(over="ignore"):
+        stored = np.asarray(values).astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise ValueError(f"{what} are not finite as float16; check the network they come from")
+    return stored
+
+
 def fixed_size(values: NDArray[np.float16]) -> pa.FixedSizeListArray:
     """[N, ...] to N lists of float16."""
     flat = np.ascontiguousarray(values, np.float16).reshape(len(values), -1)

@@ -17,7 +17,7 @@ from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 
 from storage import fragments
-from storage.fragments import FragmentWriter, Options, fixed_size, open_table
+from storage.fragments import FragmentWriter, Options, fixed_size, open_table, to_float16
 
 TABLE = "latents.lance"
 FORMAT_VERSION = "1"
@@ -57,9 +57,7 @@ def write_fragments(
 
     ValueError when a latent is not finite as float16.
     """
-    stored = np.asarray(latents).astype(np.float16)
-    if not np.isfinite(stored).all():
-        raise ValueError(f"latents of {shard} exceed float16 or are not finite; check the tokenizer")
+    stored = to_float16(latents, f"latents of {shard}")
     rows = pa.table(
         {
             "id": pa.array(ids, pa.int64()),

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from storage import fragments
-from storage.fragments import FragmentWriter, Options, fixed_size, open_table
+from storage.fragments import FragmentWriter, Options, fixed_size, open_table, to_float16
 
 TABLE = "tokens.lance"
 FORMAT_VERSION = "1"
@@ -45,9 +45,7 @@ def write_fragments(
     artifact: str, shard: str, ids: NDArray[np.int64], tokens: NDArray[np.floating], storage_options: Options = None
 ) -> dict[str, Any]:
     """In a worker: writes one shard's projected tokens [N,T,K]; returns the JSON description for the committer."""
-    stored = np.asarray(tokens).astype(np.float16)
-    if not np.isfinite(stored).all():
-        raise ValueError(f"patch tokens of {shard} exceed float16 or are not finite; check the encoder")
+    stored = to_float16(tokens, f"patch tokens of {shard}")
     rows = pa.table({"id": pa.array(ids, pa.int64()), "tokens": fixed_size(stored)}, schema=columns(*stored.shape[1:]))
     return fragments.write_fragments(table_uri(artifact), shard, rows, None, storage_options)
 

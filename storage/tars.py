@@ -97,8 +97,9 @@ def _members(handle: IO[bytes], length: int) -> Iterator[tuple[tarfile.TarInfo |
                 yield info, problem
                 if problem and problem.startswith("truncated"):
                     return
-            if tar.offset > length:
-                yield None, "truncated tar: its end is missing"
+            handle.seek(tar.offset)
+            if handle.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # a whole tar ends with empty blocks
+                yield None, "truncated or broken tar: what follows the last member cannot be read"
     except (tarfile.TarError, EOFError, ValueError) as error:
         yield None, f"truncated or broken tar: {error}"
 
