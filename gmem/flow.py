@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +48,8 @@ def times(normal: Tensor, kind: TimeSampling = "logit-normal", factor: float = 1
 
     "logit-normal" is the draw's logistic function, "uniform" its distribution function.
     """
-    if kind not in TimeSampling.__args__:  # type: ignore[attr-defined]
-        raise ValueError(f"there is no time sampling {kind!r}; use one of logit-normal, uniform")
+    if kind not in get_args(TimeSampling):
+        raise ValueError(f"there is no time sampling {kind!r}; use one of {', '.join(get_args(TimeSampling))}")
     return shift(torch.sigmoid(normal) if kind == "logit-normal" else torch.special.ndtr(normal), factor)
 
 

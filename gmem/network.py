@@ -7,19 +7,28 @@ Parameters carry the names of the published GMem checkpoints, so that state dict
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gmem.layers import (
+    Block,
+    FinalLayer,
+    LabelEmbedding,
+    PatchEmbedding,
+    Rotary,
+    SnippetEmbedding,
+    TimeEmbedding,
+    alignment_head,
+    sincos_positions,
+)
 
 Conditioning = Literal["memory", "none", "label"]
 Prediction = Literal["velocity", "data"]
 Initialisation = Literal["published", "zero"]
 
-TIME_FEATURES = 256
 DATA_FLOOR = 1e-3  # smallest noise level by which a data prediction is divided to give a velocity
 
 
@@ -81,11 +90,10 @@ class NetworkConfig:
             raise ValueError(f"network.projection_after {self.projection_after} is not one of the {self.depth} blocks")
 
     def _check_choices(self) -> None:
-        for name, choices in (
-            ("conditioning", Conditioning), ("prediction", Prediction), ("initialisation", Initialisation)
-        ):  # fmt: skip
-            if getattr(self, name) not in choices.__args__:
-                raise ValueError(f"network.{name} is {getattr(self, name)!r}; use one of {', '.join(choices.__args__)}")
+        kinds = {"conditioning": Conditioning, "prediction": Prediction, "initialisation": Initialisation}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"network.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(kind))}")
         if self.conditioning == "label" and self.classes < 1:
             raise ValueError("network.classes must be at least 1 when network.conditioning is 'label'")
 
@@ -104,164 +112,6 @@ class NetworkConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.latent_channels, self.latent_size, self.latent_size
-
-
-def sincos_positions(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions [1, grid², width]: first half of the width for the column, second for the row."""
-    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
-    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, width / 2]
-    column = line.expand(grid, grid, -1)
-    row = line[:, None].expand(grid, grid, -1)
-    return torch.cat([column, row], dim=-1).reshape(1, grid * grid, width).float()
-
-
-def time_features(t: Tensor) -> Tensor:
-    """Cosines and sines [B, 256] of t [B], frequencies falling geometrically from 1 to 1/10000."""
-    half = TIME_FEATURES // 2
-    frequency = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
-    angle = t.float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation, and the block's scale and shift in the same pass over the tokens."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """norm(x) · weight · (1 + scale) + shift, for x [B, T, d], shift and scale [B, 1, d]."""
-        return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=1e-6), self.weight * (1 + scale))
-
-
-class Rotary(nn.Module):
-    """Two-dimensional rotary positions: half of a head's dimensions turn with the row, half with the column."""
-
-    freqs_cos: Tensor
-    freqs_sin: Tensor
-
-    def __init__(self, head: int, grid: int) -> None:
-        super().__init__()
-        axis = head // 2
-        frequency = 1.0 / 10000 ** (torch.arange(0, axis, 2).float() / axis)
-        line = (torch.arange(grid).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # [grid, head / 2]
-        row = line[:, None].expand(grid, grid, axis)
-        column = line.expand(grid, grid, axis)
-        angle = torch.cat([row, column], dim=-1).reshape(grid * grid, head)
-        self.register_buffer("freqs_cos", angle.cos())
-        self.register_buffer("freqs_sin", angle.sin())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Turns each pair of neighbouring dimensions of x [..., T, head] by its token's angle."""
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = (f[:, ::2].to(x.dtype) for f in (self.freqs_cos, self.freqs_sin))
-        return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, heads, T, head]
-        q, k = rotary(qkv[:2])
-        y = F.scaled_dot_product_attention(q, k, qkv[2])
-        return self.proj(y.transpose(1, 2).flatten(2))
-
-
-class SwiGLU(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = int(2 / 3 * 4 * width)
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
-
-
-class Modulation(nn.Sequential):
-    """`count` vectors [B, 1, d] made of the condition [B, d]."""
-
-    def __init__(self, width: int, count: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(width, count * width))
-        self.count = count
-
-    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        return super().forward(condition)[:, None].chunk(self.count, dim=-1)
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = RMSNorm(width)
-        self.attn = Attention(width, heads)
-        self.norm2 = RMSNorm(width)
-        self.mlp = SwiGLU(width)
-        self.adaLN_modulation = Modulation(width, 6)
-
-    def forward(self, x: Tensor, condition: Tensor, rotary: Rotary) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)
-        x = torch.addcmul(x, gate1, self.attn(self.norm1(x, shift1, scale1), rotary))
-        return torch.addcmul(x, gate2, self.mlp(self.norm2(x, shift2, scale2)))
-
-
-class FinalLayer(nn.Module):
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm_final = RMSNorm(width)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = Modulation(width, 2)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition)
-        return self.linear(self.norm_final(x, shift, scale))
-
-
-class PatchEmbedding(nn.Module):
-    """Patches [B, T, C·p·p] to tokens [B, T, d]. A convolution in the published files, a matrix product here."""
-
-    def __init__(self, channels: int, patch: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, patch)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class TimeEmbedding(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(time_features(t))
-
-
-class SnippetEmbedding(nn.Module):
-    def __init__(self, snippet_dim: int, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(snippet_dim, width)
-
-    def forward(self, snippet: Tensor) -> Tensor:
-        return self.linear(snippet)
-
-
-class LabelEmbedding(nn.Module):
-    """One vector a class, and a last one for "no label"."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, width)
-
-    def forward(self, label: Tensor) -> Tensor:
-        return self.embedding_table(label)
 
 
 class Network(nn.Module):
@@ -285,7 +135,8 @@ class Network(nn.Module):
         self.feat_rope = Rotary(width // config.heads, grid)
         self.blocks = nn.ModuleList([Block(width, config.heads) for _ in range(config.depth)])
         if config.projection_dim:
-            self.projector = nn.ModuleList([_head(width, config.projection_hidden, config.projection_dim)])
+            head = alignment_head(width, config.projection_hidden, config.projection_dim)
+            self.projector = nn.ModuleList([head])
         self.final_layer = FinalLayer(width, config.latent_channels * config.patch**2)
         self._initialise()
 
@@ -301,12 +152,14 @@ class Network(nn.Module):
                     nn.init.zeros_(module.bias)
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for module in self.t_embedder.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
         if self.config.initialisation == "zero":
-            silent = [m[1] for m in self.modules() if isinstance(m, Modulation)]
-            for layer in (*silent, self.final_layer.linear):
-                nn.init.zeros_(layer.weight)
+            nn.init.zeros_(self.final_layer.linear.weight)
+            for name, parameter in self.named_parameters():
+                if name.endswith("adaLN_modulation.1.weight"):
+                    nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, snippet: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """Velocity float32 [B, C, H, W] of x [B, C, H, W] at t [B], for snippet [B, D] or label [B]."""
@@ -323,9 +176,10 @@ class Network(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         condition = self._condition(t, snippet, label)
         tokens = self.x_embedder(self._patches(x)) + self.pos_embed
+        turns = self.feat_rope.turns()
         projected = None
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition, self.feat_rope)
+            tokens = block(tokens, condition, turns)
             if project and number == self.config.projection_after:
                 projected = self.projector[0](tokens)
         output = self._image(self.final_layer(tokens, condition)).float()
@@ -359,12 +213,6 @@ class Network(nn.Module):
         return image.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-def _head(width: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
-    )
-
-
-def parameter_count(module: nn.Module, trainable: bool = True) -> int:
-    """Number of parameters; the fixed positions are left out unless `trainable` is False."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters, the fixed positions included, as the published figures count them."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,227 @@
+"""The parts of the network: positions, normalisation, attention, SwiGLU, modulation, embeddings.
+
+Named as in the published checkpoints. Two of them come with their own gradient: it writes once what automatic
+differentiation would write several times, which halves the memory traffic that a small network on a CPU is bound by.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIME_FEATURES = 256
+EPSILON = 1e-6  # added to the mean square before its root
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions [1, grid², width]: first half of the width for the column, second for the row."""
+    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, width / 2]
+    column = line.expand(grid, grid, -1)
+    row = line[:, None].expand(grid, grid, -1)
+    return torch.cat([column, row], dim=-1).reshape(1, grid * grid, width).float()
+
+
+def time_features(t: Tensor) -> Tensor:
+    """Cosines and sines [B, 256] of t [B], frequencies falling geometrically from 1 to 1/10000."""
+    half = TIME_FEATURES // 2
+    frequency = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class _ModulatedNorm(torch.autograd.Function):
+    """y·m + shift with y = x / rms(x); its gradient needs y and 1/rms only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(EPSILON))
+        y = x * inverse
+        ctx.save_for_backward(y, inverse, multiplier)
+        return torch.addcmul(shift, y, multiplier)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, inverse, multiplier = ctx.saved_tensors
+        (gradient,) = gradients
+        product = gradient * y
+        along = torch.matmul(product, multiplier.to(product.dtype).transpose(1, 2)).div_(y.shape[-1])  # mean of dy·y
+        to_x = (gradient * multiplier).addcmul_(y, along, value=-1).mul_(inverse)
+        return to_x, product.sum(1, keepdim=True), gradient.sum(1, keepdim=True)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) · value for [..., gate | value]; its gradient is written in place, and silu computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        (gradient,) = gradients
+        gate, value = x.chunk(2, dim=-1)
+        result = torch.empty_like(x)
+        to_gate, to_value = result.chunk(2, dim=-1)
+        torch.mul(F.silu(gate), gradient, out=to_value)
+        torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=to_gate)
+        return result
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation together with a block's scale and shift."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """x / rms(x) · weight · (1 + scale) + shift, for x [B, T, d], shift and scale [B, 1, d]; float32."""
+        return _ModulatedNorm.apply(x, self.weight * (1 + scale.float()), shift.float())
+
+
+class Rotary(nn.Module):
+    """Two-dimensional rotary positions: half of a head's dimensions turn with the row, half with the column."""
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
+    def __init__(self, head: int, grid: int) -> None:
+        super().__init__()
+        axis = head // 2
+        frequency = 1.0 / 10000 ** (torch.arange(0, axis, 2).float() / axis)
+        line = (torch.arange(grid).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # [grid, head / 2]
+        row = line[:, None].expand(grid, grid, axis)
+        column = line.expand(grid, grid, axis)
+        angle = torch.cat([row, column], dim=-1).reshape(grid * grid, head)
+        self.register_buffer("freqs_cos", angle.cos())
+        self.register_buffer("freqs_sin", angle.sin())
+
+    def turns(self) -> Tensor:
+        """The turns as complex numbers [T, 1, head / 2], one for each pair of neighbouring dimensions."""
+        return torch.complex(self.freqs_cos[:, None, ::2], self.freqs_sin[:, None, ::2])
+
+
+def turn(x: Tensor, turns: Tensor) -> Tensor:
+    """x [B, T, heads, head] turned pairwise: one complex product, float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # each [B, T, heads, head]
+        q, k = turn(q, turns).to(v.dtype), turn(k, turns).to(v.dtype)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(2 / 3 * 4 * width)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(_SwiGLU.apply(self.w12(x)))
+
+
+class Modulation(nn.Sequential):
+    """`count` vectors [B, 1, d] made of the condition [B, d]."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(width, count * width))
+        self.count = count
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(condition)[:, None].chunk(self.count, dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = RMSNorm(width)
+        self.mlp = SwiGLU(width)
+        self.adaLN_modulation = Modulation(width, 6)
+
+    def forward(self, x: Tensor, condition: Tensor, turns: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)
+        x = torch.addcmul(x, gate1, self.attn(self.norm1(x, shift1, scale1), turns))
+        return torch.addcmul(x, gate2, self.mlp(self.norm2(x, shift2, scale2)))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = RMSNorm(width)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = Modulation(width, 2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition)
+        return self.linear(self.norm_final(x, shift, scale))
+
+
+class PatchEmbedding(nn.Module):
+    """Patches [B, T, C·p·p] to tokens [B, T, d]. A convolution in the published files, a matrix product here."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(time_features(t))
+
+
+class SnippetEmbedding(nn.Module):
+    def __init__(self, snippet_dim: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(snippet_dim, width)
+
+    def forward(self, snippet: Tensor) -> Tensor:
+        return self.linear(snippet)
+
+
+class LabelEmbedding(nn.Module):
+    """One vector a class, and a last one for "no label"."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+    def forward(self, label: Tensor) -> Tensor:
+        return self.embedding_table(label)
+
+
+def alignment_head(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Tokens [B, T, width] to a guess of the patch tokens [B, T, out]."""
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
+    )
