@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -214,8 +215,8 @@ class Learner:
 
     def _losses(self, model: nn.Module, batch: Batch, draws: Draws, mask: bool) -> flow.Losses:
         latent, snippet, tokens, label = batch
-        epsilon, time, mask_draws, drop_draws = draws
-        t = flow.times(time, self.config.time_sampling, self._shift)
+        epsilon, normal, mask_draws, drop_draws = draws
+        t = flow.times(normal, self.config.time_sampling, self._shift)
         snippet = memory.normalise(snippet)
         if mask:
             snippet = memory.mask(snippet, mask_draws, self.config.mask_rate)
@@ -261,15 +262,23 @@ class _Trained(nn.Module):
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices clearly faster than float32 ones.
 
-    CPUs are measured, for some accept bf16 and are slower with it; it takes some 20 ms.
+    CPUs are measured, one thread for a few milliseconds: some accept bf16 and take twice as long over it.
     """
     if device.type != "cpu":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(512, 256, dtype=dtype)
-        seconds[dtype] = min(timeit.repeat(lambda a=a: a @ a.T, number=1, repeat=10))
-    return seconds[torch.bfloat16] * 1.3 < seconds[torch.float32]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        full, half = (_product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
+    finally:
+        torch.set_num_threads(threads)
+    return half * 1.3 < full
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """The thread's own seconds for a matrix product, whatever else the machine is busy with."""
+    a = torch.ones(512, 256, dtype=dtype)
+    return min(timeit.repeat(functools.partial(torch.mm, a, a.T), number=1, repeat=10, timer=time.thread_time))
 
 
 def _same(module: nn.Module) -> nn.Module:
