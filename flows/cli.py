@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from flows.commands import bank, data, doctor, published, recipe, run, sample
+from flows.commands import bank, doctor, pretrain, recipe, run, sample
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
 SILENT = {
@@ -36,9 +36,7 @@ app.command("sample")(sample.sample)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bank.app, name="bank")
-app.add_typer(data.app, name="pretrain")
-app.add_typer(published.imports, name="import")
-app.add_typer(published.exports, name="export")
+app.add_typer(pretrain.app, name="pretrain")
 
 
 def main() -> None:

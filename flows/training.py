@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from importlib.metadata import version as installed
@@ -25,8 +24,7 @@ from gmem.learner import Batch, Draws, Learner, LearnerConfig, draw
 from gmem.network import Network, NetworkConfig
 from gmem.tokenizer import standardise
 from storage.checkpoints import Checkpoint, CheckpointManifest, load, load_latest, open_checkpoint, prune, save
-from storage.shards import read_index
-from storage.training_data import BatchOrder, TrainingTable, rows_of
+from storage.training_data import BatchOrder, TrainingTable
 
 HELD_OUT_LIMIT = 1024
 HELD_OUT_PLACE = 2**32
@@ -44,18 +42,18 @@ def loop(config: dict[str, Any]) -> None:
     worker.run()
 
 
-def network_config(recipe: Recipe, data: TrainingTable, classes: int) -> NetworkConfig:
+def network_config(recipe: Recipe, data: TrainingTable) -> NetworkConfig:
     network = recipe.network
     return NetworkConfig.of(
         network.size,
         patch=network.patch,
         latent_channels=recipe.tokenizer.channels,
         latent_size=recipe.grid,
-        snippet_dim=json.loads(data.encoder)["dim"],
-        projection_dim=data.patches.components.shape[1] if data.patches else 0,
+        snippet_dim=data.snippet_dim,
+        projection_dim=data.token_dim,
         projection_hidden=network.projection_hidden,
         conditioning=network.conditioning,
-        classes=classes,
+        classes=data.classes if network.conditioning == "label" else 0,
         prediction=network.prediction,
         initialisation=network.initialisation,
     )
@@ -88,11 +86,13 @@ class Worker:
         self.job, self.recipe, self.channel, self.rank, self.world = job, job.recipe, channel, rank, world
         self.artifact = job.artifact("training")
         self.data = self._data("train")
-        self.held_out_data = self._data("held_out") if job.manifest("images").counts.get("held_out") else None
+        self.held_out_data = self._data("held_out")
         self.mean, self.std = self.data.mean, self.data.std
         self.held_out: float | None = None
         self.learner = self._learner()
-        self.order = BatchOrder(self.recipe.train.seed, self.data.pictures, self.recipe.train.batch)
+        self.order = BatchOrder(
+            self.recipe.train.seed, self.data.pictures, self.recipe.train.batch, self.recipe.data.mirror
+        )
         self.preview = Preview(self.recipe, self.data, self.learner.ema) if rank == 0 else None
         self.saved = time.monotonic()
         self.told = 0.0
@@ -113,7 +113,7 @@ class Worker:
 
     def _learner(self) -> Learner:
         torch.manual_seed(self.recipe.train.seed)
-        network = Network(network_config(self.recipe, self.data, self._classes()))
+        network = Network(network_config(self.recipe, self.data))
         if self.recipe.train.start_from:
             network.load_state_dict(_weights(open_checkpoint(self.recipe.train.start_from)))
         learner = Learner(
@@ -123,11 +123,6 @@ class Worker:
             learner.load_state(resumed[1], resumed[2]["learner"])
             self.held_out = resumed[0].manifest.held_out_loss
         return learner
-
-    def _classes(self) -> int:
-        if self.recipe.network.conditioning != "label":
-            return 0
-        return len(json.loads(read_index(self.job.artifact("images").uri).schema.metadata[b"classes"]))
 
     # --- the story ---------------------------------------------------------------------------------------------------
 
@@ -162,13 +157,13 @@ class Worker:
     def _share(self, step: int) -> tuple[Batch, Draws]:
         """This worker's rows of the global batch of a step, and their random numbers."""
         total = self.recipe.train.batch
-        rows = rows_of(self.rank, self.world, total)
-        batch = self._batch(self.data, self.data.ids_of(*self.order.pictures(step))[rows])
+        rows = slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
+        batch = self._batch(self.data, self.order.ids(step)[rows])
         return batch, draw(
             self.learner.config, step, total, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows
         )
 
-    def _batch(self, data: TrainingTable, ids: NDArray[np.int64]) -> Batch:
+    def _batch(self, data: TrainingTable, ids: Tensor | NDArray[np.int64]) -> Batch:
         rows = data.batch(ids)
         label = rows["label"] if self.recipe.network.conditioning == "label" else None
         tokens = data.patches.full(rows["tokens"]) if data.patches else None
@@ -217,9 +212,9 @@ class Worker:
 
     def _measure(self, done: int) -> None:
         """The loss of the averaged network on held-out pictures, always with the same draws."""
-        if self.held_out_data is None:
-            return
         ids, batch_size = self.held_out_data.ids[:HELD_OUT_LIMIT], self.recipe.train.batch
+        if not len(ids):
+            return
         config, sums = self.learner.config, dict[str, float]()
         for start in range(0, len(ids), batch_size):
             batch = self._batch(self.held_out_data, ids[start : start + batch_size])
@@ -250,7 +245,7 @@ class Worker:
             network=asdict(self.learner.network.config),
             **inputs,
             tokenizer=self.data.latents.tokenizer,
-            encoder=json.loads(self.data.encoder),
+            encoder=self.data.encoder,
             latent_mean=self.mean.tolist(),
             latent_std=self.std.tolist(),
             held_out_loss=self.held_out,

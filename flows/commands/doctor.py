@@ -37,7 +37,7 @@ Finding = tuple[str, bool, str]
 """What was looked at, whether it will do, what was found."""
 
 
-def doctor(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
+def doctor(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Checks versions, memory, disk, GPU, and that what the recipe names can be reached. Exit code 1 if something cannot."""
     found = examine(resolved(recipe, set, store))
     if json:

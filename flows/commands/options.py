@@ -11,7 +11,7 @@ from flows.recipe import Recipe, assignments, load
 
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (see 'gmem recipe list') or a YAML file")]
 Set = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="overrides a key of the recipe, such as train.steps=2000; repeatable"
     ),
@@ -23,11 +23,11 @@ StoreUri = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 
 
-def overrides(pairs: list[str], store: str | None) -> dict[str, Any]:
-    return assignments(pairs) | ({"store": store} if store else {})
+def overrides(pairs: list[str] | None, store: str | None) -> dict[str, Any]:
+    return assignments(pairs or []) | ({"store": store} if store else {})
 
 
-def resolved(name: str, pairs: list[str], store: str | None) -> Recipe:
+def resolved(name: str, pairs: list[str] | None, store: str | None) -> Recipe:
     return load(name, overrides(pairs, store))
 
 

@@ -19,14 +19,14 @@ def list_recipes() -> None:
 
 
 @app.command()
-def show(recipe: RecipeName, set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
+def show(recipe: RecipeName, set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Prints a recipe fully resolved: every key, with what it extends and overrides applied."""
     values = resolved(recipe, set, store).model_dump(mode="json")
     print_json(values) if json else print(yaml.safe_dump(values, sort_keys=False), end="")
 
 
 @app.command()
-def check(file: RecipeName, set: Set = []) -> None:  # noqa: B006
+def check(file: RecipeName, set: Set = None) -> None:
     """Validates a recipe without running it."""
     recipe = resolved(file, set, None)
     print(

@@ -24,7 +24,7 @@ class StageName(StrEnum):
     evaluate = "evaluate"
 
 
-def run(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
+def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
     start = time.monotonic()
     chosen = overrides(set, store)
@@ -38,8 +38,8 @@ def run(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, jso
 
 
 def stage(
-    name: StageName, recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False
-) -> None:  # noqa: B006
+    name: StageName, recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False
+) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
     start = time.monotonic()
     chosen = overrides(set, store)
@@ -67,7 +67,7 @@ def summary(results: list[Result], seconds: float) -> None:
         console.print(line, soft_wrap=True)
 
 
-def plan(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
+def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Says which stages would run, which are there already, why, and about how many rows, bytes and minutes."""
     from flows.estimate import estimates
 
@@ -82,7 +82,7 @@ def plan(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, js
     console.print(table)
 
 
-def status(recipe: RecipeName = "emoji", set: Set = [], store: StoreUri = None, json: Json = False) -> None:  # noqa: B006
+def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Every stage of a recipe: state, rows, version, age, bytes."""
     from flows.estimate import states
 
