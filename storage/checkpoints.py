@@ -153,7 +153,10 @@ def latest(where: Artifact | str) -> Checkpoint | None:
 
 def best(where: Artifact | str) -> Checkpoint | None:
     """The one with the smallest held-out loss; the newest where no loss was recorded."""
-    there = all_checkpoints(where)
+    return _best(all_checkpoints(where))
+
+
+def _best(there: list[Checkpoint]) -> Checkpoint | None:
     measured = [(loss, each) for each in there if (loss := each.manifest.held_out_loss) is not None]
     if measured:
         return min(measured, key=lambda pair: pair[0])[1]
@@ -202,7 +205,7 @@ def prune(where: Artifact | str, keep: int, pinned: Iterable[int] = ()) -> list[
     """
     there = all_checkpoints(where)
     kept = {each.step for each in there[len(there) - max(keep, 1) :]} | set(pinned)
-    if chosen := best(where):
+    if chosen := _best(there):
         kept.add(chosen.step)
     removable = {each.step for each in there} - kept
     removed = []

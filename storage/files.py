@@ -226,7 +226,8 @@ class ObjectFiles:
 
     def size(self, path: str) -> int:
         with _told("read", path), suppress(FileNotFoundError):
-            return int(self.filesystem.du(path))
+            about = self.filesystem.info(path)
+            return int(about["size"] if about["type"] == "file" else self.filesystem.du(path))
         return 0
 
     def remove(self, path: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from storage.mlflow_access import SQLITE, TrackingError, client, patiently, problems, warm_up
@@ -44,7 +45,7 @@ class Tracking:
     @property
     def command(self) -> str:
         """What to type, or to open, to see the runs."""
-        return f"mlflow ui --backend-store-uri {self.uri}" if self.uri.startswith(SQLITE) else self.uri
+        return f"mlflow ui --backend-store-uri {quote(self.uri)}" if self.uri.startswith(SQLITE) else self.uri
 
     @contextmanager
     def pipeline_run(self, parameters: Mapping[str, Any], name: str | None = None) -> Iterator[str]:
