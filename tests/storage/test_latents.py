@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from lance.dataset import Transaction
 
-from storage.errors import LeaseLost
+from storage.errors import LeaseLost, StoreError
 from storage.latents import Latents, LatentsWriter, channel_sums, moments, table_uri, write_fragments
 
 SHAPE = (4, 2, 3)
@@ -161,3 +161,25 @@ def test_latents_that_float16_cannot_hold_are_refused(artifact: str) -> None:
 def test_a_missing_table_is_told_in_a_sentence(artifact: str) -> None:
     with pytest.raises(ValueError, match="run the latents stage first"):
         Latents.open(artifact)
+
+
+def test_a_damaged_newest_version_is_told_with_its_remedy(artifact: str) -> None:
+    writer(artifact).commit([described(artifact, 0)])
+    versions = Path(table_uri(artifact), "_versions")
+    newest = min(versions.glob("*.manifest"))  # Lance numbers them downwards
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"newest version is damaged; remove the newest .manifest in its _versions"):
+        writer(artifact, lease=2)
+    newest.unlink()
+    again = writer(artifact, lease=2)
+    assert again.done_shards() == set()
+    again.commit([described(artifact, 0)])
+    again.finish_latents(np.arange(6))
+
+
+def test_a_store_that_cannot_be_reached_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    nowhere = {"endpoint": "http://127.0.0.1:9", "allow_http": "true", "region": "us-east-1", "client_max_retries": "0"}
+    with pytest.raises(StoreError, match=r"cannot be read .*: check the store's address"):
+        Latents.open("s3://bucket/latents", storage_options=nowhere)
