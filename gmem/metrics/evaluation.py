@@ -86,4 +86,4 @@ def _between_features(
 
 
 def _named(on_inception: str, elsewhere: str, protocol: Protocol) -> str:
-    return on_inception if protocol.detector.startswith(DETECTOR) else f"{elsewhere}-{protocol.detector}"
+    return on_inception if protocol.detector == DETECTOR else f"{elsewhere}-{protocol.detector}"

@@ -89,16 +89,16 @@ class FidInception(nn.Module):
         return {"pool": pool, "spatial": spatial.permute(0, 2, 3, 1).flatten(1), "logits": logits}
 
 
-def load_inception(weights: str | Path | None = None, device: str | torch.device = "cpu") -> FidInception:
-    """The network with weights in torch-fidelity's layout, from a local file, or from their address when None.
+def load_inception(weights: str | Path = WEIGHTS_URL, device: str | torch.device = "cpu") -> FidInception:
+    """The network with weights in torch-fidelity's layout, from a local file, or an address (kept in torch's hub cache).
 
     Raises ValueError on a file that is missing, holds more than tensors, or tensors of another network, or NaN.
     """
-    path = Path(weights) if weights is not None else _downloaded()
+    path = _downloaded(str(weights)) if str(weights).startswith(("http://", "https://")) else Path(weights)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types here, from pickle's to zip's
-        raise ValueError(f"{path} holds no readable Inception weights: fetch them from {WEIGHTS_URL}.") from error
+        raise ValueError(f"{path} holds no readable Inception weights: fetch {WEIGHTS_URL}.") from error
     with torch.device("meta"):  # no time is spent on numbers that the file replaces
         network = FidInception(file_sha256(path))
     _load(network, state, path)
@@ -117,7 +117,7 @@ def random_inception(seed: int = 0, device: str | torch.device = "cpu") -> FidIn
             elif isinstance(module, nn.BatchNorm2d | nn.Linear):
                 module.reset_parameters()
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in network.state_dict().values()))
-    network.identity |= {"detector": f"{DETECTOR}, random weights", "detector_hash": digest.hexdigest()}
+    network.identity |= {"detector": f"{DETECTOR}-random", "detector_hash": digest.hexdigest()}
     return network.to(device)
 
 
@@ -144,14 +144,15 @@ def _full_float32(device: str) -> Iterator[None]:
             unit.fp32_precision = precision
 
 
-def _downloaded() -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_URL.rsplit("/", 1)[1]
+def _downloaded(url: str) -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = WEIGHTS_SHA256_PREFIX if url == WEIGHTS_URL else None
         try:
-            torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=WEIGHTS_SHA256_PREFIX, progress=False)
-        except OSError as error:
-            raise ValueError(f"{WEIGHTS_URL} cannot be reached ({error}): give the weights as a local file.") from error
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
+        except (OSError, RuntimeError) as error:  # RuntimeError: another hash
+            raise ValueError(f"{url} cannot be fetched ({error}): give the weights as a local file.") from error
     return path
 
 
@@ -159,6 +160,9 @@ def _load(network: FidInception, state: object, path: Path) -> None:
     wanted = network.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds something else than a dictionary of tensors: fetch {WEIGHTS_URL}.")
+    # files from before 2018 lack a counter which only training reads
+    counters = {name: torch.tensor(0) for name in wanted if name.endswith("num_batches_tracked")}
+    state = {**counters, **state}
     wrong = sorted(set(wanted) ^ set(state)) + sorted(
         name for name in set(wanted) & set(state) if wanted[name].shape != state[name].shape
     )

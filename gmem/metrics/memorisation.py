@@ -12,6 +12,8 @@ from torch import Tensor
 from gmem.metrics.distances import blocks, squared_distances
 from gmem.metrics.statistics import Array, as_features
 
+_CANDIDATES = 3  # of each block, ranked again exactly: rounding may swap neighbours that are nearly as near
+
 
 class Nearest:
     """The nearest training feature of each query [Q, D], found while the training features pass by in chunks.
@@ -50,9 +52,10 @@ class Nearest:
     def _search(self, asked: slice, rows: NDArray, names: NDArray[np.int64]) -> None:
         centre = rows.mean(axis=0)  # the matrix product cancels less around the origin
         x, y = (torch.from_numpy(f - centre).to(self._device) for f in (self.queries[asked], rows))
-        found = squared_distances(x, y).argmin(dim=1).cpu().numpy()
-        step = self.queries[asked].astype(np.float64) - rows[found]
-        self._keep_nearer(asked, np.sqrt((step**2).sum(axis=1)), names[found])
+        found = squared_distances(x, y).topk(min(_CANDIDATES, len(rows)), dim=1, largest=False).indices.cpu().numpy()
+        for candidate in found.T:
+            step = self.queries[asked].astype(np.float64) - rows[candidate]
+            self._keep_nearer(asked, np.sqrt((step**2).sum(axis=1)), names[candidate])
 
     def _keep_nearer(self, asked: slice, distance: Array, names: NDArray[np.int64]) -> None:
         known, ids = self.distance[asked], self.id[asked]

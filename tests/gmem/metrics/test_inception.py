@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +65,28 @@ def test_weights_from_a_file_bear_its_hash(network: FidInception, images: torch.
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
     loaded = load_inception(path)
-    assert len(loaded.identity["detector_hash"]) == 64 and "random" not in loaded.identity["detector"]
+    assert len(loaded.identity["detector_hash"]) == 64 and loaded.identity["detector"] != network.identity["detector"]
+    assert loaded.identity["detector_hash"] == hashlib.sha256(path.read_bytes()).hexdigest()
     torch.testing.assert_close(loaded(images[:1])["pool"], network(images[:1])["pool"], rtol=0, atol=0)
+
+
+def test_weights_come_from_an_address_once(
+    network: FidInception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as older files are: not zipped, and without the counters of batch normalisation
+    state = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/weights.pth"
+        loaded = load_inception(url)
+        server.shutdown()
+    assert load_inception(url).identity == loaded.identity
+    torch.testing.assert_close(loaded.fc.weight, network.fc.weight, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        load_inception(url.replace("weights", "others"))
 
 
 def test_seeds_make_the_network_and_leave_the_callers_generator_alone(network: FidInception) -> None:

@@ -34,6 +34,12 @@ def test_the_nearest_is_the_one_of_every_pair(parts: int) -> None:
     np.testing.assert_array_equal(found.id, IDS[distances.argmin(axis=1)])
 
 
+def test_of_two_equal_training_pictures_the_lower_id_is_named() -> None:
+    search = Nearest(TRAINING[:5])
+    search.update(np.concatenate([TRAINING, TRAINING]), np.concatenate([IDS + 5000, IDS]))
+    np.testing.assert_array_equal(search.id, IDS[:5])
+
+
 def test_copies_are_found_and_named() -> None:
     chosen = np.array([5, 17, 17, 250])
     found = memorisation(_searched(TRAINING[chosen]), _searched(_features(100, 2)), sources=IDS[[5, 17, 18, 250]])
