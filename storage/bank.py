@@ -35,7 +35,8 @@ from storage.bank_rows import (
     schema,
     table_uri,
 )
-from storage.fragments import Options, options_for, to_matrix
+from storage.errors import StoreError
+from storage.fragments import Options, options_for, to_matrix, told
 
 INDEX_FROM = 200_000  # rows; below, an exhaustive search takes some tens of milliseconds and forgets nothing
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and product quantisation takes over
@@ -71,10 +72,11 @@ class Bank:
         """Opens the bank of this artifact, at a version number or tag. ValueError when there is no finished one."""
         self.artifact, self._options = artifact, options_for(artifact, storage_options)
         try:
-            self.table = lancedb.connect(artifact, storage_options=self._options).open_table(TABLE)
-            if version is not None:
-                self.table.checkout(version)
-        except (OSError, ValueError) as error:
+            with told("read", artifact):
+                self.table = lancedb.connect(artifact, storage_options=self._options).open_table(TABLE)
+                if version is not None:
+                    self.table.checkout(version)
+        except FileNotFoundError as error:
             what = f"version {version} of the bank" if version is not None else "bank"
             raise ValueError(f"{artifact} holds no {what}; run the bank stage first") from error
         if REVISION.encode() not in self.table.schema.metadata:
@@ -84,9 +86,11 @@ class Bank:
     def create(cls, artifact: str, dim: int, encoder: dict[str, Any], storage_options: Options = None) -> Bank:
         """An empty bank to `append` to, for snippets that do not come from shards."""
         options = options_for(artifact, storage_options)
+        uri = table_uri(artifact)
         try:
-            lance.write_dataset(schema(dim, encoder).empty_table(), table_uri(artifact), storage_options=options)
-        except OSError as error:
+            with told("written", uri):
+                lance.write_dataset(schema(dim, encoder).empty_table(), uri, storage_options=options)
+        except StoreError as error:
             if "already exists" not in str(error):
                 raise
             raise ValueError(f"{artifact} holds a bank already; open it to append to it") from error
@@ -190,7 +194,7 @@ class Bank:
         All columns but the snippet, and `_distance` = 1 - cosine, ascending. `where` is an SQL condition on columns,
         applied before the search; `exact` goes past the index. ValueError for a wrong dimension or condition.
         """
-        vector = self.snippets([query])[0] if isinstance(query, int) else query
+        vector = self.snippets([query])[0] if isinstance(query, int | np.integer) else query
         vector = np.asarray(vector, np.float32).reshape(-1)
         if len(vector) != self.dim:
             raise ValueError(f"the query has {len(vector)} numbers, the bank's snippets have {self.dim}; same encoder?")

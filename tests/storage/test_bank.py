@@ -97,7 +97,7 @@ def test_search_is_by_cosine_and_filters_first(bank: Bank) -> None:
     assert found["id"].to_pylist() == order[:4].tolist()
     assert found["_distance"][0].as_py() == pytest.approx(0, abs=1e-3)
     assert "snippet" not in found.column_names
-    assert bank.search(33, k=4)["id"].to_pylist() == order[:4].tolist()
+    assert bank.search(np.int64(33), k=4)["id"].to_pylist() == order[:4].tolist()
     held_out = bank.search(query, k=60, where="split = 'held_out' AND NOT flipped")
     assert held_out["id"].to_pylist() == [i for i in order if i % 10 == 0]
     with pytest.raises(ValueError, match="cannot be applied"):
