@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from storage.fragments import (
     options_for,
     properties,
     to_float16,
+    told,
 )
 
 TABLE = "bank"
@@ -133,15 +134,19 @@ def content_revision(dataset: LanceDataset) -> int:
 
     Each of our own changes notes the number in its commit; later commits of others that touch rows count one each.
     """
-    changes: list[Transaction] = []
-    record = history(dataset)
-    for version, transaction in record:
-        if (noted := properties(transaction).get(REVISION)) is not None:
-            # what was committed between our looking and our noting is not in the number noted
-            late = [t for v, t in record if transaction.read_version < v < version]
-            return int(noted) + sum(map(_changes_rows, changes + late))
-        changes.append(transaction)
-    return int((dataset.schema.metadata or {}).get(REVISION.encode(), 0)) + sum(map(_changes_rows, changes))
+    changes, noted, since = 0, None, 0
+    for version, transaction in history(dataset):
+        if version <= since:
+            break
+        found = properties(transaction).get(REVISION)
+        if noted is None and found is not None:
+            # what was committed between our looking and our noting is not in the number noted: count on to there
+            noted, since = int(found), transaction.read_version
+        else:
+            changes += _changes_rows(transaction)
+    if noted is None:
+        noted = int((dataset.schema.metadata or {}).get(REVISION.encode(), 0))
+    return noted + changes
 
 
 def _changes_rows(transaction: Transaction) -> bool:
@@ -157,7 +162,8 @@ def append_rows(artifact: str, rows: pa.Table, storage_options: Options = None) 
     described = fragments.write_fragments(uri, "", rows, None, options)
     new = fragments.from_description(described)
     dataset = open_table(uri, storage_options=options)
-    LanceDataset.commit(uri, LanceOperation.Append(new), read_version=dataset.version, storage_options=options)
+    with told("written", uri):
+        LanceDataset.commit(uri, LanceOperation.Append(new), read_version=dataset.version, storage_options=options)
     note_revision(artifact, options)
 
 
@@ -180,8 +186,8 @@ def reserve_ids(artifact: str, count: int, storage_options: Options = None) -> N
 
     def beyond_all(dataset: LanceDataset) -> dict[str, str]:
         nonlocal first
-        noted = [int(properties(t).get(NEXT_ID, 0)) for _, t in history(dataset)]
-        noted.append(int((dataset.schema.metadata or {}).get(NEXT_ID.encode(), 0)))
+        in_commits = (int(properties(t)[NEXT_ID]) for _, t in history(dataset) if NEXT_ID in properties(t))
+        noted = [next(in_commits, 0), int((dataset.schema.metadata or {}).get(NEXT_ID.encode(), 0))]
         foreign = dataset.to_table(columns=["id"], filter=f"id >= {FIRST_FOREIGN_ID}")["id"].to_numpy()
         first = max([FIRST_FOREIGN_ID, *noted, int(foreign.max(initial=0)) + 1])
         return {NEXT_ID: str(first + count)}
@@ -190,7 +196,7 @@ def reserve_ids(artifact: str, count: int, storage_options: Options = None) -> N
     return np.arange(first, first + count)
 
 
-def _update_metadata(artifact: str, values: Any, storage_options: Options) -> None:
+def _update_metadata(artifact: str, values: Callable[[LanceDataset], dict[str, str]], storage_options: Options) -> None:
     """Sets what `values(dataset)` says, computed anew whenever somebody else's update came first.
 
     The same entries go into the transaction, where a restored older version cannot hide them.
@@ -199,15 +205,12 @@ def _update_metadata(artifact: str, values: Any, storage_options: Options) -> No
     for _ in range(RETRIES):
         dataset = open_table(uri, storage_options=options)
         entries = values(dataset)
-        update = LanceOperation.UpdateMap(updates=entries, replace=False)
+        update = LanceOperation.UpdateMap(updates={**entries}, replace=False)
         operation = LanceOperation.UpdateConfig(schema_metadata_updates=update)
+        transaction = Transaction(dataset.version, operation, transaction_properties=entries)
         try:
-            LanceDataset.commit(
-                uri,
-                Transaction(dataset.version, operation, transaction_properties=entries),
-                storage_options=options,
-                max_retries=0,
-            )
+            with told("written", uri):
+                LanceDataset.commit(uri, transaction, storage_options=options)
             return
         except CommitConflictError:
             continue

@@ -11,7 +11,8 @@ number; Lance refuses an append that was prepared before a restore, so a holder 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lance
@@ -22,7 +23,7 @@ from lance.dataset import LanceDataset, LanceOperation, Transaction
 from lance.fragment import FragmentMetadata
 from numpy.typing import NDArray
 
-from storage.errors import LeaseLost
+from storage.errors import LeaseLost, StoreError
 from storage.files import lance_options
 
 LEASE, SHARDS = "gmem.lease", "gmem.shards"
@@ -32,8 +33,29 @@ Options = dict[str, str] | None
 
 
 def open_table(uri: str, version: int | str | None = None, storage_options: Options = None) -> LanceDataset:
-    """The table at a version or tag, the newest by default."""
-    return lance.dataset(uri, version=version, storage_options=options_for(uri, storage_options))
+    """The table at a version or tag, the newest by default. FileNotFoundError where there is none, else StoreError."""
+    with told("read", uri):
+        return lance.dataset(uri, version=version, storage_options=options_for(uri, storage_options))
+
+
+@contextmanager
+def told(doing: str, uri: str) -> Iterator[None]:
+    """Turns Lance's many lines into one sentence; that a table is absent is a FileNotFoundError."""
+    try:
+        yield
+    except (StoreError, CommitConflictError):
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).split(", /")[0].splitlines()[0][:300]
+        if "not found" in reason.lower() or "no longer exists" in reason:
+            raise FileNotFoundError(f"{uri}: {reason}") from error
+        if "too small" in reason or "magic" in reason.lower():
+            remedy = (
+                "its newest version is damaged; remove the newest .manifest in its _versions to go back one version"
+            )
+        else:
+            remedy = "check the store's address, its free space and your permissions"
+        raise StoreError(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
 
 
 def options_for(uri: str, storage_options: Options) -> dict[str, str]:
@@ -48,7 +70,8 @@ def write_fragments(
     `memory` (JSON) is kept with the commit and comes back from `FragmentWriter.done`.
     """
     options = options_for(uri, storage_options)
-    written = lance.fragment.write_fragments(rows.replace_schema_metadata(None), uri, storage_options=options)
+    with told("written", uri):
+        written = lance.fragment.write_fragments(rows.replace_schema_metadata(None), uri, storage_options=options)
     fragments = [fragment.to_json() for fragment in written]
     return {"shard": shard, "rows": rows.num_rows, "memory": memory or {}, "fragments": fragments}
 
@@ -72,11 +95,14 @@ class FragmentWriter:
 
     def _create(self, schema: pa.Schema) -> LanceDataset | None:
         try:
-            return lance.write_dataset(
-                schema.empty_table(), self.uri, mode="create", storage_options=self.storage_options,
-                transaction_properties={LEASE: str(self.lease)},
-            )  # fmt: skip
-        except OSError as error:
+            with told("written", self.uri):
+                return lance.write_dataset(
+                    schema.empty_table(),
+                    self.uri,
+                    storage_options=self.storage_options,
+                    transaction_properties={LEASE: str(self.lease)},
+                )
+        except StoreError as error:
             if "already exists" not in str(error):
                 raise
             return None
@@ -113,12 +139,10 @@ class FragmentWriter:
         self, operation: LanceOperation.BaseOperation, dataset: LanceDataset, about: dict[str, str]
     ) -> LanceDataset:
         about = {LEASE: str(self.lease), **about}
+        transaction = Transaction(dataset.version, operation, transaction_properties=about)
         try:
-            return LanceDataset.commit(
-                self.uri,
-                Transaction(dataset.version, operation, transaction_properties=about),
-                storage_options=self.storage_options,
-            )
+            with told("written", self.uri):
+                return LanceDataset.commit(self.uri, transaction, storage_options=self.storage_options)
         except CommitConflictError as error:
             raise LeaseLost(f"{self.uri} was taken over by another run; this one stops") from error
 
@@ -134,10 +158,15 @@ class FragmentWriter:
         return self._dataset
 
 
-def history(dataset: LanceDataset) -> list[tuple[int, Transaction]]:
-    """(version, transaction) of all versions still on record, the newest first."""
-    found = dataset.get_transactions(dataset.version)
-    return [(dataset.version - age, transaction) for age, transaction in enumerate(found) if transaction is not None]
+def history(dataset: LanceDataset) -> Iterator[tuple[int, Transaction]]:
+    """(version, transaction) of all versions still on record, the newest first; the recent ones are read first."""
+    seen = 0
+    for count in dict.fromkeys((min(16, dataset.version), dataset.version)):
+        found = dataset.get_transactions(count)
+        for age, transaction in enumerate(found[seen:], seen):
+            if transaction is not None:
+                yield dataset.version - age, transaction
+        seen = len(found)
 
 
 def effective_history(dataset: LanceDataset) -> list[tuple[int, Transaction]]:

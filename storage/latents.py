@@ -130,7 +130,7 @@ class Latents:
         """ValueError when there is no finished latents table."""
         try:
             dataset = open_table(table_uri(artifact), version, storage_options)
-        except (OSError, ValueError) as error:
+        except FileNotFoundError as error:
             raise ValueError(f"{artifact} holds no latents table; run the latents stage first") from error
         about = {name.decode(): json.loads(value) for name, value in dataset.schema.metadata.items()}
         if "mean" not in about:

@@ -84,7 +84,7 @@ def stored_basis(artifact: str, storage_options: Options = None) -> tuple[Tensor
     """
     try:
         dataset = open_table(table_uri(artifact), storage_options=storage_options)
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
     return _basis(dataset)
 
@@ -109,7 +109,7 @@ class Patches:
         """ValueError when there is no token table."""
         try:
             dataset = open_table(table_uri(artifact), version, storage_options)
-        except (OSError, ValueError) as error:
+        except FileNotFoundError as error:
             raise ValueError(f"{artifact} holds no patch tokens; run the bank stage with alignment on") from error
         about = dataset.schema.metadata
         return cls(dataset, int(about[b"tokens"]), *_basis(dataset), json.loads(about[b"encoder"]))

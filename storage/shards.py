@@ -15,6 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from storage.files import open_files
 from storage.sources import Entry, read_entries
 
 TRAIN, HELD_OUT = "train", "held_out"
+READERS = 8
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -131,7 +133,8 @@ def write_index(root: str, shards: int, plan: ShardPlan) -> pa.Table:
     if missing:
         raise ValueError(f"shards {sorted(missing)[:5]} are not written yet; run ingest again")
     names = [f"{root}/parts/{shard_name(number)}.parquet" for number in range(shards)]
-    index = pa.concat_tables([pq.read_table(io.BytesIO(files.read(name))) for name in names])
+    with ThreadPoolExecutor(READERS) as pool:
+        index = pa.concat_tables(pq.read_table(io.BytesIO(part)) for part in pool.map(files.read, names))
     kept = index["kept"].to_numpy()
     if not kept.any():
         reasons = pc.value_counts(index["reason"]).to_pylist()

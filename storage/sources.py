@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,6 +24,8 @@ from webdataset.shardlists import expand_urls
 
 from storage.files import open_files
 from storage.tars import SUFFIXES, TarMember, list_tar
+
+READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,18 +231,21 @@ def _key(path: PurePosixPath) -> str:
 
 
 def _tar_entries(filesystem: fsspec.AbstractFileSystem, files: list[_File], several: bool) -> Iterator[Entry]:
-    for file in files:
-        if file.reason or not file.path.lower().endswith(".tar"):
-            yield Entry(file.path, file.name, size=file.size, reason=file.reason or "not a tar among tars")
-            continue
-        try:
-            with filesystem.open(file.name, "rb") as handle:
-                members = list(list_tar(handle, file.size))
-        except OSError as error:
-            yield Entry(file.path, file.name, size=file.size, reason=f"unreadable: {error.strerror or error}")
-            continue
-        prefix = file.path[: -len(".tar")] + "/" if several else ""
-        yield from (_tar_picture(file, member, prefix) for member in members)
+    """Headers lie between the pictures, so a remote tar is read through: several at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for entries in pool.map(lambda file: _in_tar(filesystem, file, several), files):
+            yield from entries
+
+
+def _in_tar(filesystem: fsspec.AbstractFileSystem, file: _File, several: bool) -> list[Entry]:
+    if file.reason or not file.path.lower().endswith(".tar"):
+        return [Entry(file.path, file.name, size=file.size, reason=file.reason or "not a tar among tars")]
+    prefix = file.path[: -len(".tar")] + "/" if several else ""
+    try:
+        with filesystem.open(file.name, "rb") as handle:
+            return [_tar_picture(file, member, prefix) for member in list_tar(handle, file.size)]
+    except OSError as error:
+        return [Entry(file.path, file.name, size=file.size, reason=f"unreadable: {error.strerror or error}")]
 
 
 def _tar_picture(file: _File, member: TarMember, prefix: str) -> Entry:

@@ -7,7 +7,7 @@ pictures, `TrainingTable` fetches them, from memory when everything fits, else f
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -62,27 +62,23 @@ class TrainingTable:
         if not len(self.ids) and split == "train":
             raise ValueError(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
         self.pictures = np.unique(self.ids >> 1)
-        self._columns = self._open_columns()
+        self._sources = self._open_sources()
         self.in_memory = self.bytes <= memory_limit
-        if self.in_memory:
-            self._memory = {name: column.load() for name, column in self._columns.items()}
+        self._memory = _merged(source.load() for source in self._sources) if self.in_memory else {}
 
-    def _open_columns(self) -> dict[str, _Column]:
-        channels, height, width = self.latents.shape
-        dim = self._bank.schema.field("snippet").type.list_size
-        columns = {
-            "latent": _Column(self.latents.dataset, "latent", (channels, height, width), self.ids),
-            "label": _Column(self.latents.dataset, "label", (), self.ids),
-            "snippet": _Column(self._bank, "snippet", (dim,), self.ids),
-        }
+    def _open_sources(self) -> list[_Source]:
+        sources = [
+            _Source(self.latents.dataset, {"latent": self.latents.shape, "label": ()}, self.ids),
+            _Source(self._bank, {"snippet": (self.snippet_dim,)}, self.ids),
+        ]
         if self.patches:
-            columns["tokens"] = _Column(self.patches.dataset, "tokens", self.patches.shape, self.ids)
-        return columns
+            sources.append(_Source(self.patches.dataset, {"tokens": self.patches.shape}, self.ids))
+        return sources
 
     @property
     def bytes(self) -> int:
         """What the rows take in memory."""
-        return len(self.ids) * sum(column.row_bytes for column in self._columns.values())
+        return len(self.ids) * sum(source.row_bytes for source in self._sources)
 
     @property
     def mean(self) -> Tensor:
@@ -125,49 +121,55 @@ class TrainingTable:
         if self.in_memory:
             rows = torch.from_numpy(place)
             return {name: values.index_select(0, rows) for name, values in self._memory.items()}
-        return {name: column.take(place) for name, column in self._columns.items()}
+        return _merged(source.take(place) for source in self._sources)
 
 
-class _Column:
-    """One column of one table for the rows of sorted `ids`; row i of what it gives belongs to `ids[i]`."""
+class _Source:
+    """Columns of one table for the rows of sorted `ids`; row i of what it gives belongs to `ids[i]`."""
 
-    def __init__(self, dataset: LanceDataset, name: str, shape: tuple[int, ...], ids: NDArray[np.int64]) -> None:
-        self.dataset, self.name, self.shape, self.ids = dataset, name, shape, ids
-        self.row_bytes = 2 * int(np.prod(shape)) if shape else 8
+    def __init__(self, dataset: LanceDataset, columns: dict[str, tuple[int, ...]], ids: NDArray[np.int64]) -> None:
+        """`columns` names them with the shape of a row: () for the label, else that of a list of float16."""
+        self.dataset, self.columns = dataset, columns
+        self.row_bytes = sum(2 * int(np.prod(shape)) if shape else 8 for shape in columns.values())
         there = dataset.to_table(columns=["id"])["id"].to_numpy()
         order = np.argsort(there, kind="stable")
         found = np.searchsorted(there, ids, sorter=order)
-        missing = (found == len(there)) | (there[order[np.minimum(found, len(there) - 1)]] != ids)
-        if missing.any():
+        self.offsets = order[np.minimum(found, len(there) - 1)]
+        missing = ids[there[self.offsets] != ids]
+        if len(missing):
             raise ValueError(
-                f"{dataset.uri} lacks {missing.sum()} rows of the bank, first id {ids[missing][0]}; rerun its stage"
+                f"{dataset.uri} lacks {len(missing)} rows of the bank, first id {missing[0]}; rerun its stage"
             )
-        self.offsets = order[found]
 
-    def load(self) -> Tensor:
-        """All rows [N, *shape], read front to back."""
+    def load(self) -> dict[str, Tensor]:
+        """All rows, [N, *shape] for each column, read front to back."""
         order = np.argsort(self.offsets)
-        result: Tensor | None = None
-        for start in range(0, max(len(order), 1), READ_ROWS):
+        result = {
+            name: values.new_empty((len(order), *values.shape[1:])) for name, values in self.take(order[:1]).items()
+        }
+        for start in range(0, len(order), READ_ROWS):
             place = order[start : start + READ_ROWS]
-            values = self.take(place)
-            if result is None:
-                result = torch.empty((len(order), *values.shape[1:]), dtype=values.dtype)
-            result[torch.from_numpy(place)] = values
-        assert result is not None
+            for name, values in self.take(place).items():
+                result[name][torch.from_numpy(place)] = values
         return result
 
-    def take(self, place: NDArray[np.int64]) -> Tensor:
+    def take(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
         """Rows at these places. Lance reads sorted offsets more than twice as fast, so sort and put back in order."""
         unique, back = np.unique(self.offsets[place], return_inverse=True)
-        rows = self.dataset.take(unique.tolist(), columns=[self.name])
-        return self._tensor(rows[self.name]).index_select(0, torch.from_numpy(back))
+        rows = self.dataset.take(unique.tolist(), columns=list(self.columns))
+        in_order = torch.from_numpy(back)
+        return {name: _tensor(rows[name], shape).index_select(0, in_order) for name, shape in self.columns.items()}
 
-    def _tensor(self, column: pa.Array | pa.ChunkedArray) -> Tensor:
-        if not self.shape:
-            return torch.from_numpy(column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
-        values = to_matrix(column)
-        return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(-1, *self.shape)
+
+def _tensor(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Tensor:
+    if not shape:
+        return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int64))
+    values = to_matrix(column)
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(-1, *shape)
+
+
+def _merged(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: values for part in parts for name, values in part.items()}
 
 
 class BatchOrder:
