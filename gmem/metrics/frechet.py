@@ -63,8 +63,10 @@ def frechet_distance_of_features(x: Tensor | NDArray, y: Tensor | NDArray) -> fl
             f"Features of {len(first[0])} and {len(second[0])} dimensions cannot be compared: use one detector for both."
         )
     product = _reduced(first[1]) @ _reduced(second[1]).T
+    with _one_thread():
+        cross = float(torch.linalg.svdvals(product).sum())
     traces = float(first[1].square().sum() + second[1].square().sum())
-    return _assemble((first[0] - second[0]).numpy(), traces, float(torch.linalg.svdvals(product).sum()))
+    return _assemble((first[0] - second[0]).numpy(), traces, cross)
 
 
 def _centred(features: Tensor | NDArray, name: str) -> tuple[Tensor, Tensor]:
