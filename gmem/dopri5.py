@@ -1,0 +1,89 @@
+"""Dormand and Prince's method of order 5, with a step size for every sample of a batch.
+
+Off-the-shelf solvers judge the error over the whole batch, so that a picture would depend on what it is made with. The
+steps are otherwise chosen as torchdiffeq does, whose numbers a batch of one reproduces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gmem.flow import like
+
+SAFETY, LARGEST, SMALLEST = 0.9, 10.0, 0.2  # of the factor by which a step size may change
+LIMIT = 1000
+
+Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B, …], t [B] -> dx/dt [B, …]
+
+
+def integrate(velocity: Velocity, x: Tensor, rtol: float, atol: float) -> Tensor:
+    """x(1) from x(0) [B, …] for dx/dt = velocity(x, t [B]).
+
+    The last step goes past 1 and the value at 1 is read from its interpolant, as in torchdiffeq. ValueError when a
+    sample needs more than 1,000 steps.
+    """
+    from scipy.integrate import RK45
+
+    stages, dense, error = (torch.tensor(m, dtype=torch.float64).tolist() for m in (RK45.A[1:], RK45.P, RK45.E))
+    stages.append(RK45.B.tolist())
+    times = [*RK45.C[1:].tolist(), 1.0]
+    t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    slope = velocity(x, t.float())
+    step = _first_step(velocity, x, slope, rtol, atol)
+    result, waiting = x.clone(), torch.ones_like(t, dtype=torch.bool)
+    for _ in range(LIMIT):
+        slopes = [slope]
+        for time, weights in zip(times, stages, strict=True):
+            end = x + like(step.float(), x) * _combine(slopes, weights)
+            slopes.append(velocity(end, (t + time * step).float()))
+        deviation = like(step.float(), x) * _combine(slopes, error)
+        ratio = _norm(deviation / (atol + rtol * torch.maximum(x.abs(), end.abs()))).double()
+        accepted = ratio <= 1
+        arrived = waiting & accepted & (t + step >= 1)
+        inside = ((1 - t) / step).float()
+        value = x + like(step.float(), x) * _interpolate(slopes, dense, inside)
+        result = torch.where(like(arrived, x), value, result)
+        waiting &= ~arrived
+        if not waiting.any():
+            return result
+        t, x, slope = (
+            torch.where(like(accepted, new), new, old) for new, old in ((t + step, t), (end, x), (slopes[-1], slope))
+        )
+        smallest = torch.where(ratio < 1, 1.0, SMALLEST)
+        step = step * torch.maximum(SAFETY / ratio.clamp_min(1e-12) ** 0.2, smallest).clamp_max(LARGEST)
+    raise ValueError(f"dopri5 did not arrive within {LIMIT} steps: raise rtol, or check the network for NaN")
+
+
+def _first_step(velocity: Velocity, x: Tensor, slope: Tensor, rtol: float, atol: float) -> Tensor:
+    """A step size for each sample (Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, II.4)."""
+    scale = atol + rtol * x.abs()
+    size, speed = _norm(x / scale), _norm(slope / scale)
+    trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
+    change = _norm((velocity(x + like(trial, x) * slope, trial) - slope) / scale) / trial
+    fastest = torch.maximum(speed, change)
+    step = torch.where(fastest <= 1e-15, (trial * 1e-3).clamp_min(1e-6), (0.01 / fastest) ** 0.2)
+    return torch.minimum(100 * trial, step).double()
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def _combine(slopes: list[Tensor], weights: list[float]) -> Tensor:
+    total = torch.zeros_like(slopes[0])
+    for slope, weight in zip(slopes, weights, strict=False):
+        if weight:
+            total = total.add(slope, alpha=weight)
+    return total
+
+
+def _interpolate(slopes: list[Tensor], dense: list[list[float]], inside: Tensor) -> Tensor:
+    """The interpolant's rise, per unit of step, at `inside` [B], a share of the step."""
+    total = torch.zeros_like(slopes[0])
+    for slope, polynomial in zip(slopes, dense, strict=True):
+        weight = sum(c * inside ** (power + 1) for power, c in enumerate(polynomial))
+        total += slope * like(torch.as_tensor(weight), slope)
+    return total

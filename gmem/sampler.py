@@ -1,0 +1,200 @@
+"""From noise to latents: the flow's ODE, or an SDE with the same marginals; guided, shifted, seeded by sample.
+
+The score follows from the velocity: s = (t·v − x) / σ with σ = 1−t. So for a diffusion coefficient w the SDE's drift
+is v + w·s = v + (w/σ)·(t·v − x): one network call gives both, and w/σ stays finite where σ vanishes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from gmem import dopri5, noise
+from gmem.flow import like, shift
+
+Kind = Literal["ode", "sde"]
+Method = Literal["euler", "heun", "dopri5"]
+Diffusion = Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"]
+Last = Literal["none", "mean", "tweedie", "euler"]
+
+VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]  # x, t, snippet, label
+Wiener = Callable[[int], Tensor]  # number of a step, from 0 -> standard normal [B, C, H, W]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How samples are drawn; the defaults are those of the published figures. JSON by `dataclasses.asdict`."""
+
+    kind: Kind = "sde"
+    method: Method = "heun"
+    steps: int = 50  # points in time, as published: one more than there are intervals
+    shift: float = 1.0  # below 1 spends more points near noise; published for ODE Euler: 0.3
+    diffusion: Diffusion = "linear"
+    diffusion_norm: float = 1.0
+    last: Last = "mean"
+    last_size: float = 0.004  # the SDE ends at t = 1 − last_size, a last step without noise goes on to 1
+    guidance_scale: float = 1.0
+    guidance_start: float = 0.0  # guided where start ≤ t ≤ end, conditional elsewhere
+    guidance_end: float = 1.0
+    rtol: float = 1e-3  # dopri5 only
+    atol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name, kind in {"kind": Kind, "method": Method, "diffusion": Diffusion, "last": Last}.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"sample.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(kind))}")
+        if self.kind == "sde" and self.method == "dopri5":
+            raise ValueError("sample.method 'dopri5' integrates the ODE only; use 'euler' or 'heun' with the SDE")
+        if self.steps < 2:
+            raise ValueError(f"sample.steps is {self.steps}; at least 2 points in time are needed")
+        if not self.shift > 0:
+            raise ValueError(f"sample.shift is {self.shift}; give a positive factor, 1 for none")
+        if self.last != "none" and not 0 < self.last_size < 1:
+            raise ValueError(f"sample.last_size is {self.last_size}; give a number between 0 and 1, or last: none")
+
+
+class Sample(NamedTuple):
+    """Standardised latents [B, C, H, W], and how often a network was evaluated for each (guided: twice a point)."""
+
+    latent: Tensor
+    calls: int
+
+
+def noise_for(seed: int, indices: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
+    """Starting noise [B, *shape]: sample number `indices[i]` has its own, whatever the batch."""
+    return noise.normals(seed, noise.SAMPLING, 0, map(int, indices), shape)
+
+
+def wiener_for(seed: int, indices: Sequence[int] | Tensor, like_noise: Tensor) -> Wiener:
+    """The SDE's noise, step by step, on the device of `like_noise` [B, C, H, W]; again each sample's own."""
+    places = [int(index) for index in indices]
+    return lambda step: noise.normals(seed, noise.SAMPLING, step + 1, places, like_noise.shape[1:]).to(like_noise)
+
+
+@torch.no_grad()
+def sample(
+    network: VelocityNetwork,
+    noise: Tensor,
+    snippet: Tensor | None,
+    config: SamplerConfig,
+    *,
+    seed: int = 0,
+    indices: Sequence[int] | Tensor | None = None,
+    label: Tensor | None = None,
+    guide: VelocityNetwork | None = None,
+    wiener: Wiener | None = None,
+) -> Sample:
+    """Latents for unit-length snippets [B, D] (or labels [B]) from noise [B, C, H, W].
+
+    `indices` [B] number the samples for the SDE's noise (default 0, 1, …), which `wiener` may give instead. With a
+    guidance scale s the velocity is other + s·(conditional − other), where other is `guide`, a smaller or earlier
+    network (Karras et al. 2024), and without one the network's own velocity for the zero snippet.
+    """
+    guided = _Guided(network, snippet, label, config, guide)
+    if config.kind == "ode":
+        latent = _ode(guided, noise, config)
+    else:
+        latent = _sde(
+            guided, noise, config, wiener or wiener_for(seed, range(len(noise)) if indices is None else indices, noise)
+        )
+    return Sample(latent, guided.calls)
+
+
+class _Guided:
+    """The velocity to follow, x [B, C, H, W] and t [B] or a number; counts network calls."""
+
+    def __init__(
+        self,
+        network: VelocityNetwork,
+        snippet: Tensor | None,
+        label: Tensor | None,
+        config: SamplerConfig,
+        guide: VelocityNetwork | None,
+    ) -> None:
+        self.network, self.snippet, self.label, self.config, self.guide = network, snippet, label, config, guide
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+        velocity = self.network(x, t, self.snippet, self.label)
+        self.calls += 1
+        inside = (t >= self.config.guidance_start) & (t <= self.config.guidance_end)
+        if self.config.guidance_scale == 1 or not inside.any():
+            return velocity
+        other = self.guide(x, t, self.snippet, self.label) if self.guide else self.network(x, t, None, None)
+        self.calls += 1
+        return torch.where(like(inside, x), torch.lerp(other, velocity, self.config.guidance_scale), velocity)
+
+
+def _intervals(config: SamplerConfig, end: float) -> Iterator[tuple[int, float, float]]:
+    """Number, beginning and length of each interval from 0 to `end`."""
+    grid = shift(torch.linspace(0, 1, config.steps, dtype=torch.float64), config.shift) * end
+    return zip(range(config.steps - 1), grid[:-1].tolist(), grid.diff().tolist(), strict=True)
+
+
+def _ode(velocity: _Guided, x: Tensor, config: SamplerConfig) -> Tensor:
+    if config.method == "dopri5":
+        return dopri5.integrate(velocity, x, config.rtol, config.atol)
+    for _, t, dt in _intervals(config, 1.0):
+        first = velocity(x, t)
+        if config.method == "heun":
+            first = (first + velocity(x + dt * first, t + dt)) / 2
+        x = x + dt * first
+    return x
+
+
+def _sde(velocity: _Guided, x: Tensor, config: SamplerConfig, wiener: Wiener) -> Tensor:
+    """Euler–Maruyama, or Heun with the noise of a step added before its two drifts."""
+    end = 1.0 if config.last == "none" else 1 - config.last_size
+    for number, t, dt in _intervals(config, end):
+        kick = math.sqrt(2 * (1 - t) * _pull(config, t, dt) * dt) * wiener(number)
+        if config.method == "euler":
+            x = x + dt * _drift(velocity, x, t, dt, config) + kick
+        else:
+            x = x + kick
+            first = _drift(velocity, x, t, dt, config)
+            second = _drift(velocity, x + dt * first, t + dt, dt, config)
+            x = x + dt / 2 * (first + second)
+    return _last_step(velocity, x, end, config)
+
+
+def _last_step(velocity: _Guided, x: Tensor, t: float, config: SamplerConfig) -> Tensor:
+    """From t to the data: the drift without noise, the posterior mean (Tweedie), or the plain flow."""
+    if config.last == "none":
+        return x
+    if config.last == "mean":
+        return x + config.last_size * _drift(velocity, x, t, config.last_size, config)
+    v = velocity(x, t)
+    if config.last == "tweedie":
+        return (x + (1 - t) * (t * v - x)) / t
+    return x + config.last_size * v
+
+
+def _drift(velocity: _Guided, x: Tensor, t: float, dt: float, config: SamplerConfig) -> Tensor:
+    v = velocity(x, t)
+    return v + _pull(config, t, dt) * (t * v - x)
+
+
+def _pull(config: SamplerConfig, t: float, dt: float) -> float:
+    """w/σ for the diffusion coefficient w(t), with n = `diffusion_norm`:
+
+    sigma, linear: n·σ; constant: n; SBDM: n·σ/t; decreasing: (n·cos(πt) + 1)²/4; increasing-decreasing: n·sin²(πt).
+
+    Three of them ask for a pull that no step can follow: SBDM is infinite at t = 0, the others leave noise alive at
+    σ = 0. They are held at w·dt ≤ σ²/2, half the noise there is, a bound that vanishes as steps become small.
+    """
+    sigma, n = 1 - t, config.diffusion_norm
+    if config.diffusion in ("sigma", "linear"):
+        return n
+    if config.diffusion == "increasing-decreasing":
+        return n * math.sin(math.pi * t) ** 2 / sigma if sigma > 1e-6 else 0.0
+    bound = sigma / (2 * dt)
+    if config.diffusion == "SBDM":
+        return min(n / t, bound) if t > 0 else bound
+    w = n if config.diffusion == "constant" else (n * math.cos(math.pi * t) + 1) ** 2 / 4
+    return min(w / sigma, bound) if sigma > 1e-6 else 0.0
