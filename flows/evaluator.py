@@ -113,7 +113,11 @@ class Evaluator:
             ),
             self._sums(
                 self._decoded(
-                    noise_for(self.recipe.sample.seed, chunk.indices, self.generator.network.config.latent_shape)
+                    noise_for(
+                        self.recipe.sample.seed,
+                        torch.from_numpy(chunk.indices),
+                        self.generator.network.config.latent_shape,
+                    )
                 ),
                 chunk.indices,
             ),

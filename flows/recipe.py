@@ -126,8 +126,10 @@ class Sample(Section):
     kind: Literal["ode", "sde"] = "sde"
     method: Literal["euler", "heun", "dopri5"] = "heun"
     steps: int = Field(50, ge=2, description="points of the time grid")
-    shift: float = Field(0.0, ge=0, le=1, description="time shift s of the grid; 0 or 1: uniform")
-    diffusion: Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
+    shift: float = Field(
+        1.0, gt=0, description="time shift of the grid; below 1 spends more points near noise, 1: none"
+    )
+    diffusion: Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"] = "linear"
     last: Literal["none", "mean", "euler", "tweedie"] = "mean"
     last_size: float = Field(0.004, gt=0, lt=1)
     guidance: float = Field(1.0, ge=0, description="guidance scale; 1: none")

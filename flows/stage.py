@@ -57,6 +57,8 @@ class Stage:
     """What it counts: pictures, steps, samples."""
     parts: tuple[Part, ...]
     job: Callable[[Job, Report], Outcome]
+    continues: bool = False
+    """Whether a run that was interrupted is continued under the same MLflow run, so that its curves go on."""
 
     def wanted(self, recipe: Recipe) -> list[Part]:
         return [part for part in self.parts if part.wanted(recipe)]
@@ -174,30 +176,49 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
         # Whoever held the lease before us may have finished the work.
         if not (missing := plan.missing(stage)):
             return _found(stage, plan, tracking, parent)
-        run = stack.enter_context(tracking.stage_run(stage.name, parent, _parameters(stage, plan)))
+        continued = plan.artifact(missing[0]).folder if stage.continues else None
+        run = stack.enter_context(tracking.stage_run(stage.name, parent, _parameters(stage, plan), continued))
+        run.system_metrics()
+        _log_inputs(stage, plan, run)
         job = Job(
             stage=stage.name,
             recipe=recipe,
             fingerprints=_fingerprints(stage, plan),
-            leases={k: v.number for k, v in leases.items()},
+            leases={kind: lease.number for kind, lease in leases.items()},
             tracking_uri=tracking.uri,
             run_id=run.id,
         )
         report = stack.enter_context(shown(stage.name, in_prefect))
         outcome = stage.job(job, report)
+        seconds = monotonic() - start
         for part in missing:
             artifact = plan.artifact(part)
-            artifact.commit(
-                artifact.describe(leases[part.kind], **_description(part, plan, outcome, run.id, monotonic() - start))
-            )
-        run.metrics(outcome.metrics | {"seconds": monotonic() - start})
+            artifact.commit(artifact.describe(leases[part.kind], **_description(part, plan, outcome, run.id, seconds)))
+        run.metrics(outcome.metrics | {"seconds": seconds})
+        for title, picture in outcome.pictures.items():
+            run.artifact(f"{title}.png", plan.store.read_bytes(picture))
     return _result(stage, plan, True, monotonic() - start)
+
+
+def _log_inputs(stage: Stage, plan: Plan, run: Run) -> None:
+    """The artifacts a stage reads, as MLflow datasets whose digest is the table's version (or the fingerprint)."""
+    wanted = {
+        needed.kind: needed
+        for part in stage.wanted(plan.recipe)
+        for needed in part.inputs
+        if needed.wanted(plan.recipe)
+    }
+    for kind, part in wanted.items():
+        artifact = plan.artifact(part)
+        if manifest := artifact.manifest():  # an input may also be a part of the stage itself
+            version = manifest.details.get("version") or manifest.fingerprint
+            run.dataset(f"{plan.recipe.name}-{kind}", artifact.uri, version, stage.name, manifest.counts.get("rows"))
 
 
 def _check_inputs(stage: Stage, plan: Plan) -> None:
     for part in stage.wanted(plan.recipe):
         for needed in part.inputs:
-            if needed.wanted(plan.recipe) and not plan.artifact(needed).complete:
+            if needed not in stage.parts and needed.wanted(plan.recipe) and not plan.artifact(needed).complete:
                 raise StageError(
                     f"stage {stage.name} needs the {needed.kind} of recipe {plan.recipe.name}, which are not in {plan.store.root} yet; "
                     f"run 'gmem run' for the whole chain, or the stage that makes them first"

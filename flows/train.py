@@ -124,12 +124,18 @@ def chosen(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
 def _outcome(job: Job, artifact: Artifact) -> Outcome:
     newest, least = latest(artifact), best(artifact)
     assert newest is not None and least is not None, "a finished training has written a checkpoint"
+    version = job.run.register(f"gmem-{job.recipe.name}", newest)
     return Outcome(
         {"rows": newest.step},
         {"training": newest.step},
-        {"step": newest.step, "best_step": least.step, "held_out": least.manifest.held_out_loss},
+        {
+            "step": newest.step,
+            "best_step": least.step,
+            "held_out": least.manifest.held_out_loss,
+            "model_version": version,
+        },
         pictures={"training-samples": artifact.path("samples.png")},
     )
 
 
-STAGE = Stage("train", "steps", (TRAINING,), job)
+STAGE = Stage("train", "steps", (TRAINING,), job, continues=True)

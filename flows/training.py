@@ -39,7 +39,10 @@ def loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     worker = Worker(Job(**config["job"]), config["channel"], context.get_world_rank(), context.get_world_size())
-    worker.run()
+    try:
+        worker.run()
+    finally:
+        worker.job.run.close()
 
 
 def network_config(recipe: Recipe, data: TrainingTable) -> NetworkConfig:

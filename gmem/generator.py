@@ -28,16 +28,22 @@ class Generator:
 
     @torch.inference_mode()
     def images(
-        self, snippets: Tensor, indices: Tensor, config: SamplerConfig, seed: int, label: Tensor | None = None
+        self, snippets: Tensor, indices: Tensor, config: SamplerConfig, seed: int, labels: Tensor | None = None
     ) -> tuple[Tensor, int]:
         """uint8 [B, 3, H, W] for unit-length snippets [B, D], and how often the network was called.
 
-        Sample number `indices[i]` has its own noise under `seed`: it does not depend on the batch it is in.
+        Sample number `indices[i]` has its own noise under `seed`: it does not depend on the batch it is in. `labels`
+        [B] (-1: none) count for a network that is conditioned on them.
         """
-        device = snippets.device
-        noise = noise_for(seed, indices, self.network.config.latent_shape).to(device)
-        made = sample(self.network, noise, snippets, config, seed=seed, indices=indices, guide=self.guide)
+        noise = noise_for(seed, indices, self.network.config.latent_shape).to(snippets.device)
+        label = self._label(labels)
+        made = sample(self.network, noise, snippets, config, seed=seed, indices=indices, label=label, guide=self.guide)
         return self.decode(made.latent), made.calls
+
+    def _label(self, labels: Tensor | None) -> Tensor | None:
+        if labels is None or self.network.config.conditioning != "label":
+            return None
+        return labels.where(labels >= 0, self.network.config.classes)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:

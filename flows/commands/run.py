@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
 from flows.progress import console
+from flows.recipe import Overrides
 
 if TYPE_CHECKING:
     from flows.stage import Result
@@ -31,7 +32,7 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
     resolved(recipe, set, store)  # a wrong recipe is refused before servers are started
     from flows.pipeline import pipeline
 
-    results = pipeline(recipe, chosen or None)
+    results = pipeline(recipe, Overrides(**chosen))
     summary(results, time.monotonic() - start)
     if json:
         print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
@@ -46,7 +47,7 @@ def stage(
     resolved(recipe, set, store)
     from flows.pipeline import FLOWS
 
-    result = FLOWS[name](recipe, chosen or None)
+    result = FLOWS[name](recipe, Overrides(**chosen))
     summary([result], time.monotonic() - start)
     if json:
         print_json(asdict(result))
