@@ -27,8 +27,8 @@ def integrate(velocity: Velocity, x: Tensor, rtol: float, atol: float) -> Tensor
     """
     from scipy.integrate import RK45
 
-    stages, dense, error = (torch.tensor(m, dtype=torch.float64).tolist() for m in (RK45.A[1:], RK45.P, RK45.E))
-    stages.append(RK45.B.tolist())
+    stages, dense = [*RK45.A[1:].tolist(), RK45.B.tolist()], RK45.P.tolist()
+    error = (RK45.E * 2 / 3).tolist()  # Shampine's estimate, which torchdiffeq takes, is two thirds of the original
     times = [*RK45.C[1:].tolist(), 1.0]
     t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     slope = velocity(x, t.float())
