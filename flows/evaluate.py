@@ -133,7 +133,8 @@ def _merge(parts: Iterator[dict[str, FeatureSums]]) -> dict[str, FeatureSums]:
     total: dict[str, FeatureSums] = {}
     for part in parts:
         for name, sums in part.items():
-            total[name].merge(sums) if name in total else total.update({name: sums})
+            # What comes out of the object store cannot be written to, so the sums begin as new ones.
+            total.setdefault(name, FeatureSums(sums.moments, sums.kept)).merge(sums)
     return total
 
 
@@ -168,8 +169,7 @@ def _sampled(job: Job, split: str, ids: NDArray[np.int64], actors: list[Any], re
     ]
     calls = (actors[i % len(actors)].run.remote(chunk) for i, chunk in enumerate(chunks))
     results = cluster.under_way(calls, 2 * len(actors))
-    total = next(results)
-    report.advance(3 * total.count)
+    total = Shares()
     for shares in results:
         report.advance(3 * shares.count)
         total.merge(shares)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,16 +39,18 @@ class Chunk(NamedTuple):
 class Shares:
     """Features by detector of the samples, of the floor (the sources' latents decoded) and of the ceiling (noise decoded)."""
 
-    samples: dict[str, FeatureSums]
-    floor: dict[str, FeatureSums]
-    ceiling: dict[str, FeatureSums]
-    calls: int
-    count: int
+    samples: dict[str, FeatureSums] = field(default_factory=dict)
+    floor: dict[str, FeatureSums] = field(default_factory=dict)
+    ceiling: dict[str, FeatureSums] = field(default_factory=dict)
+    calls: int = 0
+    count: int = 0
 
     def merge(self, other: Shares) -> None:
+        """Adds another actor's. What comes out of the object store cannot be written to: begin with an empty one."""
         for mine, theirs in ((self.samples, other.samples), (self.floor, other.floor), (self.ceiling, other.ceiling)):
             for name, sums in theirs.items():
-                mine[name].merge(sums)
+                mine.setdefault(name, FeatureSums(sums.moments, sums.kept)).merge(sums)
+        self.calls = other.calls
         self.count += other.count
 
 

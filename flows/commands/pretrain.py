@@ -63,7 +63,8 @@ def encoder(
     """A vision transformer on the recipe's training pictures, by self-supervision; labels serve its figures only."""
     from gmem.pretrain.encoder import EncoderTraining, pretrain_encoder
 
-    chosen, training = resolved(recipe, set, store), EncoderTraining(**_parameters(EncoderTraining, parameters))
+    given = _parameters(EncoderTraining, parameters)
+    chosen, training = resolved(recipe, set, store), EncoderTraining.of(given.pop("method", "contrast"), **given)
     pictures = Pictures(chosen)
     with Terminal("encoder") as bar:
         figures = pretrain_encoder(

@@ -1,0 +1,260 @@
+"""Train a small vision transformer by self-supervision alone, where no encoder exists for the pictures.
+
+`contrast`: the encoder that conditions. Two mild views of a picture must be told from all other pictures (NT-Xent on
+the class token), the class token must redraw a thumbnail of its view, and every patch token its own patch, some of
+which are painted over. So the snippet keeps colour, shape and identity, and patch tokens say what lies where.
+A mirrored picture is another picture: both views are mirrored alike, since the bank holds both as separate rows.
+
+`barlow`: the encoder that only evaluates. Strong views in colour and crop, Barlow Twins (the cross-correlation of the
+two views' embeddings approaches the identity), each view mirrored by its own coin: what differs from the first on
+purpose, so that a measurement does not flatter what it conditions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gmem.encoder import Encoder, load_encoder
+from gmem.pretrain.augment import View, draw_view, erase_patches, mirror
+from gmem.pretrain.loop import (
+    Average,
+    Muon,
+    Progress,
+    batch_rows,
+    generator,
+    load_checkpoint,
+    rate_factor,
+    save_checkpoint,
+    set_rate,
+    write_json,
+)
+from gmem.tokenizer import from_bytes
+
+STRONG = View(zoom=(0.9, 2.0), shift=0.25, turn=15.0, gain=0.4, tint=0.3, hue=0.15, grey=0.1, erase=0.0, mirror=True)
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """All parameters of an encoder's training; `EncoderTraining.of("contrast" | "barlow")` gives the shipped ones."""
+
+    method: str = "contrast"
+    image_size: int = 64
+    patch: int = 8
+    width: int = 192
+    depth: int = 4
+    heads: int = 3
+    embedding: int = 128  # width of the projection that the method compares
+    temperature: float = 0.1
+    redraw_weight: float = 4.0
+    patch_weight: float = 2.0
+    steps: int = 1000
+    batch: int = 64
+    lr: float = 1e-3
+    muon_lr: float = 0.01
+    weight_decay: float = 0.05
+    warmup: int = 100
+    decay_share: float = 0.4
+    ema_decay: float = 0.998
+    seed: int = 0
+    view: View = field(default_factory=View)
+
+    @classmethod
+    def of(cls, method: str, **rest: Any) -> EncoderTraining:
+        if method == "contrast":
+            return cls(**rest)
+        if method == "barlow":
+            own: dict[str, Any] = {"width": 128, "depth": 5, "heads": 4, "embedding": 512, "seed": 1, "view": STRONG}
+            return cls(method="barlow", **(own | rest))
+        raise ValueError(f"there is no method '{method}' for encoders; choose 'contrast' or 'barlow'")
+
+
+def pretrain_encoder(
+    images: Tensor,
+    labels: Tensor,
+    held_images: Tensor,
+    held_labels: Tensor,
+    training: EncoderTraining,
+    folder: Path | str,
+    progress: Progress | None = None,
+    *,
+    origin: dict[str, Any] | None = None,
+    report_every: int = 50,
+    checkpoint_seconds: float = 120.0,
+) -> dict[str, Any]:
+    """Train on uint8 images [N, 3, H, W] and write `config.json`, `model.safetensors`, `provenance.json` to `folder`.
+
+    Labels [N] serve the figures only, never the training. The run resumes from `folder/checkpoint.safetensors` and
+    stops at `training.steps`. `origin` (data, command, licence) goes into the provenance as it is.
+    Returns the figures. Raises ValueError when there are fewer pictures than a batch.
+    """
+    if len(images) < training.batch:
+        raise ValueError(
+            f"{len(images)} pictures are fewer than a batch of {training.batch}; give more, or batch={len(images)}"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(training.seed)
+    student = _Student(training)
+    average = Average(student, training.ema_decay)
+    optimizers = _optimizers(student, training)
+    checkpoint = folder / "checkpoint.safetensors"
+    recipe = json.dumps(asdict(training) | {"steps": None}, sort_keys=True)
+    step = load_checkpoint(checkpoint, student, average, optimizers, recipe)
+
+    sums: dict[str, float] = {}
+    since, first, saved = time.monotonic(), step, time.monotonic()
+    while step < training.steps:
+        rng = generator(training.seed, step, "view")
+        batch = _sized(images[batch_rows(len(images), training.batch, training.seed, step)], training.image_size)
+        losses = student(batch, rng)
+        set_rate(optimizers, rate_factor(step, training.steps, training.warmup, training.decay_share))
+        _descend(losses["loss"], student, optimizers)
+        average.update(student, step)
+        step += 1
+        sums = {k: sums.get(k, 0.0) + float(v.detach()) for k, v in losses.items()}
+        if step % report_every == 0 or step == training.steps:
+            if progress:
+                rate = (step - first) * training.batch / (time.monotonic() - since)
+                means = {k: v / (step - first) for k, v in sums.items()}
+                progress({"step": step, "steps": training.steps, "rate": rate} | means)
+            sums, since, first = {}, time.monotonic(), step
+        if time.monotonic() - saved > checkpoint_seconds or step == training.steps:
+            save_checkpoint(checkpoint, step, student, average, optimizers, recipe)
+            saved = time.monotonic()
+
+    export(average, training, folder)
+    figures = measure(load_encoder(str(folder)), images, labels, held_images, held_labels)
+    write_json(folder / "provenance.json", (origin or {}) | {"training": asdict(training), "figures": figures})
+    return figures
+
+
+class _Student(nn.Module):
+    """The encoder and the heads that its training needs and its use does not."""
+
+    def __init__(self, training: EncoderTraining):
+        super().__init__()
+        self.training_ = training
+        self.encoder = timm.create_model(ARCHITECTURE, num_classes=0, **model_arguments(training))
+        w, e = training.width, training.embedding
+        norm: nn.Module = nn.BatchNorm1d(2 * w)
+        self.head = nn.Sequential(nn.Linear(w, 2 * w), norm, nn.GELU(), nn.Linear(2 * w, e))
+        if training.method == "contrast":
+            self.redraw = nn.Linear(w, 3 * 16 * 16)
+            self.repaint = nn.Linear(w, 3 * training.patch**2)
+        self.compare = _comparison(training)
+
+    def forward(self, batch: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        t = self.training_
+        batch = mirror(batch, 0.5, rng)
+        views = torch.cat([draw_view(batch, t.view, rng) for _ in range(2)])
+        seen = erase_patches(views, t.view.erase, t.patch, rng) if t.view.erase else views
+        tokens = self.encoder.forward_features(seen)
+        first, second = self.head(tokens[:, 0]).chunk(2)
+        compared = self.compare(first, second)
+        if t.method != "contrast":
+            return {"loss": compared, "compare": compared.detach()}
+        redrawn = F.mse_loss(self.redraw(tokens[:, 0]), F.adaptive_avg_pool2d(views, 16).flatten(1))
+        repainted = F.mse_loss(self.repaint(tokens[:, 1:]), F.unfold(views, t.patch, stride=t.patch).mT)
+        loss = compared + t.redraw_weight * redrawn + t.patch_weight * repainted
+        return {"loss": loss, "compare": compared.detach(), "redraw": redrawn.detach(), "patch": repainted.detach()}
+
+
+def _comparison(training: EncoderTraining) -> nn.Module:
+    from lightly.loss import BarlowTwinsLoss, NTXentLoss
+
+    if training.method == "contrast":
+        return NTXentLoss(temperature=training.temperature)
+    return BarlowTwinsLoss()
+
+
+ARCHITECTURE = "vit_tiny_patch16_224"
+
+
+def model_arguments(training: EncoderTraining) -> dict[str, Any]:
+    """What timm's plain vision transformer is built with."""
+    t = training
+    return {
+        "img_size": t.image_size,
+        "patch_size": t.patch,
+        "embed_dim": t.width,
+        "depth": t.depth,
+        "num_heads": t.heads,
+    }
+
+
+def export(average: Average, training: EncoderTraining, folder: Path) -> None:
+    """Write the averaged encoder in timm's hub layout, weights as float16."""
+    kept = {k.removeprefix("encoder."): v for k, v in average.values.items() if k.startswith("encoder.")}
+    save_file({k: v.half().contiguous() for k, v in kept.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architecture": ARCHITECTURE,
+        "num_classes": 0,
+        "model_args": model_arguments(training),
+        "pretrained_cfg": {
+            "input_size": [3, training.image_size, training.image_size],
+            "interpolation": "bilinear",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "num_classes": 0,
+        },
+    }
+    write_json(folder / "config.json", config)
+
+
+def _optimizers(student: _Student, training: EncoderTraining) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices within the blocks, AdamW for embeddings, norms and heads."""
+    inside = {id(p) for p in student.encoder.blocks.parameters() if p.ndim == 2}
+    matrices = [p for p in student.parameters() if id(p) in inside]
+    others = [p for p in student.parameters() if id(p) not in inside]
+    return [
+        Muon(matrices, training.muon_lr, weight_decay=training.weight_decay),
+        torch.optim.AdamW(others, training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay),
+    ]
+
+
+def _descend(loss: Tensor, student: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _sized(images: Tensor, size: int) -> Tensor:
+    images = from_bytes(images)
+    if images.shape[-1] == size == images.shape[-2]:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
+def measure(
+    encoder: Encoder, images: Tensor, labels: Tensor, held_images: Tensor, held_labels: Tensor
+) -> dict[str, float]:
+    """Nearest-neighbour category accuracy (cosine, training pictures as neighbours) beside two kinds of chance."""
+    train, held = (F.normalize(snippets(encoder, x), dim=1) for x in (images, held_images))
+    share = torch.bincount(labels).float() / len(labels)
+    found = labels[(held @ train.T).argmax(1)]
+    alone = (train @ train.T).fill_diagonal_(-2).argmax(1)
+    return {
+        "held_out_accuracy": (found == held_labels).float().mean().item(),
+        "leave_one_out_accuracy": (labels[alone] == labels).float().mean().item(),
+        "chance_random_neighbour": share.square().sum().item(),
+        "chance_largest_category": share.max().item(),
+        "training_pictures": len(images),
+        "held_out_pictures": len(held_images),
+    }
+
+
+def snippets(encoder: Encoder, images: Tensor, batch: int = 256) -> Tensor:
+    """Snippets [N, D] of uint8 images [N, 3, H, W]."""
+    return torch.cat([encoder(from_bytes(part)).snippet for part in images.split(batch)])

@@ -1,0 +1,153 @@
+"""What both pretrainings share: order of pictures, learning rate, averaged weights, Muon, checkpoints, provenance.
+
+Randomness is a pure function of (seed, step), so a run that resumes needs its step and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called with {"step", "steps", "rate", "loss", ...}: pictures a second and the losses since the last call."""
+
+
+def generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
+    """The generator of one step: seeded by a hash, so that neighbouring seeds and steps share nothing."""
+    digest = hashlib.sha256(f"{purpose}/{seed}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def batch_rows(count: int, batch: int, seed: int, step: int) -> Tensor:
+    """Picture numbers [batch] of a step: every picture once an epoch, in an order drawn for each epoch."""
+    places = torch.arange(step * batch, (step + 1) * batch)
+    rows = torch.empty(batch, dtype=torch.int64)
+    for epoch in torch.unique(places // count).tolist():
+        order = torch.randperm(count, generator=generator(seed, epoch, "order"))
+        here = places // count == epoch
+        rows[here] = order[places[here] % count]
+    return rows
+
+
+def rate_factor(step: int, steps: int, warmup: int, decay_share: float) -> float:
+    """Warm up, hold, then fall linearly to zero over the last `decay_share` of the steps.
+
+    Only the fall depends on `steps`, so a run may be resumed with another number of them.
+    """
+    fall = max(1.0, decay_share * steps)
+    return min(1.0, (step + 1) / max(1, warmup), max(0.0, (steps - step) / fall))
+
+
+class Average:
+    """Exponential moving average of a module's parameters, ramped up so that a short run has one too."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (20 + step))
+        now = [p.detach() for p in module.parameters()]
+        torch._foreach_lerp_(list(self.values.values()), now, 1 - decay)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, for weights of two and more dimensions (flattened to two).
+
+    The orthogonal factor of the update is approached by Newton-Schulz steps of the quintic
+    X <- a X + (b A + c A A) X, A = X X^T; its coefficients make small singular values grow fast and leave them
+    between about 0.7 and 1.2 (K. Jordan et al., "Muon", 2024). On these small convolutions it needs about half the
+    steps of Adam.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 0.0):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.mul_(group["momentum"]).add_(p.grad)
+                update = p.grad.add(momentum, alpha=group["momentum"]).flatten(1)
+                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(orthogonal(update).view_as(p), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: Tensor, rounds: int = 4) -> Tensor:
+    """Approximately U V^T of a matrix U S V^T [m, n], by Newton-Schulz (see `Muon`)."""
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(rounds):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def save_checkpoint(
+    path: Path, step: int, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], recipe: str
+) -> None:
+    """Write everything a resumed run needs as one safetensors file, atomically."""
+    tensors = {f"module.{k}": v.contiguous() for k, v in module.state_dict().items()}
+    tensors |= {f"average.{k}": v.contiguous() for k, v in average.values.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"step": str(step), "recipe": recipe})
+    os.replace(part, path)
+
+
+def load_checkpoint(
+    path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], recipe: str
+) -> int:
+    """Read what `save_checkpoint` wrote and return its step (0 when there is none).
+
+    Raises ValueError when the checkpoint belongs to another recipe.
+    """
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if metadata.get("recipe") != recipe:
+        raise ValueError(f"{path} was made with other parameters; remove it or give the parameters it was made with")
+    module.load_state_dict(_under(tensors, "module."))
+    for name, value in _under(tensors, "average.").items():
+        average.values[name].copy_(value)
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, f"optimizer.{number}.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Multiply each group's own learning rate by the schedule's factor."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,135 @@
+"""Image <-> latent by a diffusers AutoencoderKL, from shipped weights, a local folder or a hub.
+
+Images are float [B, 3, H, W] in [-1, 1]; latents are raw (no scaling factor), float32 [B, C, H / factor, W / factor].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmem.shipped import shipped_folder, weights_hash
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """[-1, 1] -> uint8, by trunc(127.5 x + 128) clamped: the rounding of the published code, which FID depends on."""
+    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """uint8 [..., 3, H, W] -> float32 in [-1, 1]; `to_bytes` gives the same bytes back."""
+    return images.float() / 127.5 - 1
+
+
+def standardise(latent: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Latent [B, C, h, w] with per-channel mean and deviation [C] taken out."""
+    return (latent - _per_channel(mean, latent)) / _per_channel(std, latent)
+
+
+def destandardise(latent: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The inverse of `standardise`."""
+    return latent * _per_channel(std, latent) + _per_channel(mean, latent)
+
+
+def _per_channel(values: Tensor, latent: Tensor) -> Tensor:
+    if values.shape != (latent.shape[1],):
+        raise ValueError(
+            f"latent statistics have shape {tuple(values.shape)} but the latents have {latent.shape[1]} channels; "
+            "take the statistics of the table that these latents come from"
+        )
+    return values.to(latent).view(1, -1, 1, 1)
+
+
+class Tokenizer:
+    """A frozen autoencoder. `identity` names it: source, hash of the weights, factor, channels."""
+
+    def __init__(self, model: Any, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
+        self.device, self.dtype = torch.device(device), dtype
+        self.factor: int = 2 ** (len(model.config.block_out_channels) - 1)
+        self.channels: int = model.config.latent_channels
+        self.identity: dict[str, Any] = {
+            "name": name,
+            "sha256": weights_hash(model.state_dict()),
+            "factor": self.factor,
+            "channels": self.channels,
+        }
+        self.model = model.requires_grad_(False).eval().to(self.device, dtype).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] -> latents [B, C, H/f, W/f]: the posterior's mean, or a draw seeded by each id [B].
+
+        Raises ValueError when the sides are not multiples of the factor.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
+            raise ValueError(
+                f"the tokenizer takes images [B, 3, H, W] with sides divisible by {self.factor}, not "
+                f"{tuple(images.shape)}; choose an image size that is a multiple of {self.factor}"
+            )
+        posterior = self.model.encode(self._place(images)).latent_dist
+        mean = posterior.mean.float()
+        if ids is None:
+            return mean
+        return mean + posterior.std.float() * seeded_normal(ids, tuple(mean.shape[1:])).to(mean)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Raw latents [B, C, h, w] -> images [B, 3, f h, f w], float32, not clamped (`to_bytes` does)."""
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ValueError(
+                f"this tokenizer decodes latents of {self.channels} channels, not {tuple(latents.shape)}; "
+                "load the tokenizer that made them"
+            )
+        return self.model.decode(self._place(latents)).sample.float()
+
+    def _place(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def seeded_normal(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Normal draws [B, *shape], each row from its own generator seeded by its id: the same in whatever batch."""
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(i))) for i in ids.tolist()]
+    return torch.stack(rows) if rows else torch.empty((0, *shape))
+
+
+def load_tokenizer(source: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tokenizer:
+    """Load `shipped:NAME`, a local folder in the diffusers layout, or a hub id (also of a pipeline with a `vae` part).
+
+    Raises ValueError in one sentence when there is nothing there or it is no AutoencoderKL.
+    """
+    folder = shipped_folder(source.removeprefix("shipped:")) if source.startswith("shipped:") else Path(source)
+    return Tokenizer(_load_model(source, folder), source, device, dtype)
+
+
+def _load_model(source: str, folder: Path) -> Any:
+    from diffusers import AutoencoderKL
+
+    local = folder.is_dir()
+    part = "vae" if local and (folder / "vae" / "config.json").is_file() else None
+    if local and part is None and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json; give a folder that diffusers' AutoencoderKL was saved in")
+    if not local and source.startswith(("/", ".", "~")):
+        raise ValueError(f"there is no folder {source}; give a tokenizer's folder, 'shipped:NAME' or a hub id")
+    try:
+        return _read(AutoencoderKL, str(folder) if local else source, part)
+    except Exception as error:  # the hub client, diffusers and safetensors each have their own families of errors
+        raise ValueError(
+            f"the tokenizer '{source}' could not be loaded as an AutoencoderKL: {_first_line(error)}"
+        ) from error
+
+
+def _read(kind: Any, where: str, part: str | None) -> Any:
+    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, "use_safetensors": True}
+    if part is None and not Path(where).is_dir():
+        try:
+            return kind.from_pretrained(where, **options)
+        except OSError:
+            part = "vae"
+    return kind.from_pretrained(where, subfolder=part, **options)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

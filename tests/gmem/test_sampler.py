@@ -1,0 +1,187 @@
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gmem.network import Network, NetworkConfig
+from gmem.sampler import Diffusion, Last, Method, SamplerConfig, noise_for, sample
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden numbers at {GOLDEN}")
+
+MEAN, STD = 0.7, 0.5
+
+
+def gaussian_velocity(x, t, snippet=None, label=None):
+    """The exact velocity when every number of a latent is drawn from N(0.7, 0.5²)."""
+    t = t[:, None, None, None]
+    s = 1 - t
+    return MEAN + (t * STD**2 - s) / ((t * STD) ** 2 + s**2) * (x - t * MEAN)
+
+
+def constant_velocity(value):
+    return lambda x, t, snippet, label: torch.full_like(x, value)
+
+
+@pytest.fixture(scope="module")
+def golden_network() -> Network:
+    weights = load_file(GOLDEN / "network_tiny.safetensors")
+    network = Network(NetworkConfig(6, 96, 4, latent_channels=8, latent_size=4, projection_dim=768))
+    network.load_state_dict({k.removeprefix("weights/"): v.float() for k, v in weights.items() if "weights/" in k})
+    return network.eval()
+
+
+@needs_golden
+@pytest.mark.parametrize(
+    ("name", "config", "calls"),
+    [
+        ("ode_euler_n8_shift0.0", SamplerConfig("ode", "euler", 8), 7),
+        ("ode_euler_n8_shift0.3", SamplerConfig("ode", "euler", 8, shift=0.3), 7),
+        ("sde_euler_n8_last_none", SamplerConfig("sde", "euler", 8, last="none"), 7),
+        ("sde_euler_n8_last_mean", SamplerConfig("sde", "euler", 8, last="mean"), 8),
+        ("sde_euler_n8_last_euler", SamplerConfig("sde", "euler", 8, last="euler"), 8),
+        ("sde_heun_n8_last_mean", SamplerConfig("sde", "heun", 8, last="mean"), 15),
+        ("sde_heun_n8_last_euler", SamplerConfig("sde", "heun", 8, last="euler"), 15),
+    ],
+)
+def test_published_samples(golden_network, name, config, calls):
+    golden = load_file(GOLDEN / "samplers_tiny.safetensors")
+    wiener = golden["input/wiener_noise"]
+    made = sample(
+        golden_network, golden["input/noise"], golden["input/snippet"], config, wiener=lambda step: wiener[step]
+    )
+    assert (made.latent - golden[name]).abs().max() < 5e-6
+    assert made.calls == calls
+
+
+@needs_golden
+def test_published_dopri5(golden_network):
+    """The published solver judges the batch as one, so here both samples are given as one with twice the channels."""
+    golden = load_file(GOLDEN / "samplers_tiny.safetensors")
+    snippet = golden["input/snippet"]
+
+    def joint(x, t, *_):
+        return golden_network(x.reshape(2, 8, 4, 4), t.expand(2), snippet).reshape(1, 16, 4, 4)
+
+    made = sample(joint, golden["input/noise"].reshape(1, 16, 4, 4), None, SamplerConfig("ode", "dopri5"))
+    assert (made.latent.reshape(2, 8, 4, 4) - golden["ode_dopri5_n8"]).abs().max() < 1e-5
+    assert made.calls == 20
+
+
+@needs_golden
+def test_heun_without_a_last_step_is_finite_where_the_published_code_divides_by_zero(golden_network):
+    golden = load_file(GOLDEN / "samplers_tiny.safetensors")
+    assert golden["sde_heun_n8_last_none"].isnan().all()
+    config = SamplerConfig("sde", "heun", 8, last="none")
+    made = sample(golden_network, golden["input/noise"], golden["input/snippet"], config)
+    assert made.latent.isfinite().all()
+
+
+@needs_golden
+@pytest.mark.parametrize(("t", "name"), [(0.50, "guidance/velocity_t0.50"), (0.95, "guidance/velocity_t0.95")])
+def test_published_guidance_with_its_interval(golden_network, t, name):
+    golden = load_file(GOLDEN / "network_tiny.safetensors")
+    config = SamplerConfig(guidance_scale=2.5, guidance_start=0.89)
+    from gmem.sampler import _Guided
+
+    guided = _Guided(golden_network, golden["input/snippet"], None, config, None)
+    with torch.no_grad():
+        assert (guided(golden["input/latent"], t) - golden[name]).abs().max() < 1e-5
+    assert guided.calls == (1 if t < 0.89 else 2)
+
+
+@pytest.mark.parametrize("diffusion", get_args(Diffusion))
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize("last", get_args(Last))
+def test_every_sde_reaches_the_data(diffusion, method, last):
+    config = SamplerConfig("sde", method, 50, diffusion=diffusion, last=last)
+    made = sample(gaussian_velocity, noise_for(0, range(1000), (1, 2, 2)), None, config).latent
+    assert made.mean() == pytest.approx(MEAN, abs=0.03)
+    assert made.std() == pytest.approx(STD, abs=0.025)
+
+
+@pytest.mark.parametrize("diffusion", ["constant", "SBDM"])
+def test_the_forms_that_break_as_published_work_with_few_steps_too(diffusion):
+    config = SamplerConfig("sde", "heun", 8, diffusion=diffusion)
+    made = sample(gaussian_velocity, noise_for(0, range(1000), (1, 2, 2)), None, config).latent
+    assert made.std() == pytest.approx(STD, abs=0.1)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_ode_carries_each_sample_along_its_path(method):
+    noise = noise_for(1, range(64), (1, 2, 2))
+    made = sample(gaussian_velocity, noise, None, SamplerConfig("ode", method, 400, rtol=1e-5, atol=1e-7)).latent
+    torch.testing.assert_close(made, MEAN + STD * noise, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "calls"),
+    [
+        (SamplerConfig(), 99),
+        (SamplerConfig("ode", "euler"), 49),
+        (SamplerConfig("ode", "heun"), 98),
+        (SamplerConfig("ode", "euler", 5, guidance_scale=2.0), 8),
+        (SamplerConfig("ode", "euler", 5, guidance_scale=2.0, guidance_start=0.5), 6),
+    ],
+)
+def test_calls_are_counted(config, calls):
+    counted = 0
+
+    def network(*arguments):
+        nonlocal counted
+        counted += 1
+        return gaussian_velocity(*arguments)
+
+    assert sample(network, torch.zeros(2, 1, 2, 2), None, config).calls == calls == counted
+
+
+@pytest.mark.parametrize("config", [SamplerConfig(steps=6), SamplerConfig("ode", "dopri5")])
+def test_a_sample_does_not_depend_on_its_batch(config):
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(2, 32, 2, latent_channels=4, latent_size=4, snippet_dim=16)).eval()
+    snippets = torch.nn.functional.normalize(torch.randn(6, 16), dim=1)
+    whole = sample(network, noise_for(5, range(6), (4, 4, 4)), snippets, config, seed=5).latent
+    for rows in ([4, 1], [0], [5, 3, 2]):
+        noise = noise_for(5, torch.tensor(rows), (4, 4, 4))
+        part = sample(network, noise, snippets[rows], config, seed=5, indices=torch.tensor(rows)).latent
+        torch.testing.assert_close(part, whole[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_guidance_outside_its_interval_is_conditional():
+    def network(x, t, snippet, label):
+        return torch.full_like(x, 0.0 if snippet is None else 1.0)
+
+    config = SamplerConfig("ode", "euler", 11, guidance_scale=3.0, guidance_start=0.25, guidance_end=0.65)
+    made = sample(network, torch.zeros(1, 1, 1, 1), torch.ones(1, 4), config)
+    assert made.latent.item() == pytest.approx(0.6 * 1 + 0.4 * 3, rel=1e-5)  # guided at 0.3, 0.4, 0.5, 0.6
+
+
+def test_autoguidance_moves_away_from_the_guide():
+    config = SamplerConfig("ode", "euler", 11, guidance_scale=2.0)
+    made = sample(
+        constant_velocity(1.0), torch.zeros(1, 1, 1, 1), torch.ones(1, 4), config, guide=constant_velocity(0.25)
+    )
+    assert made.latent.item() == pytest.approx(1.75, rel=1e-5)
+    assert made.calls == 20
+
+
+def test_dopri5_says_when_it_cannot_arrive():
+    def stormy(x, t, *_):
+        return torch.full_like(x, float("nan"))
+
+    with pytest.raises(ValueError, match="dopri5"):
+        sample(stormy, torch.zeros(1, 1, 1, 1), None, SamplerConfig("ode", "dopri5"))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"kind": "sde", "method": "dopri5"}, "ODE only"), ({"steps": 1}, "at least 2"), ({"shift": 0.0}, "positive"),
+        ({"last_size": 0.0}, "between 0 and 1"), ({"diffusion": "quadratic"}, "use one of constant"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        SamplerConfig(**values)
