@@ -126,7 +126,8 @@ def build(
     import timm
 
     try:
-        plain = timm.create_model(name, pretrained=False, num_classes=0)
+        with torch.device("meta"):  # only to ask: nothing is allocated or drawn
+            plain = timm.create_model(name, pretrained=False, num_classes=0)
         config: dict[str, Any] = plain.pretrained_cfg
         _require_plain_vit(plain, name)
         size = input_size(image_size, config["input_size"][-1], _patch(plain))

@@ -195,7 +195,9 @@ def model_arguments(training: EncoderTraining) -> dict[str, Any]:
 def export(average: Average, training: EncoderTraining, folder: Path) -> None:
     """Write the averaged encoder in timm's hub layout, weights as float16."""
     kept = {k.removeprefix("encoder."): v for k, v in average.values.items() if k.startswith("encoder.")}
-    save_file({k: v.half().contiguous() for k, v in kept.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v.half().contiguous() for k, v in kept.items()}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
     config = {
         "architecture": ARCHITECTURE,
         "num_classes": 0,
@@ -240,18 +242,24 @@ def _sized(images: Tensor, size: int) -> Tensor:
 def measure(
     encoder: Encoder, images: Tensor, labels: Tensor, held_images: Tensor, held_labels: Tensor
 ) -> dict[str, float]:
-    """Nearest-neighbour category accuracy (cosine, training pictures as neighbours) beside two kinds of chance."""
+    """Nearest-neighbour category accuracy (cosine, training pictures as neighbours) beside two kinds of chance.
+
+    Pictures without a label (-1) are left out; without any labels only the counts remain.
+    """
+    counts: dict[str, float] = {"training_pictures": len(images), "held_out_pictures": len(held_images)}
+    images, labels = images[labels >= 0], labels[labels >= 0]
+    held_images, held_labels = held_images[held_labels >= 0], held_labels[held_labels >= 0]
+    if len(images) < 2 or not len(held_images):
+        return counts
     train, held = (F.normalize(snippets(encoder, x), dim=1) for x in (images, held_images))
     share = torch.bincount(labels).float() / len(labels)
     found = labels[(held @ train.T).argmax(1)]
     alone = (train @ train.T).fill_diagonal_(-2).argmax(1)
-    return {
+    return counts | {
         "held_out_accuracy": (found == held_labels).float().mean().item(),
         "leave_one_out_accuracy": (labels[alone] == labels).float().mean().item(),
         "chance_random_neighbour": share.square().sum().item(),
         "chance_largest_category": share.max().item(),
-        "training_pictures": len(images),
-        "held_out_pictures": len(held_images),
     }
 
 

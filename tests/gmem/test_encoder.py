@@ -18,7 +18,7 @@ TOWERS = [
     ("vit_small_patch14_dinov2", 256, 224, 16, 384, 1),
     ("vit_small_patch14_reg4_dinov2", 256, 224, 16, 384, 5),
     ("vit_small_patch16_dinov3", 256, 256, 16, 384, 5),
-    ("vit_base_patch32_clip_224", 256, 256, 8, 768, 1),
+    ("vit_xsmall_patch16_clip_224", 256, 256, 16, 256, 1),
     ("vit_base_patch16_siglip_256", 256, 256, 16, 768, 0),
 ]
 
