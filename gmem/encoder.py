@@ -127,11 +127,11 @@ def build(
 
     try:
         with torch.device("meta"):  # only to ask: nothing is allocated or drawn
-            plain = timm.create_model(name, pretrained=False, num_classes=0)
+            plain: Any = timm.create_model(name, pretrained=False, num_classes=0)
         config: dict[str, Any] = plain.pretrained_cfg
         _require_plain_vit(plain, name)
         size = input_size(image_size, config["input_size"][-1], _patch(plain))
-        sized = {} if size == _native_size(plain) else {"img_size": size}
+        sized: dict[str, Any] = {} if size == _native_size(plain) else {"img_size": size}
         overlay = {"file": file} if file else None
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=overlay, **sized)
     except Exception as error:  # timm, the hub client and safetensors each have their own families of errors

@@ -144,7 +144,7 @@ class _Student(nn.Module):
     def __init__(self, training: EncoderTraining):
         super().__init__()
         self.training_ = training
-        self.encoder = timm.create_model(ARCHITECTURE, num_classes=0, **model_arguments(training))
+        self.encoder: Any = timm.create_model(ARCHITECTURE, num_classes=0, **model_arguments(training))
         w, e = training.width, training.embedding
         norm: nn.Module = nn.BatchNorm1d(2 * w)
         self.head = nn.Sequential(nn.Linear(w, 2 * w), norm, nn.GELU(), nn.Linear(2 * w, e))
