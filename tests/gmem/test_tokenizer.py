@@ -99,4 +99,3 @@ def test_missing_and_broken_sources_give_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match="could not be loaded"):
         load_tokenizer(str(tmp_path))
-
