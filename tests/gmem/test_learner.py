@@ -12,6 +12,15 @@ SHAPE, SNIPPET, TOKENS = (4, 4, 4), 16, 24
 CONFIG = LearnerConfig(lr=1e-2, precision="fp32", seed=3, drop_rate=0.2, warmup_steps=2)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small lose more by waiting for a second thread than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_network(**rest) -> Network:
     torch.manual_seed(0)
     values = {"projection_dim": TOKENS, "projection_hidden": 32, "projection_after": 1} | rest
@@ -54,8 +63,8 @@ def test_draws_have_the_right_distributions():
 def test_training_lowers_the_loss_and_reports_its_parts():
     learner = Learner(make_network(), CONFIG)
     batch, draws = make_batch(16), draw(CONFIG, 0, 16, SHAPE, SNIPPET, slice(None))
-    results = [learner.step(batch, draws, 16) for _ in range(40)]
-    assert results[-1]["total"] < 0.6 * results[0]["total"]
+    results = [learner.step(batch, draws, 16) for _ in range(25)]
+    assert results[-1]["total"] < 0.7 * results[0]["total"]
     assert results[0]["lr"] == pytest.approx(CONFIG.lr / 2) and results[5]["lr"] == CONFIG.lr
     last = results[-1]
     assert last["total"] == pytest.approx(last["velocity"] + last["cosine"] + 0.5 * last["projection"], rel=1e-5)
@@ -162,7 +171,7 @@ def test_labels_and_data_prediction_train():
     learner = Learner(network, CONFIG)
     batch = make_batch(8)._replace(label=torch.arange(8) % 3, tokens=None)
     draws = draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(None))
-    results = [learner.step(batch, draws, 8) for _ in range(30)]
+    results = [learner.step(batch, draws, 8) for _ in range(15)]
     assert results[-1]["velocity"] < results[0]["velocity"]
 
 

@@ -1,0 +1,283 @@
+"""Reads the published files, and writes the network's back: GMem networks, banks, latent statistics, VA-VAE tokenizers.
+
+Files are mapped, not read, where their format allows, and never unpickled without restriction.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gmem import ldm
+from gmem.network import SIZES, Network, NetworkConfig
+
+PREFIXES = ("module.", "_orig_mod.")  # what data parallelism and compilation put before a name
+WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
+
+Tensors = dict[str, Tensor]
+
+
+class Mismatch(ValueError):
+    """A file's tensors are not those expected. The message counts them and names three; `report` names all."""
+
+    def __init__(self, what: str, missing: list[str], surplus: list[str], misshapen: list[str]) -> None:
+        groups = {"missing": missing, "surplus": surplus, "of another shape": misshapen}
+        self.report = [f"{kind}: {name}" for kind, names in groups.items() for name in names]
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in groups.items() if names)
+        rest = "; …" if len(self.report) > 3 else ""
+        super().__init__(
+            f"{what}: {counts} tensors ({'; '.join(self.report[:3])}{rest}); give the file it was made for"
+        )
+
+
+def check(what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raises `Mismatch` unless names and shapes are the expected ones, ValueError for NaN or mixed types."""
+    missing = [name for name in expected if name not in tensors]
+    surplus = [name for name in tensors if name not in expected]
+    misshapen = [
+        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if missing or surplus or misshapen:
+        raise Mismatch(what, missing, surplus, misshapen)
+    broken = [name for name, value in tensors.items() if not value.is_floating_point() or not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{what}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:3])}); get it again")
+
+
+@dataclass(frozen=True)
+class PublishedNetwork:
+    """A network's weights as they lie in a file, under the published names, and what its shapes say about it."""
+
+    config: NetworkConfig
+    tensors: Tensors
+    part: str  # "ema", "model" or "state dict": which weights of the file these are
+
+    @property
+    def size(self) -> str:
+        """The size's name, such as "XL", or depth x width for one that has none."""
+        shape = (self.config.depth, self.config.width, self.config.heads)
+        return next((name for name, size in SIZES.items() if size == shape), f"{shape[0]}x{shape[1]}")
+
+    def build(self) -> Network:
+        """The network in float32, ready to sample; float32 weights stay mapped to the file."""
+        with torch.device("meta"):
+            network = Network(self.config)
+        network.load_state_dict({name: value.float() for name, value in self.tensors.items()}, assign=True)
+        return network.eval()
+
+
+def read_network(path: str | Path, part: str = "ema") -> PublishedNetwork:
+    """The network in a published checkpoint (a dictionary with `ema` and `model`), a bare state dict or a folder.
+
+    `part` says which weights of a checkpoint to take. ValueError when the file is no such network, see `check`.
+    """
+    content = _read_folder(Path(path)) if Path(path).is_dir() else read_file(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds {_kind(content)}, not a network's weights; did you mean `gmem import bank`?")
+    found = next((p for p in (part, "ema", "model", "state_dict") if isinstance(content.get(p), Mapping)), None)
+    tensors = bare_names(content if found is None else content[found])
+    about = content.get("config")
+    config = _network_config(str(path), tensors, about if isinstance(about, Mapping) else {})
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in Network(config).state_dict().items()}
+    what = f"{path} is not a GMem network of {config.depth} blocks of width {config.width}"
+    check(what, tensors, expected)
+    _check_one_type(str(path), tensors)
+    return PublishedNetwork(config, tensors, found or "state dict")
+
+
+def write_network(path: str | Path, ema: Tensors, config: NetworkConfig, model: Tensors | None = None) -> None:
+    """Writes the published checkpoint layout: `ema`, `model` (the trained weights, if there are any) and `config`.
+
+    Names, types and bits of the tensors stay as they are.
+    """
+    content: dict[str, Any] = {"ema": ema, "config": asdict(config)}
+    torch.save(content if model is None else content | {"model": model}, path)
+
+
+def write_folder(folder: str | Path, tensors: Tensors, config: NetworkConfig) -> None:
+    """Writes a folder such as the hub carries: weights as safetensors beside a `config.json`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, Path(folder) / WEIGHTS_FILE)
+    (Path(folder) / CONFIG_FILE).write_text(json.dumps({"_class_name": "GMemNetwork", **asdict(config)}, indent=2))
+
+
+@dataclass(frozen=True)
+class PublishedBank:
+    """A bank's snippets [rows, dim], mapped to their file."""
+
+    snippets: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.snippets.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.snippets.shape[1]
+
+    def chunks(self, size: int = 16384) -> Iterator[Tensor]:
+        """The snippets in order, [≤ size, dim] at a time, each in memory of its own; ValueError at NaN or infinity."""
+        for start in range(0, self.rows, size):
+            chunk = self.snippets[start : start + size].clone()
+            bad = (~chunk.isfinite().all(1)).nonzero()
+            if len(bad):
+                raise ValueError(f"row {start + int(bad[0])} of the bank holds NaN or infinity; get the file again")
+            yield chunk
+
+
+def read_bank(path: str | Path) -> PublishedBank:
+    """The bank in a file with one tensor [N, D] (torch, safetensors or numpy), float32, float16 or bfloat16."""
+    content = read_file(path)
+    if isinstance(content, Mapping) and len(content) == 1:
+        content = next(iter(content.values()))
+    if not isinstance(content, Tensor):
+        raise ValueError(f"{path} holds {_kind(content)}, not a bank; a bank is one tensor [N, D] of snippets")
+    if content.dim() != 2 or not content.is_floating_point() or not content.numel():
+        raise ValueError(
+            f"{path} holds {content.dtype} of shape {list(content.shape)}; a bank is one tensor [N, D] of floats"
+        )
+    return PublishedBank(content)
+
+
+def read_latent_statistics(path: str | Path, channels: int | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C], float32, from a published `latents_stats.pt`."""
+    content = read_file(path)
+    if not isinstance(content, Mapping) or not all(isinstance(content.get(k), Tensor) for k in ("mean", "std")):
+        raise ValueError(f"{path} holds {_kind(content)}; latent statistics are a dictionary with `mean` and `std`")
+    mean, std = (content[key].detach().float().flatten() for key in ("mean", "std"))
+    if len(mean) != len(std) or (channels is not None and len(mean) != channels):
+        raise ValueError(
+            f"{path} has {len(mean)} means and {len(std)} deviations"
+            f"{'' if channels is None else f', but the latents have {channels} channels'}; "
+            "give the statistics of this tokenizer"
+        )
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError(f"{path} has a mean or deviation that is NaN, infinite or not positive; get it again")
+    return mean, std
+
+
+def read_tokenizer(path: str | Path) -> Any:
+    """The diffusers `AutoencoderKL` in a VA-VAE (or any latent-diffusion) checkpoint; its own losses are ignored."""
+    from diffusers import AutoencoderKL
+
+    content = read_file(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds {_kind(content)}, not an autoencoder's weights")
+    nested = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
+    tensors = ldm.without_training_parts(bare_names(nested))
+    try:
+        settings = ldm.autoencoder_config(tensors)
+    except KeyError as error:
+        raise ValueError(f"{path} is not a latent-diffusion autoencoder: tensor {error} is missing") from error
+    with torch.device("meta"):
+        model: Any = AutoencoderKL(**settings)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    check(f"{path} is not the autoencoder that its shapes announce", ldm.diffusers_names(tensors), expected)
+    weights = {name: value.float().clone() for name, value in ldm.diffusers_names(tensors).items()}
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def read_file(path: str | Path) -> Any:
+    """What a .safetensors, .npy or torch file holds, mapped if possible; ValueError if it is broken or holds code."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        return _torch_load(path)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and plain values ({_culprit(error)}), so it is not opened; "
+            "save its state dict alone"
+        ) from error
+    except (RuntimeError, SafetensorError, ValueError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is truncated or no file of tensors; get it again") from error
+
+
+def _torch_load(path: Path) -> Any:
+    with path.open("rb") as file:
+        mappable = file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are no zip archives
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+
+
+def _culprit(error: Exception) -> str:
+    """The class that the restricted unpickler refused, from its message."""
+    words = str(error).split("GLOBAL ")
+    return words[1].split()[0] if len(words) > 1 else "an object of unknown type"
+
+
+def bare_names(tensors: Mapping[str, Any]) -> Tensors:
+    """The tensors among the entries, names without the prefixes that wrappers put before them."""
+    found: Tensors = {}
+    for name, value in tensors.items():
+        if isinstance(value, Tensor):
+            for prefix in PREFIXES:
+                name = name.removeprefix(prefix)
+            found[name] = value.detach()
+    return found
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} has no readable {CONFIG_FILE}; give a folder written by `gmem export`") from error
+    return {"ema": read_file(folder / WEIGHTS_FILE), "config": about}
+
+
+def _network_config(path: str, tensors: Tensors, about: Mapping[str, Any]) -> NetworkConfig:
+    """The network's measures from its shapes; `about` may say what no shape does."""
+    needed = ("pos_embed", "x_embedder.proj.weight", "feat_rope.freqs_cos", "blocks.0.attn.qkv.weight")
+    if missing := [name for name in needed if name not in tensors]:
+        raise Mismatch(f"{path} is not a GMem network", missing, [], [])
+    shape = {name: value.shape for name, value in tensors.items()}
+    width, channels, patch, _ = shape["x_embedder.proj.weight"]
+    snippet, label = shape.get("condition_projection.linear.weight"), shape.get("y_embedder.embedding_table.weight")
+    head = shape.get("projector.0.4.weight")
+    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    return NetworkConfig(
+        depth=depth,
+        width=width,
+        heads=width // shape["feat_rope.freqs_cos"][1],
+        patch=patch,
+        latent_channels=channels,
+        latent_size=math.isqrt(shape["pos_embed"][1]) * patch,
+        snippet_dim=snippet[1] if snippet else 768,
+        projection_dim=head[0] if head else 0,
+        projection_hidden=head[1] if head else 2048,
+        projection_after=min(int(about.get("projection_after", 4)), depth),
+        conditioning="memory" if snippet else "label" if label else "none",
+        classes=label[0] - 1 if label else 0,
+        prediction=about.get("prediction", "velocity"),
+    )
+
+
+def _check_one_type(path: str, tensors: Tensors) -> None:
+    fixed = ("pos_embed", "feat_rope.")
+    types = {str(value.dtype) for name, value in tensors.items() if not name.startswith(fixed)}
+    if len(types) > 1:
+        raise ValueError(f"{path} mixes weights of {' and '.join(sorted(types))}; save them in one type")
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a dictionary with {', '.join(map(str, list(content)[:3])) or 'nothing'}"
+    return f"one tensor {list(content.shape)}" if isinstance(content, Tensor) else f"a {type(content).__name__}"
