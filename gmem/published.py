@@ -7,54 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gmem import ldm
 from gmem.network import SIZES, Network, NetworkConfig
+from gmem.tensor_files import Mismatch, Tensors, bare_names, check, kind, read_file
 
-PREFIXES = ("module.", "_orig_mod.")  # what data parallelism and compilation put before a name
 WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
-
-Tensors = dict[str, Tensor]
-
-
-class Mismatch(ValueError):
-    """A file's tensors are not those expected. The message counts them and names three; `report` names all."""
-
-    def __init__(self, what: str, missing: list[str], surplus: list[str], misshapen: list[str]) -> None:
-        groups = {"missing": missing, "surplus": surplus, "of another shape": misshapen}
-        self.report = [f"{kind}: {name}" for kind, names in groups.items() for name in names]
-        counts = ", ".join(f"{len(names)} {kind}" for kind, names in groups.items() if names)
-        rest = "; …" if len(self.report) > 3 else ""
-        super().__init__(
-            f"{what}: {counts} tensors ({'; '.join(self.report[:3])}{rest}); give the file it was made for"
-        )
-
-
-def check(what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    """Raises `Mismatch` unless names and shapes are the expected ones, ValueError for NaN or mixed types."""
-    missing = [name for name in expected if name not in tensors]
-    surplus = [name for name in tensors if name not in expected]
-    misshapen = [
-        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    if missing or surplus or misshapen:
-        raise Mismatch(what, missing, surplus, misshapen)
-    broken = [name for name, value in tensors.items() if not value.is_floating_point() or not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{what}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:3])}); get it again")
 
 
 @dataclass(frozen=True)
@@ -86,7 +52,7 @@ def read_network(path: str | Path, part: str = "ema") -> PublishedNetwork:
     """
     content = _read_folder(Path(path)) if Path(path).is_dir() else read_file(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds {_kind(content)}, not a network's weights; did you mean `gmem import bank`?")
+        raise ValueError(f"{path} holds {kind(content)}, not a network's weights; did you mean `gmem import bank`?")
     found = next((p for p in (part, "ema", "model", "state_dict") if isinstance(content.get(p), Mapping)), None)
     tensors = bare_names(content if found is None else content[found])
     about = content.get("config")
@@ -145,7 +111,7 @@ def read_bank(path: str | Path) -> PublishedBank:
     if isinstance(content, Mapping) and len(content) == 1:
         content = next(iter(content.values()))
     if not isinstance(content, Tensor):
-        raise ValueError(f"{path} holds {_kind(content)}, not a bank; a bank is one tensor [N, D] of snippets")
+        raise ValueError(f"{path} holds {kind(content)}, not a bank; a bank is one tensor [N, D] of snippets")
     if content.dim() != 2 or not content.is_floating_point() or not content.numel():
         raise ValueError(
             f"{path} holds {content.dtype} of shape {list(content.shape)}; a bank is one tensor [N, D] of floats"
@@ -157,7 +123,7 @@ def read_latent_statistics(path: str | Path, channels: int | None = None) -> tup
     """Mean and standard deviation [C], float32, from a published `latents_stats.pt`."""
     content = read_file(path)
     if not isinstance(content, Mapping) or not all(isinstance(content.get(k), Tensor) for k in ("mean", "std")):
-        raise ValueError(f"{path} holds {_kind(content)}; latent statistics are a dictionary with `mean` and `std`")
+        raise ValueError(f"{path} holds {kind(content)}; latent statistics are a dictionary with `mean` and `std`")
     mean, std = (content[key].detach().float().flatten() for key in ("mean", "std"))
     if len(mean) != len(std) or (channels is not None and len(mean) != channels):
         raise ValueError(
@@ -176,7 +142,7 @@ def read_tokenizer(path: str | Path) -> Any:
 
     content = read_file(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds {_kind(content)}, not an autoencoder's weights")
+        raise ValueError(f"{path} holds {kind(content)}, not an autoencoder's weights")
     nested = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     tensors = ldm.without_training_parts(bare_names(nested))
     try:
@@ -190,49 +156,6 @@ def read_tokenizer(path: str | Path) -> Any:
     weights = {name: value.float().clone() for name, value in ldm.diffusers_names(tensors).items()}
     model.load_state_dict(weights, assign=True)
     return model.eval()
-
-
-def read_file(path: str | Path) -> Any:
-    """What a .safetensors, .npy or torch file holds, mapped if possible; ValueError if it is broken or holds code."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-        return _torch_load(path)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and plain values ({_culprit(error)}), so it is not opened; "
-            "save its state dict alone"
-        ) from error
-    except (RuntimeError, SafetensorError, ValueError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no file of tensors; get it again") from error
-
-
-def _torch_load(path: Path) -> Any:
-    with path.open("rb") as file:
-        mappable = file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are no zip archives
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-
-
-def _culprit(error: Exception) -> str:
-    """The class that the restricted unpickler refused, from its message."""
-    words = str(error).split("GLOBAL ")
-    return words[1].split()[0] if len(words) > 1 else "an object of unknown type"
-
-
-def bare_names(tensors: Mapping[str, Any]) -> Tensors:
-    """The tensors among the entries, names without the prefixes that wrappers put before them."""
-    found: Tensors = {}
-    for name, value in tensors.items():
-        if isinstance(value, Tensor):
-            for prefix in PREFIXES:
-                name = name.removeprefix(prefix)
-            found[name] = value.detach()
-    return found
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
@@ -275,9 +198,3 @@ def _check_one_type(path: str, tensors: Tensors) -> None:
     types = {str(value.dtype) for name, value in tensors.items() if not name.startswith(fixed)}
     if len(types) > 1:
         raise ValueError(f"{path} mixes weights of {' and '.join(sorted(types))}; save them in one type")
-
-
-def _kind(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dictionary with {', '.join(map(str, list(content)[:3])) or 'nothing'}"
-    return f"one tensor {list(content.shape)}" if isinstance(content, Tensor) else f"a {type(content).__name__}"
