@@ -1,0 +1,112 @@
+"""``gmem import`` and ``gmem export``: the published files in, and networks out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.options import Json, print_json
+from flows.progress import Terminal, console
+
+if TYPE_CHECKING:
+    from flows.importing import Imported
+    from storage.store import Store
+
+imports = typer.Typer(no_args_is_help=True, help="Bring published networks, banks and tokenizers into a store.")
+exports = typer.Typer(no_args_is_help=True, help="Write a network in the layouts that others read.")
+
+StoreRoot = Annotated[str, typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix")]
+Name = Annotated[str | None, typer.Option(help="what to call it; none: as the file is called")]
+
+
+@imports.command("network")
+def network(
+    file: Annotated[Path, typer.Argument(help="a published checkpoint, a state dict, or a folder of 'gmem export'")],
+    store: StoreRoot = "./runs",
+    latent_stats: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="the published latents_stats.pt, or a latents table's URI; needed to sample"),
+    ] = None,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """A network, to sample with (--checkpoint URI) or to start a training from (train.start_from: URI)."""
+    from flows.importing import import_network
+
+    imported = import_network(file, _store(store), name, latent_stats)
+    _tell(imported, json, f"network {imported.details['size']}, {imported.counts['parameters']:,} parameters")
+    if "left_out" in imported.details:
+        console.print(f"left out: {imported.details['left_out']}", soft_wrap=True)
+    if latent_stats is None:
+        console.print("to sample with it, import it with --latent-stats; training can start from it as it is")
+
+
+@imports.command("bank")
+def bank(
+    file: Annotated[Path, typer.Argument(help="one tensor [N, D]: .pth, .pt, .npy or .safetensors")],
+    store: StoreRoot = "./runs",
+    labels: Annotated[Path | None, typer.Option(help="a text file with the label of one row a line")] = None,
+    keys: Annotated[Path | None, typer.Option(help="a text file with the key of one row a line")] = None,
+    index: Annotated[bool, typer.Option("--index", help="build the search index of a large bank too: minutes")] = False,
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """A bank of snippets, read a part at a time; an interrupted import goes on where it was."""
+    from flows.importing_bank import import_bank
+
+    with Terminal("bank") as bar:
+        imported = import_bank(file, _store(store), labels, keys, name, index, bar)
+    _tell(imported, json, f"bank of {imported.counts['rows']:,} rows of {imported.details['encoder']['dim']} numbers")
+
+
+@imports.command("tokenizer")
+def tokenizer(
+    file: Annotated[Path, typer.Argument(help="a latent-diffusion autoencoder's checkpoint, such as VA-VAE's")],
+    store: StoreRoot = "./runs",
+    name: Name = None,
+    json: Json = False,
+) -> None:
+    """An autoencoder under diffusers' names, for a recipe's tokenizer.source."""
+    from flows.importing import import_tokenizer
+
+    imported = import_tokenizer(file, _store(store), name)
+    _tell(imported, json, "tokenizer f{factor}d{channels}".format(**imported.details))
+
+
+@exports.command("network")
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="URI of a checkpoint or imported network")],
+    out: Annotated[Path, typer.Argument(help="a file (.pt, .pth) in the published layout, or a folder for all forms")],
+    json: Json = False,
+) -> None:
+    """The published layout, bit for bit; into a folder also safetensors with a config.json, as hubs carry them."""
+    from flows.exporting import export_network
+
+    files = [str(file.absolute()) for file in export_network(checkpoint, out)]
+    if json:
+        print_json({"files": files})
+    else:
+        console.print("\n".join(files), soft_wrap=True)
+
+
+# One command in an app would take the app's own name; this keeps `gmem export network` in two words.
+@exports.callback()
+def _exports() -> None: ...
+
+
+def _store(root: str) -> Store:
+    from storage.store import Store
+
+    return Store(root)
+
+
+def _tell(imported: Imported, json: bool, what: str) -> None:
+    if json:
+        print_json(
+            {"uri": imported.uri, "artifact": imported.artifact, "fresh": imported.fresh, **imported.counts}
+            | imported.details
+        )
+    else:
+        console.print(f"{what}{'' if imported.fresh else ', imported before'}: {imported.uri}", soft_wrap=True)
