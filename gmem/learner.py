@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gmem import flow, memory, noise
 from gmem.network import Network
+from gmem.threads import one_thread
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -266,12 +267,8 @@ def fast_bf16(device: torch.device) -> bool:
     """
     if device.type != "cpu":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         full, half = (_product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
-    finally:
-        torch.set_num_threads(threads)
     return half * 1.3 < full
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gmem.threads import one_thread
+
 
 def normalise(snippet: Tensor) -> Tensor:
     """Snippets [..., D] at unit length, float32; a zero snippet stays zero."""
@@ -77,7 +79,8 @@ class Covariance:
             raise ValueError(f"principal components need at least 2 vectors, not {self.count}")
         mean = self.sum / self.count
         scatter = self.outer - self.count * torch.outer(mean, mean)
-        directions = torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, :rank].T
+        with one_thread():
+            directions = torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, :rank].T
         strongest = directions.abs().argmax(1, keepdim=True)  # fixes the sign, which the decomposition leaves open
         return Components(mean.float(), (directions * directions.gather(1, strongest).sign()).float().contiguous())
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gmem import threads
 from gmem.learner import Batch, Draws, Learner, LearnerConfig, draw
 from gmem.network import Network, NetworkConfig
 
@@ -15,10 +16,8 @@ CONFIG = LearnerConfig(lr=1e-2, precision="fp32", seed=3, drop_rate=0.2, warmup_
 @pytest.fixture(autouse=True)
 def one_thread():
     """Networks this small lose more by waiting for a second thread than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads.one_thread():
+        yield
 
 
 def make_network(**rest) -> Network:

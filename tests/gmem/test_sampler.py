@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gmem import threads
 from gmem.network import Network, NetworkConfig
 from gmem.sampler import Diffusion, Last, Method, SamplerConfig, _Guided, noise_for, sample
 
@@ -28,10 +29,8 @@ def constant_velocity(value):
 @pytest.fixture(autouse=True)
 def one_thread():
     """Latents this small lose more by waiting for a second thread than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
