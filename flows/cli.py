@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from flows.commands import bank, doctor, pretrain, recipe, run, sample
+from flows.commands import bank, doctor, pretrain, published, recipe, run, sample
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
 SILENT = {
@@ -37,6 +37,8 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bank.app, name="bank")
 app.add_typer(pretrain.app, name="pretrain")
+app.add_typer(published.imports, name="import")
+app.add_typer(published.exports, name="export")
 
 
 def main() -> None:
