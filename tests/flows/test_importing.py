@@ -28,7 +28,8 @@ from storage.store import Store
 from storage.tracking import Tracking
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-CONFIG = NetworkConfig.of("T", latent_channels=12, latent_size=8, snippet_dim=16, projection_dim=8, projection_hidden=8)
+REST: dict[str, Any] = {"latent_channels": 12, "latent_size": 8, "snippet_dim": 16}
+CONFIG = NetworkConfig(6, 32, 2, projection_dim=8, projection_hidden=8, **REST)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -82,7 +83,7 @@ def test_a_network_becomes_a_checkpoint_and_a_registered_model(
     store: Store, published: Path, statistics: Path, weights: Tensors
 ) -> None:
     imported = import_network(published, store, latent_stats=str(statistics))
-    assert imported.fresh and imported.details["size"] == "T" and imported.counts["tensors"] == len(weights)
+    assert imported.fresh and imported.details["size"] == "6x32" and imported.counts["tensors"] == len(weights)
     checkpoint = open_checkpoint(imported.uri)
     about = checkpoint.manifest
     assert NetworkConfig(**about.network) == CONFIG
@@ -211,7 +212,8 @@ def test_a_tokenizer_decodes_as_the_published_one(store: Store, tmp_path: Path) 
     assert tokenizer.identity["sha256"] == imported.details["sha256"]
     assert (tokenizer.factor, tokenizer.channels) == (imported.details["factor"], imported.details["channels"])
     latents = tokenizer.encode(golden["input/image"])
-    assert (tokenizer.decode(latents) - golden["output/decoded_mean"]).abs().max() < 1e-5
+    # values reach 2.4, and the golden ones are themselves 2e-5 from those that float64 gives
+    assert (tokenizer.decode(latents) - golden["output/decoded_mean"]).abs().max() < 1e-4
 
 
 # --- banks -----------------------------------------------------------------------------------------------------------
@@ -283,14 +285,15 @@ def test_columns_that_do_not_fit_the_bank_are_refused(store: Store, tmp_path: Pa
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def test_the_commands_import_and_export(store: Store, published: Path, tmp_path: Path) -> None:
+def test_the_commands_import_and_export(store: Store, tmp_path: Path) -> None:
     def done(*arguments: str) -> dict[str, Any]:
         found = CliRunner().invoke(app, [*arguments, "--json"])
         assert found.exit_code == 0, found.exception
         return json.loads(found.stdout.splitlines()[-1])
 
-    network = done("import", "network", str(published), "--name", "mine", "--store", store.root)
-    assert network["fresh"] and "weights/mine-" in network["uri"]
+    small = saved(Network(NetworkConfig.of("T", **REST)).state_dict(), tmp_path / "small.pt")
+    network = done("import", "network", str(small), "--name", "mine", "--store", store.root)
+    assert network["fresh"] and network["size"] == "T" and "weights/mine-" in network["uri"]
     files = done("export", "network", network["uri"], str(tmp_path / "out.pt"))["files"]
     assert files == [str(tmp_path / "out.pt")]
     bank = done("import", "bank", str(saved(torch.randn(5, 4), tmp_path / "b.pth")), "--store", store.root)
