@@ -54,8 +54,8 @@ class Targets(NamedTuple):
 class SnippetEncoder:
     """An actor that holds the encoder and writes snippets and patch tokens."""
 
-    def __init__(self, recipe: Recipe, targets: Targets, options: dict[str, str]) -> None:
-        self.recipe, self.targets, self.options, self.device = recipe, targets, options, cluster.device()
+    def __init__(self, threads: int, recipe: Recipe, targets: Targets, options: dict[str, str]) -> None:
+        self.recipe, self.targets, self.options, self.device = recipe, targets, options, cluster.settle(threads)
         self.encoder = load_encoder(recipe.encoder.source, self.device, recipe.data.image_size)
         self.basis: Components | None = None
 

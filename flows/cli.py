@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -45,6 +46,7 @@ def main() -> None:
     """Runs the command. Exit codes: 0 done, 1 failed while running, 2 cannot be done as asked, 130 interrupted."""
     for key, value in SILENT.items():
         os.environ.setdefault(key, value)
+    warnings.filterwarnings("ignore", message=".*fork")  # Lance's: we start programs, and never fork into Python
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
@@ -54,8 +56,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         _say(str(error))
         sys.exit(2)
-    except RuntimeError as error:
-        _say(str(error))
+    except Exception as error:  # noqa: BLE001 - a traceback is no user interface; Prefect's log of the run has it
+        _say(f"{type(error).__name__}: {str(error).strip() or 'no further words'}")
         sys.exit(1)
 
 

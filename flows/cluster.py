@@ -28,6 +28,17 @@ class ClusterError(RuntimeError):
     """A cluster that cannot be reached or a job that failed there, in one sentence."""
 
 
+def explained(error: BaseException) -> Exception:
+    """What went wrong in a worker, in its own words: a ValueError stays one, whatever Ray wrapped it in."""
+    cause = error
+    while isinstance(inner := getattr(cause, "cause", None) or cause.__cause__, BaseException):
+        cause = inner
+    if isinstance(cause, ValueError):
+        return ValueError(str(cause))
+    lines = str(cause).strip().splitlines() or [""]
+    return ClusterError(f"a job failed: {type(cause).__name__}: {lines[-1]}")
+
+
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
     """Ray for as long as the context lasts; joins what is already running in this process."""
@@ -64,6 +75,7 @@ class Resources:
     actors: int
     cpus: float
     gpus: float
+    threads: int
 
 
 def resources(cluster: Cluster) -> Resources:
@@ -72,18 +84,29 @@ def resources(cluster: Cluster) -> Resources:
     gpus, cpus = int(have.get("GPU", 0)), have.get("CPU", 1)
     each_gpu = cluster.actor_gpus if cluster.actor_gpus is not None else (1.0 if gpus else 0.0)
     actors = cluster.actors or (max(1, int(gpus / each_gpu)) if each_gpu else max(1, int(cpus // 2)))
-    return Resources(actors, cluster.actor_cpus, each_gpu)
+    node_cpus = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    threads = max(1, round(cluster.actor_cpus) if each_gpu else int(node_cpus * len(ray.nodes()) // actors))
+    return Resources(actors, cluster.actor_cpus, each_gpu, min(threads, int(node_cpus)))
 
 
-def device() -> str:
-    """The device of this worker: the GPU Ray gave it, or the CPU."""
+def settle(threads: int) -> str:
+    """The device of this worker: the GPU Ray gave it, or the CPU with so many threads.
+
+    Ray gives a worker as many threads as CPUs it reserved, which would leave half of a small machine idle.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
     return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def pool(actor: Any, have: Resources, *args: Any) -> list[Any]:
-    """Starts the actors of a stage; Ray restarts one that dies and runs its task again."""
+    """Starts the actors of a stage, whose first argument is their number of threads.
+
+    Ray restarts one that dies and runs its task again.
+    """
     options = {"num_cpus": have.cpus, "num_gpus": have.gpus, "max_restarts": -1, "max_task_retries": 3}
-    return [ray.remote(actor).options(**options).remote(*args) for _ in range(have.actors)]
+    return [ray.remote(actor).options(**options).remote(have.threads, *args) for _ in range(have.actors)]
 
 
 def under_way(starts: Iterable[Any], limit: int) -> Iterator[Any]:

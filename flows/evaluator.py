@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gmem.sampler import noise_for
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from flows.stage import Job
 from gmem.encoder import load_encoder
 from gmem.memory import normalise
 from gmem.metrics import FeatureSums, load_inception
+from gmem.sampler import noise_for
 from gmem.tokenizer import from_bytes, standardise
 from storage.checkpoints import Checkpoint
 from storage.samples import SampleRow, write_samples
@@ -87,8 +87,8 @@ def detectors(recipe: Recipe, device: str) -> dict[str, Detector]:
 class Evaluator:
     """Holds the generator and the detectors; start-up is paid once."""
 
-    def __init__(self, job: Job, checkpoint: Checkpoint) -> None:
-        self.job, self.recipe, self.device = job, job.recipe, cluster.device()
+    def __init__(self, threads: int, job: Job, checkpoint: Checkpoint) -> None:
+        self.job, self.recipe, self.device = job, job.recipe, cluster.settle(threads)
         self.generator = load_generator(checkpoint, self.recipe, self.device)
         self.detectors = detectors(self.recipe, self.device)
         self.tables: dict[str, TrainingTable] = {}

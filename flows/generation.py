@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from gmem.sampler import SamplerConfig
 
 from flows.recipe import Recipe, Sample
 from flows.stage import StageError
 from gmem.generator import Generator
 from gmem.network import Network, NetworkConfig
+from gmem.sampler import SamplerConfig
 from gmem.tokenizer import Tokenizer, load_tokenizer
 from storage.checkpoints import Checkpoint, load
 

@@ -18,7 +18,7 @@ from storage.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, write_fra
 from storage.store import Artifact, Store
 from storage.tracking import Run
 
-CHUNK = 32768  # rows in memory at a time
+CHUNK = 16384  # rows in memory at a time
 LABELS = range(2**31)
 
 

@@ -33,8 +33,8 @@ LATENTS = Part("latents", VERSION, _parameters, (IMAGES,))
 class LatentEncoder:
     """An actor that holds the tokenizer and writes what it encodes."""
 
-    def __init__(self, recipe: Recipe, artifact: str, options: dict[str, str]) -> None:
-        self.recipe, self.artifact, self.options, self.device = recipe, artifact, options, cluster.device()
+    def __init__(self, threads: int, recipe: Recipe, artifact: str, options: dict[str, str]) -> None:
+        self.recipe, self.artifact, self.options, self.device = recipe, artifact, options, cluster.settle(threads)
         self.tokenizer = load_tokenizer(recipe.tokenizer.source, self.device)
 
     def describe(self) -> dict[str, Any]:

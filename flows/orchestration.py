@@ -62,7 +62,7 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
         state.result()
     except ValueError:
         return False
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it was
         return True
     return False
 

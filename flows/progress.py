@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from uuid import UUID
 
 from rich.console import Console
@@ -70,7 +70,7 @@ class Terminal:
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         if console.is_terminal:
             columns = (
                 SpinnerColumn(),

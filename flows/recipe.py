@@ -86,6 +86,11 @@ class Network(Section):
     initialisation: Literal["published", "zero"] = Field(
         "published", description="zero starts modulation and output at nought"
     )
+    snippet_scale: float = Field(
+        1.0,
+        gt=0,
+        description="length of snippets as the network sees them; the root of their dimension speeds up short trainings",
+    )
     projection_hidden: int = Field(2048, ge=1, description="width of the alignment head")
 
 

@@ -13,7 +13,9 @@ from time import monotonic
 from typing import Any
 
 from pydantic import BaseModel
+from ray.exceptions import RayError
 
+from flows.cluster import explained
 from flows.progress import Report, shown
 from flows.recipe import Recipe
 from storage.sources import Listing, list_source
@@ -189,7 +191,10 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
             run_id=run.id,
         )
         report = stack.enter_context(shown(stage.name, in_prefect))
-        outcome = stage.job(job, report)
+        try:
+            outcome = stage.job(job, report)
+        except RayError as error:
+            raise explained(error) from error
         seconds = monotonic() - start
         for part in missing:
             artifact = plan.artifact(part)

@@ -10,10 +10,10 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from flows import cluster
 from flows.bank import BANK, PATCHES
-from flows.cluster import Channel, ClusterError
+from flows.cluster import Channel
 from flows.latents import LATENTS
 from flows.progress import Report
 from flows.recipe import Recipe
@@ -102,18 +102,9 @@ def _relay(channel: Any, report: Report) -> None:
 
 
 def _explained(error: BaseException) -> Exception:
-    """The worker's own words: a ValueError stays one, whatever Ray wrapped it in."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    cause = causes[0]
-    while isinstance(getattr(cause, "cause", None), BaseException):
-        cause = cause.cause
-    if isinstance(cause, ValueError):
-        return ValueError(str(cause))
-    if isinstance(error, (WorkerGroupError, ControllerError)):
-        return ClusterError(
-            f"the training failed after its restarts: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
-        )
-    return ClusterError(f"the training failed: {error}")
+    """The worker's own words."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    return cluster.explained(failures[0] if failures else error)
 
 
 def chosen(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:

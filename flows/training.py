@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flows.cluster import device
+from flows.cluster import settle
 from flows.preview import Preview
 from flows.recipe import Recipe
 from flows.stage import Job
@@ -36,9 +36,9 @@ SKIPS_ALLOWED = 5
 
 def loop(config: dict[str, Any]) -> None:
     """The function Ray Train runs on every worker."""
-    torch.set_num_threads(config["threads"])
+    device = settle(config["threads"])
     context = ray.train.get_context()
-    worker = Worker(Job(**config["job"]), config["channel"], context.get_world_rank(), context.get_world_size())
+    worker = Worker(Job(**config["job"]), config["channel"], context.get_world_rank(), context.get_world_size(), device)
     try:
         worker.run()
     finally:
@@ -56,6 +56,7 @@ def network_config(recipe: Recipe, data: TrainingTable) -> NetworkConfig:
         projection_dim=data.token_dim,
         projection_hidden=network.projection_hidden,
         conditioning=network.conditioning,
+        snippet_scale=network.snippet_scale,
         classes=data.classes if network.conditioning == "label" else 0,
         prediction=network.prediction,
         initialisation=network.initialisation,
@@ -85,9 +86,9 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
 class Worker:
     """One of `world` equal workers. Rank 0 also tells, logs, measures and saves."""
 
-    def __init__(self, job: Job, channel: Any, rank: int, world: int) -> None:
+    def __init__(self, job: Job, channel: Any, rank: int, world: int, device: str) -> None:
         self.job, self.recipe, self.channel, self.rank, self.world = job, job.recipe, channel, rank, world
-        self.artifact = job.artifact("training")
+        self.device, self.artifact = device, job.artifact("training")
         self.data = self._data("train")
         self.held_out_data = self._data("held_out")
         self.mean, self.std = self.data.mean, self.data.std
@@ -120,7 +121,7 @@ class Worker:
         if self.recipe.train.start_from:
             network.load_state_dict(_weights(open_checkpoint(self.recipe.train.start_from)))
         learner = Learner(
-            network, learner_config(self.recipe), device(), _distributed if self.world > 1 else None, self.world
+            network, learner_config(self.recipe), self.device, _distributed if self.world > 1 else None, self.world
         )
         if resumed := load_latest(self.artifact):
             learner.load_state(resumed[1], resumed[2]["learner"])

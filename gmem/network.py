@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "T": Size(6, 192, 3),  # for the demo, about 4 M parameters
+    "T": Size(6, 256, 4),  # for the demo: 7.6 M parameters with its small head
     "S": Size(12, 384, 6),
     "B": Size(12, 768, 12),
     "L": Size(24, 1024, 16),
@@ -67,6 +67,9 @@ class NetworkConfig:
     projection_hidden: int = 2048
     projection_after: int = 4  # the head reads the tokens after this many blocks
     conditioning: Conditioning = "memory"
+    snippet_scale: float = (
+        1.0  # length of the snippets as the network sees them; √snippet_dim makes short trainings quick
+    )
     classes: int = 0
     prediction: Prediction = "velocity"  # "data": the last layer gives the clean latent, turned into a velocity
     initialisation: Initialisation = "published"
@@ -193,7 +196,7 @@ class Network(nn.Module):
             condition = self.t_embedder(t)
             if self.config.conditioning == "memory":
                 snippet = t.new_zeros(len(t), self.config.snippet_dim) if snippet is None else snippet
-                condition = condition + self.condition_projection(snippet.float())
+                condition = condition + self.condition_projection(self.config.snippet_scale * snippet.float())
             elif self.config.conditioning == "label":
                 label = torch.full_like(t, self.config.classes, dtype=torch.long) if label is None else label.long()
                 condition = condition + self.y_embedder(label)

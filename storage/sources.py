@@ -20,7 +20,6 @@ import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from webdataset.shardlists import expand_urls
 
 from storage.files import open_files
 from storage.tars import SUFFIXES, TarMember, list_tar
@@ -197,6 +196,8 @@ def _relative(name: str, root: str) -> str:
 
 
 def _expand(filesystem: fsspec.AbstractFileSystem, pattern: str) -> Iterator[_File]:
+    from webdataset.shardlists import expand_urls  # brings torch along, which a worker that only decodes never needs
+
     for name in expand_urls(pattern):
         matches = filesystem.glob(name) if re.search(r"[*?\[]", name) else [name]
         for match in matches:

@@ -1,0 +1,82 @@
+"""What the integration tests share: pictures good and bad, and the command as a user would type it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+GMEM = Path(sys.executable).with_name("gmem")
+
+SMALL = [
+    "data.held_out=0.3", "data.shard_size=16", "train.steps=6", "train.batch=8", "train.warmup=2", "train.log_every=2",
+    "train.held_out_every=3", "train.checkpoint_every=3", "train.sample_every=0", "sample.steps=3",
+    "evaluate.samples=8", "evaluate.kernel_subsets=2", "cluster.cpus=2", "cluster.object_store_gib=0.2",
+]  # fmt: skip
+"""The demo's recipe made small enough for a test: every stage, a few pictures, a few steps."""
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 usable pictures in two classes, of many forms, and six that cannot be used."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i in range(36):
+        folder = root / ("round" if i % 2 else "square") / "deep"
+        folder.mkdir(parents=True, exist_ok=True)
+        noise = random.integers(0, 256, (int(random.integers(48, 130)), int(random.integers(48, 130)), 3), np.uint8)
+        suffix = ("png", "jpg", "webp")[i % 3]
+        Image.fromarray(noise).resize((80, 70)).save(folder / f"{i:02d}.{suffix}")
+    gradient = Image.fromarray(np.tile(np.arange(90, dtype=np.uint8)[:, None, None], (1, 90, 3)))
+    gradient.convert("CMYK").save(root / "round" / "cmyk.jpg")
+    gradient.convert("RGBA").save(root / "round" / "alpha.png")
+    gradient.convert("P").save(root / "square" / "palette.png")
+    Image.fromarray(np.arange(8100, dtype=np.uint16).reshape(90, 90)).save(root / "square" / "sixteen.png")
+
+    whole = io.BytesIO()
+    gradient.save(whole, "PNG")
+    (root / "round" / "truncated.png").write_bytes(whole.getvalue()[:200])
+    (root / "round" / "empty.png").write_bytes(b"")
+    (root / "round" / "text.jpg").write_text("not a picture")
+    Image.new("1", (20_000, 20_000)).save(root / "square" / "bomb.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of the commands: a Prefect home of their own, and no servers of anybody else."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "RAY_"))}
+    return kept | {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")), "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="session")
+def gmem(surroundings: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `gmem ARGUMENTS` and returns what came of it."""
+
+    def run(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [GMEM, *arguments], env=surroundings, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
+
+
+def options(source: Path, store: Path, *more: str) -> list[str]:
+    """Command-line options of a small run."""
+    pairs = [*SMALL, f"data.source={source}", "data.max_pixels=100000000", *more]
+    return [part for pair in pairs for part in ("--set", pair)] + ["--store", str(store)]
+
+
+def last_json(finished: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON object on the last line of standard output; the whole output where the command failed."""
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return json.loads(finished.stdout.strip().splitlines()[-1])

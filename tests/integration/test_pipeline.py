@@ -1,0 +1,241 @@
+"""The whole chain on real pictures, as a user runs it: made once, then continued, then changed, then interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import mlflow
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from storage.checkpoints import all_checkpoints, latest, load
+from storage.latents import Latents
+
+from .conftest import GMEM, last_json, options
+
+Gmem = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def first(gmem: Gmem, pictures: Path, store: Path) -> dict[str, dict[str, Any]]:
+    """What the first run says of each stage."""
+    return by_stage(gmem("run", "emoji", "--json", *options(pictures, store)))
+
+
+def by_stage(finished: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    return {stage["stage"]: stage for stage in last_json(finished)["stages"]}
+
+
+def test_every_stage_makes_its_rows(first: dict[str, dict[str, Any]]) -> None:
+    assert all(stage["fresh"] for stage in first.values())
+    assert first["ingest"]["rows"] == 40
+    assert first["latents"]["rows"] == first["bank"]["rows"] == 80
+    assert first["train"]["rows"] == 6
+    assert first["evaluate"]["rows"] == 16
+
+
+def test_unusable_pictures_are_listed_with_path_and_reason(first: dict[str, dict[str, Any]]) -> None:
+    index = pq.read_table(f"{first['ingest']['artifacts']['images']}/index.parquet").to_pylist()
+    refused = {row["path"].rsplit("/", 1)[-1]: row["reason"] for row in index if not row["kept"]}
+    assert set(refused) == {"truncated.png", "empty.png", "text.jpg", "bomb.png"}
+    assert all(refused.values())
+    assert sum(first["ingest"]["details"]["reasons"].values()) == 4
+
+
+def test_latents_bank_and_split_agree_by_id(first: dict[str, dict[str, Any]]) -> None:
+    latents = Latents.open(first["latents"]["artifacts"]["latents"])
+    ids = set(latents.dataset.to_table(columns=["id"])["id"].to_pylist())
+    bank = lancedb.connect(first["bank"]["artifacts"]["bank"]).open_table("bank").to_arrow()
+    assert set(bank["id"].to_pylist()) == ids == set(range(80))
+    assert latents.shape == (12, 8, 8)
+    held_out = {row["id"] // 2 for row in bank.select(["id", "split"]).to_pylist() if row["split"] == "held_out"}
+    assert 0 < len(held_out) < 40
+
+
+def test_the_distance_stands_between_its_floor_and_its_ceiling(first: dict[str, dict[str, Any]]) -> None:
+    results = json.loads(Path(first["evaluate"]["artifacts"]["report"], "report.json").read_text())
+    distances = {result["subject"].split(",")[0]: result for result in results if result["metric"].startswith("fd-")}
+    assert set(distances) == {
+        f"{what} of {split}" for what in ("samples", "floor", "ceiling") for split in ("train", "held_out")
+    }
+    assert distances["floor of train"]["value"] < distances["ceiling of train"]["value"]
+    assert distances["samples of train"]["protocol"]["count"] == 8
+    assert distances["samples of train"]["protocol"]["detector"] == "emoji-evaluator"
+
+
+def test_the_pictures_show_each_source_above_its_sample(first: dict[str, dict[str, Any]]) -> None:
+    for path in first["evaluate"]["pictures"].values():
+        with Image.open(path) as picture:
+            assert picture.height > 128
+
+
+def test_mlflow_has_a_parent_run_a_child_for_each_stage_and_the_model(
+    first: dict[str, dict[str, Any]], store: Path
+) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("emoji")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert set(children) == {"ingest", "latents", "bank", "train", "evaluate"}
+    assert all(run.info.status == "FINISHED" for run in runs)
+    train = children["train"]
+    assert {"loss/total", "grad_norm", "lr", "images_per_second", "time/data", "time/compute"} <= set(
+        train.data.metrics
+    )
+    assert {d.dataset.name for d in train.inputs.dataset_inputs} == {"emoji-latents", "emoji-bank", "emoji-patches"}
+    assert len(client.search_model_versions("name='gmem-emoji'")) == 1
+    assert any(name.startswith("train/samples/fd-") for name in children["evaluate"].data.metrics)
+
+
+def test_a_checkpoint_names_exactly_what_it_was_made_of(first: dict[str, dict[str, Any]], store: Path) -> None:
+    newest = latest(first["train"]["artifacts"]["training"])
+    assert newest is not None
+    made_of = newest.manifest
+    assert newest.step == 6
+    assert made_of.latents is not None and made_of.bank is not None and made_of.patches is not None
+    assert made_of.latents.uri in first["latents"]["artifacts"]["latents"]
+    assert made_of.tokenizer["sha256"] and made_of.encoder["sha256"]
+    assert len(made_of.latent_mean) == len(made_of.latent_std) == 12
+
+
+def test_nothing_is_computed_again(gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]) -> None:
+    again = by_stage(gmem("run", "emoji", "--json", *options(pictures, store)))
+    assert not any(stage["fresh"] for stage in again.values())
+    assert {name: stage["run_id"] for name, stage in again.items()} == {
+        name: stage["run_id"] for name, stage in first.items()
+    }
+
+
+def test_more_steps_continue_the_training_and_evaluate_again(
+    gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
+) -> None:
+    more = by_stage(gmem("run", "emoji", "--json", *options(pictures, store, "train.steps=9")))
+    assert [name for name, stage in more.items() if stage["fresh"]] == ["train", "evaluate"]
+    assert more["train"]["artifacts"] == first["train"]["artifacts"]
+    assert more["train"]["rows"] == 9
+
+
+def test_the_plan_says_what_would_run_and_why(
+    gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
+) -> None:
+    def plan(*more: str) -> dict[str, str]:
+        rows = last_json(gmem("plan", "emoji", "--json", *options(pictures, store, *more)))
+        return {row["stage"]: row["why"] for row in rows if row["runs"]}
+
+    assert set(plan("encoder.source=shipped:emoji-evaluator")) == {"bank", "train", "evaluate"}
+    assert set(plan("train.lr=0.5")) == {"train", "evaluate"}
+    assert "changed: train" in plan("train.lr=0.5")["train"]
+    assert set(plan("data.mirror=false")) == {"latents", "bank", "train", "evaluate"}
+
+
+def test_status_bank_and_sample_commands(
+    gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    states = last_json(gmem("status", "emoji", "--json", *options(pictures, store)))
+    assert {row["state"] for row in states if row["stage"] in ("ingest", "latents", "bank")} == {"complete"}
+    found = last_json(
+        gmem(
+            "bank",
+            "search",
+            "emoji",
+            "--row",
+            "4",
+            "-k",
+            "5",
+            "--sheet",
+            str(tmp_path / "near.png"),
+            "--json",
+            *options(pictures, store),
+        )
+    )
+    assert found["rows"][0]["id"] == 4 and len(found["rows"]) == 5
+    assert Image.open(tmp_path / "near.png").width > 0
+    drawn = last_json(
+        gmem(
+            "sample",
+            "emoji",
+            "--id",
+            "4",
+            "--id",
+            "6",
+            "--out",
+            str(tmp_path / "s.png"),
+            "--json",
+            *options(pictures, store),
+        )
+    )
+    assert drawn["ids"] == [4, 6] and drawn["calls"] == 2
+    assert Image.open(tmp_path / "s.png").width > 0
+
+
+def test_bad_input_gets_one_sentence_and_exit_code_two(
+    gmem: Gmem, pictures: Path, store: Path, tmp_path: Path, first: dict[str, dict[str, Any]]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "a.jpg").write_text("no picture")
+    (tmp_path / "file").write_text("")
+    for arguments in (
+        ["run", "nonsense"],
+        ["run", "emoji", "--set", "train.stps=1"],
+        ["run", "emoji", *options(tmp_path / "missing", tmp_path / "s")],
+        ["run", "emoji", *options(pictures, tmp_path / "file" / "s")],
+        ["stage", "ingest", "emoji", *options(tmp_path / "nothing", tmp_path / "s")],
+        ["bank", "search", "emoji", "--row", "99999", *options(pictures, store)],
+    ):
+        finished = gmem(*arguments)
+        assert finished.returncode == 2, (arguments, finished.stdout, finished.stderr)
+        assert "Traceback" not in finished.stderr + finished.stdout, finished.stderr
+
+
+def test_an_interrupted_training_leaves_a_checkpoint_and_no_process_and_goes_on_exactly(
+    gmem: Gmem, pictures: Path, store: Path, surroundings: dict[str, str], first: dict[str, dict[str, Any]]
+) -> None:
+    slow = options(pictures, store, "train.steps=4000", "train.checkpoint_every=100000", "train.seed=5")
+    process = subprocess.Popen(
+        [GMEM, "stage", "train", "emoji", *slow],
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    family: set[psutil.Process] = set()
+    assert process.stdout is not None
+    begun = time.monotonic()
+    for line in process.stdout:
+        family |= set(psutil.Process(process.pid).children(recursive=True))
+        if "loss" in line or time.monotonic() - begun > 200:
+            break
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 130, output
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    artifacts = last_json(gmem("status", "emoji", "--json", *slow))
+    training = next(row for row in artifacts if row["kind"] == "training")["uri"]
+    stopped = latest(training)
+    assert stopped is not None and 0 < stopped.step < 4000
+    further = stopped.step + 2
+    again = options(pictures, store, f"train.steps={further}", "train.seed=5")
+    assert last_json(gmem("stage", "train", "emoji", "--json", *again))["rows"] == further
+    straight = options(pictures, store, f"train.steps={further}", "train.seed=5", "train.log_every=3")
+    assert last_json(gmem("stage", "train", "emoji", "--json", *straight))["fresh"] is False
+    assert [c.step for c in all_checkpoints(training)][-1] == further
+    tensors, progress = load(all_checkpoints(training)[-1])
+    assert progress["learner"]["steps"] == further
+    assert all(t.isfinite().all() for t in tensors.values())
