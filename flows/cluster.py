@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -39,12 +40,41 @@ def explained(error: BaseException) -> Exception:
     return ClusterError(f"a job failed: {type(cause).__name__}: {lines[-1]}")
 
 
+_starting = threading.Lock()
+
+
+def warm_up(cluster: Cluster) -> None:
+    """Begins to start Ray in the background; `connected` then waits for it. It ends with the process."""
+
+    def start() -> None:
+        with suppress(ClusterError):  # `connected` tries again, and says what is wrong where somebody listens
+            _join(cluster)
+
+    threading.Thread(target=start, name="ray-start", daemon=True).start()
+
+
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
-    """Ray for as long as the context lasts; joins what is already running in this process."""
-    if ray.is_initialized():
+    """Ray for as long as the context lasts; joins what is already running, or being started, in this process."""
+    if not _join(cluster):
         yield
         return
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(cluster: Cluster) -> bool:
+    """Starts or joins Ray unless this process has done so; whether it was this call that did."""
+    with _starting:
+        if ray.is_initialized():
+            return False
+        _init(cluster)
+        return True
+
+
+def _init(cluster: Cluster) -> None:
     os.environ.update(QUIET)
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": WORKER}}
@@ -62,10 +92,6 @@ def connected(cluster: Cluster) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "an embedded Ray"
         raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @dataclass(frozen=True)

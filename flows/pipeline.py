@@ -44,7 +44,7 @@ def evaluate(recipe: str = "emoji", overrides: Overrides | None = None) -> Resul
     return run(evaluate_stage.STAGE, recipe, overrides)
 
 
-FLOWS: dict[str, Flow] = {f.name: f for f in (ingest, latents, bank, train, evaluate)}
+FLOWS: dict[str, Flow[[str, Overrides | None], Result]] = {f.name: f for f in (ingest, latents, bank, train, evaluate)}
 
 
 @flow(name="pipeline", flow_run_name="pipeline-{recipe}", persist_result=False)

@@ -48,7 +48,7 @@ TRAINING = Part("training", VERSION, _parameters, (LATENTS, BANK, PATCHES), done
 def job(job: Job, report: Report) -> Outcome:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
     artifact = job.artifact("training")
-    channel = Channel.remote()
+    channel = Channel.remote()  # type: ignore[attr-defined]
     failure: list[BaseException] = []
     trainer = _trainer(job, channel)
     thread = threading.Thread(target=_fit, args=(trainer, failure), name="train", daemon=True)

@@ -18,7 +18,7 @@ from storage.store import Store
 class SampleRow(NamedTuple):
     """A generated picture uint8 [H, W, 3], its number, and the id of its snippet in the bank."""
 
-    index: int
+    number: int
     snippet: int
     image: NDArray[np.uint8]
 
@@ -30,8 +30,8 @@ def write_samples(store: Store, path: str, rows: list[SampleRow], seed: int) -> 
         for row in rows:
             picture = io.BytesIO()
             Image.fromarray(row.image).save(picture, "PNG")
-            about = {"index": row.index, "snippet": row.snippet, "seed": seed}
-            tar.write({"__key__": f"{row.index:08d}", "png": picture.getvalue(), "json": json.dumps(about).encode()})
+            about = {"index": row.number, "snippet": row.snippet, "seed": seed}
+            tar.write({"__key__": f"{row.number:08d}", "png": picture.getvalue(), "json": json.dumps(about).encode()})
     store.write_bytes(path, buffer.getvalue())
 
 

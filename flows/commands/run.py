@@ -14,7 +14,8 @@ from flows.progress import console
 from flows.recipe import Overrides
 
 if TYPE_CHECKING:
-    from flows.stage import Result
+    from flows.recipe import Recipe
+    from flows.stage import Plan, Result, Stage
 
 
 class StageName(StrEnum):
@@ -29,13 +30,52 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
     """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
     start = time.monotonic()
     chosen = overrides(set, store)
-    resolved(recipe, set, store)  # a wrong recipe is refused before servers are started
+    plan = _plan(resolved(recipe, set, store))
+    if any(plan.missing(stage) for stage in _stages()):
+        results = _computed(recipe, chosen, plan)
+    else:
+        results = _found(plan)
+    summary(results, time.monotonic() - start, _mlflow(plan))
+    if json:
+        print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
+
+
+def _plan(recipe: Recipe) -> Plan:
+    """The recipe on its store; what cannot be written or read is refused before servers are started."""
+    from flows.stage import Plan
+
+    plan = Plan(recipe)
+    plan.store.require_writable()
+    assert plan.listing is not None
+    return plan
+
+
+def _stages() -> tuple[Stage, ...]:
+    from flows.estimate import STAGES
+
+    return STAGES
+
+
+def _computed(recipe: str, chosen: dict[str, Any], plan: Plan) -> list[Result]:
+    """The flow, while Ray starts beside Prefect's server: each takes its 10 to 15 seconds."""
+    from flows.cluster import warm_up
+
+    warm_up(plan.recipe.cluster)
     from flows.pipeline import pipeline
 
     results = pipeline(recipe, Overrides(**chosen))
-    summary(results, time.monotonic() - start)
-    if json:
-        print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
+    console.print("Prefect: 'prefect server start', then the runs are at http://127.0.0.1:4200/runs", soft_wrap=True)
+    return results
+
+
+def _found(plan: Plan) -> list[Result]:
+    """Everything is there: no server is needed to say so, only a run in MLflow that links to those which made it."""
+    from flows.stage import build
+    from storage.tracking import Tracking
+
+    tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
+    with tracking.pipeline_run(plan.recipe.model_dump(mode="json")) as parent:
+        return [build(stage, plan, tracking, parent) for stage in _stages()]
 
 
 def stage(
@@ -44,28 +84,38 @@ def stage(
     """Runs one stage of the chain; the stages before it must be there."""
     start = time.monotonic()
     chosen = overrides(set, store)
-    resolved(recipe, set, store)
+    plan = _plan(resolved(recipe, set, store))
+    from flows.cluster import warm_up
+
+    if plan.missing(next(stage for stage in _stages() if stage.name == name)):
+        warm_up(plan.recipe.cluster)
     from flows.pipeline import FLOWS
 
     result = FLOWS[name](recipe, Overrides(**chosen))
-    summary([result], time.monotonic() - start)
+    summary([result], time.monotonic() - start, _mlflow(plan))
     if json:
         print_json(asdict(result))
 
 
-def summary(results: list[Result], seconds: float) -> None:
+def _mlflow(plan: Plan) -> str:
+    from storage.tracking import Tracking
+
+    return Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name).command
+
+
+def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
     """The table a run ends with, and what to look at next."""
     table = Table("stage", "time", "rows", "rate", "artifact", "version", title=f"{seconds:.0f} s in all")
     for r in results:
         rate = f"{r.rate:,.1f} {r.unit}/s" if r.fresh else "-"
-        for i, (kind, uri) in enumerate(r.artifacts.items()):
+        for i, uri in enumerate(r.artifacts.values()):
             time_spent = f"{r.seconds:.1f} s" if r.fresh else "already there"
             first = (r.stage, time_spent, f"{r.rows:,}", rate) if i == 0 else ("", "", "", "")
             table.add_row(*first, uri, str(r.version or ""))
-            del kind
     console.print(table)
     for line in results[-1].details.get("lines", []):
         console.print(line, soft_wrap=True)
+    console.print(f"MLflow: {mlflow_command}", soft_wrap=True)
 
 
 def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:

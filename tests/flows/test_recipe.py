@@ -13,7 +13,13 @@ from flows.recipe import Overrides, Recipe, RecipeError, assignments, load, name
 def test_shipped_recipes_are_valid_and_carry_the_published_hyper_parameters() -> None:
     assert {"emoji", "imagenet256-b", "imagenet256-xl", "imagenet512-xl"} <= set(names())
     xl = load("imagenet256-xl")
-    assert (xl.network.size, xl.train.steps, xl.train.batch, xl.train.lr, xl.train.mask) == ("XL", 200_000, 1024, 2e-4, 0.4)
+    assert (xl.network.size, xl.train.steps, xl.train.batch, xl.train.lr, xl.train.mask) == (
+        "XL",
+        200_000,
+        1024,
+        2e-4,
+        0.4,
+    )
     assert (xl.tokenizer.factor, xl.tokenizer.channels, xl.grid) == (16, 32, 16)
     assert (xl.train.beta1, xl.train.beta2, xl.train.ema, xl.train.clip) == (0.9, 0.95, 0.9999, 1.0)
     assert (xl.sample.kind, xl.sample.method, xl.sample.steps, xl.sample.last_size) == ("sde", "heun", 50, 0.004)
