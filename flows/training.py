@@ -119,7 +119,7 @@ class Worker:
         torch.manual_seed(self.recipe.train.seed)
         network = Network(network_config(self.recipe, self.data))
         if self.recipe.train.start_from:
-            network.load_state_dict(_weights(open_checkpoint(self.recipe.train.start_from)))
+            _load_into(network, open_checkpoint(self.recipe.train.start_from))
         learner = Learner(
             network, learner_config(self.recipe), self.device, _distributed if self.world > 1 else None, self.world
         )
@@ -298,7 +298,19 @@ def _distributed(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module)
 
 
-def _weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint or an imported network."""
+def _load_into(network: Network, checkpoint: Checkpoint) -> None:
+    """Puts the averaged weights of a checkpoint or an imported network into `network`; ValueError where they do not fit."""
     tensors, _ = load(checkpoint, ["ema"])
-    return {name.removeprefix("ema."): value for name, value in tensors.items()}
+    given = {name.removeprefix("ema."): value for name, value in tensors.items()}
+    wanted = network.state_dict()
+    wrong = [
+        n
+        for n in sorted(given.keys() | wanted.keys())
+        if n not in given or n not in wanted or given[n].shape != wanted[n].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"train.start_from {checkpoint.uri} is another network: {len(wrong)} tensors are missing, surplus or of another "
+            f"shape, first {', '.join(wrong[:3])}; name one of the recipe's size, latents and snippets"
+        )
+    network.load_state_dict(given)

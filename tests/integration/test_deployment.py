@@ -1,0 +1,125 @@
+"""The deployments as their users meet them: a real server, a process worker, `prefect deploy --all`, a run that completes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from .conftest import SMALL
+
+ROOT = Path(__file__).parents[2]
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+
+
+class Server:
+    """A Prefect server with a worker, and the command that talks to it."""
+
+    def __init__(self, environment: dict[str, str], logs: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment = environment | quiet | {"PREFECT_API_URL": self.api, "GMEM_HOME": str(ROOT)}
+        self.logs, self.processes = logs, list[subprocess.Popen[bytes]]()
+
+    def begin(self, name: str, *arguments: str) -> None:
+        log = (self.logs / f"{name}.log").open("wb")
+        self.processes.append(
+            subprocess.Popen(
+                [PREFECT, *arguments], env=self.environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
+        )
+
+    def prefect(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [PREFECT, "--no-prompt", *arguments],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ask(self, path: str, **body: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def wait_until_healthy(self) -> None:
+        for _ in range(180):
+            try:
+                urllib.request.urlopen(f"{self.api}/health", timeout=5).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(1)
+        raise AssertionError((self.logs / "server.log").read_text())
+
+    def stop(self) -> None:
+        for process in self.processes[::-1]:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=20)
+            for left in alive:
+                left.kill()
+
+
+@pytest.fixture(scope="module")
+def server(surroundings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(surroundings, tmp_path_factory.mktemp("logs"))
+    try:
+        running.begin("server", "server", "start", "--host", "127.0.0.1", "--port", str(running.port))
+        running.wait_until_healthy()
+        running.prefect("work-pool", "create", "gmem", "--type", "process")
+        running.prefect("deploy", "--all")
+        yield running
+    finally:
+        running.stop()
+
+
+def test_every_flow_is_deployed_with_the_recipe_as_its_form(server: Server) -> None:
+    found = {f"{d['name']}": d for d in server.ask("deployments/filter")}
+    assert set(found) == {"ingest", "latents", "bank", "train", "evaluate", "emoji", "imagenet256-xl"}
+    form = found["emoji"]["parameter_openapi_schema"]
+    assert "steps" in form["definitions"]["TrainOverrides"]["properties"]
+    assert not any(schedule["active"] for schedule in found["emoji"]["schedules"])
+    assert found["emoji"]["parameters"]["recipe"] == "emoji"
+
+
+@pytest.mark.timeout(900)
+def test_a_deployment_run_completes_and_leaves_its_artifacts(server: Server, pictures: Path, tmp_path: Path) -> None:
+    from flows.recipe import assignments
+
+    overrides = assignments([*SMALL, f"data.source={pictures}", "train.align=0"]) | {"store": str(tmp_path / "store")}
+    server.begin("worker", "worker", "start", "--pool", "gmem")
+    server.prefect("deployment", "run", "pipeline/emoji", "-p", f"overrides={json.dumps(overrides)}")
+    state = "SCHEDULED"
+    for _ in range(400):
+        runs = server.ask("flow_runs/filter", flows={"name": {"any_": ["pipeline"]}})
+        state = runs[0]["state"]["type"] if runs else state
+        if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            break
+        time.sleep(2)
+    assert state == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
+    stages = {run["name"].split("-")[0]: run["state"]["type"] for run in server.ask("flow_runs/filter")}
+    assert {stages[name] for name in ("ingest", "latents", "bank", "train", "evaluate")} == {"COMPLETED"}
+    artifacts = {artifact["key"]: artifact["type"] for artifact in server.ask("artifacts/filter")}
+    assert artifacts["train-progress"] == "progress"
+    assert artifacts["bank-artifacts"] == "table"
+    assert artifacts["evaluate-pairs-train"] == "image"
