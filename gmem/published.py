@@ -189,6 +189,7 @@ def _network_config(path: str, tensors: Tensors, about: Mapping[str, Any]) -> Ne
         projection_after=min(int(about.get("projection_after", 4)), depth),
         conditioning="memory" if snippet else "label" if label else "none",
         classes=label[0] - 1 if label else 0,
+        snippet_scale=float(about.get("snippet_scale", 1.0)),
         prediction=about.get("prediction", "velocity"),
     )
 
