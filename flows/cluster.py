@@ -15,8 +15,10 @@ import ray
 
 from flows.recipe import Cluster
 
-# Set before Ray's processes start: nothing is sent to the outside, and our own virtual environment is used.
+# Set before Ray's processes start: nothing is sent to the outside, our own virtual environment is used, and workers are
+# no nicer than other programs, beside which they would otherwise stand still.
 QUIET = {
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

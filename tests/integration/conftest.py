@@ -62,7 +62,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def gmem(surroundings: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `gmem ARGUMENTS` and returns what came of it."""
 
-    def run(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 800) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [GMEM, *arguments], env=surroundings, capture_output=True, text=True, timeout=timeout, check=False
         )

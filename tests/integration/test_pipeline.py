@@ -22,6 +22,8 @@ from storage.latents import Latents
 
 from .conftest import GMEM, last_json, options
 
+pytestmark = pytest.mark.timeout(900)  # each command starts Ray and Prefect's server anew
+
 Gmem = Callable[..., subprocess.CompletedProcess[str]]
 
 
