@@ -41,20 +41,22 @@ def integrate(velocity: Velocity, x: Tensor, rtol: float, atol: float) -> Tensor
             slopes.append(velocity(end, (t + time * step).float()))
         deviation = like(step.float(), x) * _combine(slopes, error)
         ratio = _norm(deviation / (atol + rtol * torch.maximum(x.abs(), end.abs()))).double()
-        accepted = ratio <= 1
-        arrived = waiting & accepted & (t + step >= 1)
-        inside = ((1 - t) / step).float()
-        value = x + like(step.float(), x) * _interpolate(slopes, dense, inside)
+        if not ratio[waiting].isfinite().all():
+            raise ValueError("the network's velocity is NaN or infinite; look at its weights and its snippets")
+        accepted = waiting & (ratio <= 1)
+        arrived = accepted & (t + step >= 1)
+        value = x + like(step.float(), x) * _interpolate(slopes, dense, ((1 - t) / step).float())
         result = torch.where(like(arrived, x), value, result)
         waiting &= ~arrived
         if not waiting.any():
             return result
-        t, x, slope = (
-            torch.where(like(accepted, new), new, old) for new, old in ((t + step, t), (end, x), (slopes[-1], slope))
-        )
+        moves = accepted & waiting  # who has arrived stays where it is, its slopes are no longer looked at
+        x, slope = (torch.where(like(moves, x), new, old) for new, old in ((end, x), (slopes[-1], slope)))
+        t = torch.where(moves, t + step, t)
         smallest = torch.where(ratio < 1, 1.0, SMALLEST)
-        step = step * torch.maximum(SAFETY / ratio.clamp_min(1e-12) ** 0.2, smallest).clamp_max(LARGEST)
-    raise ValueError(f"dopri5 did not arrive within {LIMIT} steps: raise rtol, or check the network for NaN")
+        factor = torch.maximum(SAFETY / ratio.clamp_min(1e-12) ** 0.2, smallest).clamp_max(LARGEST)
+        step = torch.where(waiting, step * factor, step)
+    raise ValueError(f"dopri5 did not arrive within {LIMIT} steps; raise rtol or atol")
 
 
 def _first_step(velocity: Velocity, x: Tensor, slope: Tensor, rtol: float, atol: float) -> Tensor:

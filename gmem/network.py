@@ -67,9 +67,7 @@ class NetworkConfig:
     projection_hidden: int = 2048
     projection_after: int = 4  # the head reads the tokens after this many blocks
     conditioning: Conditioning = "memory"
-    snippet_scale: float = (
-        1.0  # length of the snippets as the network sees them; √snippet_dim makes short trainings quick
-    )
+    snippet_scale: float = 1.0  # length of a snippet as the network sees it; √snippet_dim quickens short trainings
     classes: int = 0
     prediction: Prediction = "velocity"  # "data": the last layer gives the clean latent, turned into a velocity
     initialisation: Initialisation = "published"

@@ -52,6 +52,8 @@ class SamplerConfig:
             raise ValueError("sample.method 'dopri5' integrates the ODE only; use 'euler' or 'heun' with the SDE")
         if self.steps < 2:
             raise ValueError(f"sample.steps is {self.steps}; at least 2 points in time are needed")
+        if self.diffusion_norm < 0:
+            raise ValueError(f"sample.diffusion_norm is {self.diffusion_norm}; it must not be negative")
         if not self.shift > 0:
             raise ValueError(f"sample.shift is {self.shift}; give a positive factor, 1 for none")
         if self.last != "none" and not 0 < self.last_size < 1:
@@ -99,9 +101,8 @@ def sample(
     if config.kind == "ode":
         latent = _ode(guided, noise, config)
     else:
-        latent = _sde(
-            guided, noise, config, wiener or wiener_for(seed, range(len(noise)) if indices is None else indices, noise)
-        )
+        places = range(len(noise)) if indices is None else indices
+        latent = _sde(guided, noise, config, wiener or wiener_for(seed, places, noise))
     return Sample(latent, guided.calls)
 
 
@@ -123,7 +124,8 @@ class _Guided:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         velocity = self.network(x, t, self.snippet, self.label)
         self.calls += 1
-        inside = (t >= self.config.guidance_start) & (t <= self.config.guidance_end)
+        place = t.clamp_max(1)  # dopri5 looks past the end
+        inside = (place >= self.config.guidance_start) & (place <= self.config.guidance_end)
         if self.config.guidance_scale == 1 or not inside.any():
             return velocity
         other = self.guide(x, t, self.snippet, self.label) if self.guide else self.network(x, t, None, None)

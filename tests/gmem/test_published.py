@@ -83,14 +83,14 @@ def test_the_part_asked_for_is_taken(tmp_path, network):
     [
         NetworkConfig(2, 32, 2, latent_channels=4, latent_size=4, conditioning="label", classes=3),
         NetworkConfig(2, 32, 4, latent_channels=4, latent_size=4, conditioning="none", prediction="data"),
+        NetworkConfig(2, 32, 2, latent_channels=4, latent_size=4, snippet_dim=8, snippet_scale=3.0),
     ],
 )
 def test_variants_are_recognised(tmp_path, config):
     write_network(tmp_path / "x.pt", Network(config).state_dict(), config)
     found = read_network(tmp_path / "x.pt").config
-    assert (found.conditioning, found.classes, found.heads, found.prediction) == (
-        config.conditioning, config.classes, config.heads, config.prediction,
-    )  # fmt: skip
+    for field in ("conditioning", "classes", "heads", "prediction", "snippet_scale"):
+        assert getattr(found, field) == getattr(config, field)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

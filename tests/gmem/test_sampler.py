@@ -173,11 +173,11 @@ def test_autoguidance_moves_away_from_the_guide():
     assert made.calls == 20
 
 
-def test_dopri5_says_when_it_cannot_arrive():
+def test_dopri5_says_when_the_velocity_is_not_finite():
     def stormy(x, t, *_):
         return torch.full_like(x, float("nan"))
 
-    with pytest.raises(ValueError, match="dopri5"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         sample(stormy, torch.zeros(1, 1, 1, 1), None, SamplerConfig("ode", "dopri5"))
 
 
@@ -185,7 +185,7 @@ def test_dopri5_says_when_it_cannot_arrive():
     ("values", "sentence"),
     [
         ({"kind": "sde", "method": "dopri5"}, "ODE only"), ({"steps": 1}, "at least 2"), ({"shift": 0.0}, "positive"),
-        ({"last_size": 0.0}, "between 0 and 1"), ({"diffusion": "quadratic"}, "use one of constant"),
+        ({"last_size": 0.0}, "between 0 and 1"), ({"diffusion_norm": -1.0}, "not be negative"), ({"diffusion": "quadratic"}, "use one of constant"),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused(values, sentence):
