@@ -17,7 +17,9 @@ def check(summary: dict) -> None:
         assert stages[name]["rows"] == rows, f"{name} made {stages[name]['rows']} rows, not {rows}"
     metrics = stages["evaluate"]["details"]["metrics"]
     for split in ("train", "held_out"):
-        floor, value, ceiling = (metrics[f"{split}/{what}/fd-emoji-evaluator"] for what in ("floor", "samples", "ceiling"))
+        floor, value, ceiling = (
+            metrics[f"{split}/{what}/fd-emoji-evaluator"] for what in ("floor", "samples", "ceiling")
+        )
         print(f"{split}: floor {floor:.4g}, samples {value:.4g}, ceiling {ceiling:.4g}")
         assert floor < value < ceiling / 2, f"{split}: the samples are hardly better than decoded noise"
     for picture in stages["evaluate"]["pictures"].values():
