@@ -154,6 +154,7 @@ class Result:
     artifacts: dict[str, str]
     version: int | None
     run_id: str | None
+    store: str
     details: dict[str, Any]
     pictures: dict[str, str] = field(default_factory=dict)
 
@@ -282,6 +283,7 @@ def _result(stage: Stage, plan: Plan, fresh: bool, seconds: float) -> Result:
         artifacts={part.kind: plan.artifact(part).uri for part in stage.wanted(plan.recipe)},
         version=manifest.details.get("version"),
         run_id=manifest.mlflow_run,
+        store=plan.store.root,
         details=manifest.details,
         pictures=manifest.details.get("pictures") or {},
     )

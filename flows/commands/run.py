@@ -105,13 +105,21 @@ def _mlflow(plan: Plan) -> str:
 
 def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
     """The table a run ends with, and what to look at next."""
-    table = Table("stage", "time", "rows", "rate", "artifact", "version", title=f"{seconds:.0f} s in all")
+    table = Table(
+        "stage",
+        "time",
+        "rows",
+        "rate",
+        "artifact",
+        "version",
+        title=f"{seconds:.0f} s in all; artifacts below {results[0].store}",
+    )
     for r in results:
         rate = f"{r.rate:,.1f} {r.unit}/s" if r.fresh else "-"
         for i, uri in enumerate(r.artifacts.values()):
             time_spent = f"{r.seconds:.1f} s" if r.fresh else "already there"
             first = (r.stage, time_spent, f"{r.rows:,}", rate) if i == 0 else ("", "", "", "")
-            table.add_row(*first, uri, str(r.version or ""))
+            table.add_row(*first, "/".join(uri.split("/")[-2:]), str(r.version or ""))
     console.print(table)
     for line in results[-1].details.get("lines", []):
         console.print(line, soft_wrap=True)
