@@ -51,6 +51,8 @@ def warm_up(cluster: Cluster) -> None:
     def start() -> None:
         with suppress(ClusterError):  # `connected` tries again, and says what is wrong where somebody listens
             _join(cluster)
+        # Ray's processes ask the kernel to end them with the thread, not the process, that started them: so it stays.
+        threading.Event().wait()
 
     threading.Thread(target=start, name="ray-start", daemon=True).start()
 
