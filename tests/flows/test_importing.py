@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,14 @@ def test_a_network_becomes_a_checkpoint_and_a_registered_model(
 
 
 def test_a_training_can_start_from_it(store: Store, published: Path, statistics: Path, weights: Tensors) -> None:
-    from flows.training import _weights
+    from flows.training import _load_into
 
     uri = import_network(published, store, latent_stats=str(statistics)).uri
     network = Network(CONFIG)
-    network.load_state_dict(_weights(open_checkpoint(uri)))
+    _load_into(network, open_checkpoint(uri))
     assert same(dict(network.state_dict()), weights)
+    with pytest.raises(ValueError, match=r"train\.start_from .* is another network: \d+ tensors"):
+        _load_into(Network(replace(CONFIG, snippet_dim=CONFIG.snippet_dim + 1)), open_checkpoint(uri))
 
 
 def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics: Path, tmp_path: Path) -> None:
