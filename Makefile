@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 RECIPE ?= emoji
+ARGS ?=
 
 .PHONY: setup demo test lint lock clean
 
@@ -17,7 +18,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup
-	$(VENV)/bin/gmem run $(RECIPE)
+	$(VENV)/bin/gmem run $(RECIPE) $(ARGS)
 
 test: setup
 	$(VENV)/bin/python -m pytest

@@ -10,6 +10,7 @@ Each field either changes what a stage produces, and is then part of the artifac
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterable
@@ -30,6 +31,12 @@ class RecipeError(ValueError):
 def operational(default: Any, description: str, **constraints: Any) -> Any:
     """A field that changes how a stage works, not what it produces."""
     return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every folder; URIs, ``asset:NAME`` and the empty path stay as they are."""
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if os.path.exists(expanded) and "://" not in path and path else path
 
 
 class Section(BaseModel):
@@ -205,6 +212,12 @@ class Recipe(Section):
         """Where the pictures are, with ``asset:NAME`` resolved to the shipped file."""
         kind, _, name = self.data.source.partition(":")
         return str(ASSETS / f"{name}.tar") if kind == "asset" else self.data.source
+
+    def located(self, store: str) -> Recipe:
+        """The same recipe for workers in other folders: the store's root in full, and relative paths made absolute."""
+        train = self.train.model_copy(update={"start_from": self.train.start_from and absolute(self.train.start_from)})
+        data = self.data.model_copy(update={"source": absolute(self.data.source)})
+        return self.model_copy(update={"store": store, "data": data, "train": train})
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

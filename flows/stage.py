@@ -69,9 +69,10 @@ class Stage:
 class Plan:
     """A recipe on a store: where each artifact lies, and whether it is there."""
 
-    def __init__(self, recipe: Recipe, store: Store | None = None) -> None:
-        self.recipe = recipe
-        self.store = store or Store(recipe.store)
+    def __init__(self, recipe: Recipe) -> None:
+        self.store = Store(recipe.store)
+        # Jobs run in other folders than we do, so what they are told of is named in full.
+        self.recipe = recipe.located(self.store.root)
 
     @cached_property
     def listing(self) -> Listing:

@@ -62,9 +62,9 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def gmem(surroundings: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `gmem ARGUMENTS` and returns what came of it."""
 
-    def run(*arguments: str, timeout: float = 800) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 800, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [GMEM, *arguments], env=surroundings, capture_output=True, text=True, timeout=timeout, check=False
+            [GMEM, *arguments], env=surroundings, capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False
         )
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -29,13 +30,14 @@ Gmem = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+    return tmp_path_factory.mktemp("home") / "runs"
 
 
 @pytest.fixture(scope="module")
 def first(gmem: Gmem, pictures: Path, store: Path) -> dict[str, dict[str, Any]]:
-    """What the first run says of each stage."""
-    return by_stage(gmem("run", "emoji", "--json", *options(pictures, store)))
+    """What the first run says of each stage. Source and store are relative, and jobs run in other folders."""
+    near = options(Path(os.path.relpath(pictures, store.parent)), Path("./runs"))
+    return by_stage(gmem("run", "emoji", "--json", *near, cwd=store.parent))
 
 
 def by_stage(finished: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
