@@ -55,8 +55,10 @@ class Rate:
         return 100 * self.done / self.rows if self.rows else 0.0
 
     def line(self) -> str:
-        left = (self.rows - self.done) / self.rate if self.rate else 0
         shown = "".join(f"  {name} {value:.4g}" for name, value in self.values.items())
+        if self.done == self.earlier:  # nothing done yet says nothing about the rate
+            return f"{self.done:,}/{self.rows:,}{shown}"
+        left = (self.rows - self.done) / self.rate
         return f"{self.done:,}/{self.rows:,}  {self.rate:,.1f}/s  {left:,.0f} s left{shown}"
 
 

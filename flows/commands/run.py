@@ -14,6 +14,8 @@ from flows.progress import console
 from flows.recipe import Overrides
 
 if TYPE_CHECKING:
+    from prefect import State
+
     from flows.recipe import Recipe
     from flows.stage import Plan, Result, Stage
 
@@ -63,9 +65,19 @@ def _computed(recipe: str, chosen: dict[str, Any], plan: Plan) -> list[Result]:
     warm_up(plan.recipe.cluster)
     from flows.pipeline import pipeline
 
-    results = pipeline(recipe, Overrides(**chosen))
-    console.print("Prefect: 'prefect server start', then the runs are at http://127.0.0.1:4200/runs", soft_wrap=True)
-    return results
+    return _followed(pipeline, recipe, chosen)
+
+
+def _followed(flow: Any, recipe: str, chosen: dict[str, Any]) -> Any:
+    """What a flow returns; says where Prefect shows its run."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+    state: State[Any] = flow(recipe, Overrides(**chosen), return_state=True)
+    start, address = "", PREFECT_UI_URL.value()
+    if not PREFECT_API_URL.value():  # its own server ended with the run, and any other shows what it wrote
+        start, address = "'prefect server start', then ", "http://127.0.0.1:4200"
+    console.print(f"Prefect: {start}{address}/runs/flow-run/{state.state_details.flow_run_id}", soft_wrap=True)
+    return state.result()
 
 
 def _found(plan: Plan) -> list[Result]:
@@ -91,7 +103,7 @@ def stage(
         warm_up(plan.recipe.cluster)
     from flows.pipeline import FLOWS
 
-    result = FLOWS[name](recipe, Overrides(**chosen))
+    result = _followed(FLOWS[name], recipe, chosen)
     summary([result], time.monotonic() - start, _mlflow(plan))
     if json:
         print_json(asdict(result))
