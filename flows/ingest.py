@@ -10,6 +10,7 @@ import ray
 from flows.cluster import under_way
 from flows.progress import Report
 from flows.stage import Job, Outcome, Part, Plan, Stage
+from flows.weights import identity
 from storage.shards import ShardPlan, done_shards, write_index, write_shard
 from storage.sources import list_source
 
@@ -18,8 +19,10 @@ REASONS_SHOWN = 5
 
 
 def _parameters(plan: Plan) -> dict[str, Any]:
-    """What is in the source counts, not where the source lies."""
-    return plan.recipe.data.identity("source", "mirror") | {"listing": plan.listing.fingerprint}
+    """What is in the source counts, not where the source lies; of a shipped one the content, the same in every copy."""
+    shipped = plan.recipe.data.source.startswith("asset:")
+    listing = identity(plan.recipe.source) if shipped else plan.listing.fingerprint
+    return plan.recipe.data.identity("source", "mirror") | {"listing": listing}
 
 
 IMAGES = Part("images", VERSION, _parameters)

@@ -105,14 +105,26 @@ class Plan:
         if not others:
             return "not there yet"
         manifest = max((m for a in others if (m := a.manifest())), key=lambda m: m.created)
-        now = part.parameters(self)
-        changed = [f"{k}" for k in now if manifest.parameters.get(k) != now[k]]
+        before, now = _flat(manifest.parameters), _flat(part.parameters(self))
+        changed = [
+            f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
         changed += [
             f"{i.kind} is another"
             for i in part.inputs
             if i.kind in manifest.inputs and manifest.inputs[i.kind].fingerprint != self.fingerprint(i)
         ]
         return "changed: " + ", ".join(changed or [f"version {part.version} of the stage's code"])
+
+
+def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters under dotted names, as recipes are overridden."""
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 class Job(BaseModel):
