@@ -7,7 +7,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
 from flows.progress import console
@@ -82,12 +82,12 @@ def _followed(flow: Any, recipe: str, chosen: dict[str, Any]) -> Any:
 
 def _found(plan: Plan) -> list[Result]:
     """Everything is there: no server is needed to say so, only a run in MLflow that links to those which made it."""
-    from flows.stage import build
+    from flows.stage import found
     from storage.tracking import Tracking
 
     tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
     with tracking.pipeline_run(plan.recipe.model_dump(mode="json")) as parent:
-        return [build(stage, plan, tracking, parent) for stage in _stages()]
+        return [found(stage, plan, tracking, parent) for stage in _stages()]
 
 
 def stage(
@@ -122,7 +122,7 @@ def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
         "time",
         "rows",
         "rate",
-        "artifact",
+        Column("artifact", overflow="fold"),
         "version",
         title=f"{seconds:.0f} s in all; artifacts below {results[0].store}",
     )
