@@ -80,3 +80,21 @@ def last_json(finished: subprocess.CompletedProcess[str]) -> Any:
     """The JSON object on the last line of standard output; the whole output where the command failed."""
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home") / "runs"
+
+
+@pytest.fixture(scope="session")
+def first(
+    gmem: Callable[..., subprocess.CompletedProcess[str]], pictures: Path, store: Path
+) -> dict[str, dict[str, Any]]:
+    """What the first run says of each stage. Source and store are relative, and jobs run in other folders."""
+    near = options(Path(os.path.relpath(pictures, store.parent)), Path("./runs"))
+    return by_stage(gmem("run", "emoji", "--json", *near, cwd=store.parent))
+
+
+def by_stage(finished: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    return {stage["stage"]: stage for stage in last_json(finished)["stages"]}

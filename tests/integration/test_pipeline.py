@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -21,27 +20,11 @@ from PIL import Image
 from storage.checkpoints import all_checkpoints, latest, load
 from storage.latents import Latents
 
-from .conftest import GMEM, last_json, options
+from .conftest import GMEM, by_stage, last_json, options
 
 pytestmark = pytest.mark.timeout(900)  # each command starts Ray and Prefect's server anew
 
 Gmem = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home") / "runs"
-
-
-@pytest.fixture(scope="module")
-def first(gmem: Gmem, pictures: Path, store: Path) -> dict[str, dict[str, Any]]:
-    """What the first run says of each stage. Source and store are relative, and jobs run in other folders."""
-    near = options(Path(os.path.relpath(pictures, store.parent)), Path("./runs"))
-    return by_stage(gmem("run", "emoji", "--json", *near, cwd=store.parent))
-
-
-def by_stage(finished: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    return {stage["stage"]: stage for stage in last_json(finished)["stages"]}
 
 
 def test_every_stage_makes_its_rows(first: dict[str, dict[str, Any]]) -> None:
@@ -126,15 +109,6 @@ def test_nothing_is_computed_again(gmem: Gmem, pictures: Path, store: Path, firs
     assert {name: stage["run_id"] for name, stage in again.items()} == {
         name: stage["run_id"] for name, stage in first.items()
     }
-
-
-def test_more_steps_continue_the_training_and_evaluate_again(
-    gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
-) -> None:
-    more = by_stage(gmem("run", "emoji", "--json", *options(pictures, store, "train.steps=9")))
-    assert [name for name, stage in more.items() if stage["fresh"]] == ["train", "evaluate"]
-    assert more["train"]["artifacts"] == first["train"]["artifacts"]
-    assert more["train"]["rows"] == 9
 
 
 def test_the_plan_says_what_would_run_and_why(
@@ -240,8 +214,6 @@ def test_an_interrupted_training_leaves_a_checkpoint_and_no_process_and_goes_on_
     further = stopped.step + 2
     again = options(pictures, store, f"train.steps={further}", "train.seed=5")
     assert last_json(gmem("stage", "train", "emoji", "--json", *again))["rows"] == further
-    straight = options(pictures, store, f"train.steps={further}", "train.seed=5", "train.log_every=3")
-    assert last_json(gmem("stage", "train", "emoji", "--json", *straight))["fresh"] is False
     assert [c.step for c in all_checkpoints(training)][-1] == further
     tensors, progress = load(all_checkpoints(training)[-1])
     assert progress["learner"]["steps"] == further

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from flows.recipe import assignments
+
 from .conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +64,15 @@ class Server:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
+    def ended(self, flow: str) -> str:
+        """State of the flow's newest run, once it has ended."""
+        for _ in range(400):
+            runs = self.ask("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_DESC")
+            if runs and runs[0]["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return str(runs[0]["state"]["type"])
+            time.sleep(2)
+        raise AssertionError(f"{flow} did not end: " + (self.logs / "worker.log").read_text()[-5000:])
+
     def wait_until_healthy(self) -> None:
         for _ in range(180):
             try:
@@ -103,23 +114,22 @@ def test_every_flow_is_deployed_with_the_recipe_as_its_form(server: Server) -> N
 
 
 @pytest.mark.timeout(900)
-def test_a_deployment_run_completes_and_leaves_its_artifacts(server: Server, pictures: Path, tmp_path: Path) -> None:
-    from flows.recipe import assignments
-
-    overrides = assignments([*SMALL, f"data.source={pictures}", "train.align=0"]) | {"store": str(tmp_path / "store")}
+def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
+    server: Server, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
+) -> None:
+    """More steps: the training of the first run is continued and evaluated again, and nothing else is computed."""
+    more = [*SMALL, f"data.source={pictures}", "data.max_pixels=100000000", "train.steps=9"]
+    overrides = assignments(more) | {"store": str(store)}
     server.begin("worker", "worker", "start", "--pool", "gmem")
     server.prefect("deployment", "run", "pipeline/emoji", "-p", f"overrides={json.dumps(overrides)}")
-    state = "SCHEDULED"
-    for _ in range(400):
-        runs = server.ask("flow_runs/filter", flows={"name": {"any_": ["pipeline"]}})
-        state = runs[0]["state"]["type"] if runs else state
-        if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-            break
-        time.sleep(2)
-    assert state == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
-    stages = {run["name"].split("-")[0]: run["state"]["type"] for run in server.ask("flow_runs/filter")}
-    assert {stages[name] for name in ("ingest", "latents", "bank", "train", "evaluate")} == {"COMPLETED"}
-    artifacts = {artifact["key"]: artifact["type"] for artifact in server.ask("artifacts/filter")}
-    assert artifacts["train-progress"] == "progress"
-    assert artifacts["bank-artifacts"] == "table"
-    assert artifacts["evaluate-pairs-train"] == "image"
+    assert server.ended("pipeline") == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
+
+    states = {run["name"].split("-")[0]: run["state"]["type"] for run in server.ask("flow_runs/filter")}
+    assert {states[name] for name in ("ingest", "latents", "bank", "train", "evaluate")} == {"COMPLETED"}
+    artifacts = {artifact["key"]: artifact for artifact in server.ask("artifacts/filter")}
+    made = {name: json.loads(artifacts[f"{name}-artifacts"]["data"])[-1] for name in first}
+    assert [name for name, row in made.items() if row["made"] == "now"] == ["train", "evaluate"]
+    assert made["train"]["uri"] == first["train"]["artifacts"]["training"]
+    assert made["train"]["rows"] == 9
+    assert artifacts["train-progress"]["type"] == "progress"
+    assert artifacts["evaluate-pairs-train"]["type"] == "image"
