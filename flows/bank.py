@@ -123,7 +123,7 @@ def job(job: Job, report: Report) -> Outcome:
     recipe, images, options = job.recipe, job.artifact("images").uri, job.store.storage_options
     index = read_index(images)
     targets = Targets(*(job.artifact(kind).uri if kind in job.leases else None for kind in ("bank", "patches")))
-    actors = cluster.pool(SnippetEncoder, cluster.resources(recipe.cluster), recipe, targets, options)
+    actors = cluster.pool(SnippetEncoder, cluster.resources(recipe.cluster, "bank"), recipe, targets, options)
     encoder, tokens = ray.get(actors[0].describe.remote())
 
     writers: dict[str, BankWriter | PatchesWriter] = {}

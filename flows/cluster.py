@@ -7,13 +7,13 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import ray
 
-from flows.recipe import Cluster
+from flows.recipe import Cluster, Reserved
 
 # Set before Ray's processes start: nothing is sent to the outside, our own virtual environment is used, and workers are
 # no nicer than other programs, beside which they would otherwise stand still.
@@ -42,11 +42,21 @@ def explained(error: BaseException) -> Exception:
     return ClusterError(f"a job failed: {type(cause).__name__}: {lines[-1]}")
 
 
+def jobs_address(cluster: Cluster) -> str | None:
+    """The address of the cluster's jobs API, or None where jobs run in the flow's own process."""
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or ""
+    if address.startswith("ray://"):
+        raise ValueError(f"RAY_ADDRESS {address} is for Ray's client; give the cluster's jobs API, http://HOST:8265")
+    return address if address.startswith(("http://", "https://")) else None
+
+
 _starting = threading.Lock()
 
 
 def warm_up(cluster: Cluster) -> None:
     """Begins to start Ray in the background; `connected` then waits for it. It ends with the process."""
+    if jobs_address(cluster):
+        return
 
     def start() -> None:
         with suppress(ClusterError):  # `connected` tries again, and says what is wrong where somebody listens
@@ -100,23 +110,67 @@ def _init(cluster: Cluster) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one actor of a stage reserves, and how many there are."""
+    """What each of the actors, tasks or workers of a stage reserves, and how many there are at a time."""
 
     actors: int
     cpus: float
     gpus: float
     threads: int
+    memory: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """For `.options(…)` of a task or an actor."""
+        given = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        return given | ({"memory": self.memory} if self.memory else {}) | self.placed()
+
+    def placed(self) -> dict[str, Any]:
+        return {"label_selector": self.labels} if self.labels else {}
 
 
-def resources(cluster: Cluster) -> Resources:
-    """Actors for encoding and sampling: one a GPU, or one for every two CPUs of the cluster."""
-    have = ray.cluster_resources()
+def resources(cluster: Cluster, stage: str) -> Resources:
+    """Of a stage on the Ray this process has joined.
+
+    Encoding and sampling: an actor a GPU, or one for every two CPUs. Ingest: a task a CPU. Training: a worker a GPU,
+    or one.
+    """
+    have, said = ray.cluster_resources(), getattr(cluster, stage)
     gpus, cpus = int(have.get("GPU", 0)), have.get("CPU", 1)
-    each_gpu = cluster.actor_gpus if cluster.actor_gpus is not None else (1.0 if gpus else 0.0)
-    actors = cluster.actors or (max(1, int(gpus / each_gpu)) if each_gpu else max(1, int(cpus // 2)))
-    node_cpus = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    threads = max(1, round(cluster.actor_cpus) if each_gpu else int(node_cpus * len(ray.nodes()) // actors))
-    return Resources(actors, cluster.actor_cpus, each_gpu, min(threads, int(node_cpus)))
+    node_cpus = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+    if stage == "train":
+        found = _training(cluster, gpus, int(cpus))
+    elif stage == "ingest":
+        each = said.cpus or 1
+        found = Resources(max(1, int(cpus / each)), each, said.gpus or 0, max(1, int(each)))
+    else:
+        found = _encoding(cluster, said, gpus, cpus)
+    threads = min(found.threads, node_cpus)
+    return replace(found, threads=threads, memory=int(said.memory_gib * 2**30), labels=said.labels)
+
+
+def _encoding(cluster: Cluster, said: Reserved, gpus: int, cpus: float) -> Resources:
+    each = next((g for g in (said.gpus, cluster.actor_gpus) if g is not None), 1.0 if gpus else 0.0)
+    reserved_cpus = said.cpus or cluster.actor_cpus
+    actors = cluster.actors or (max(1, int(gpus / each)) if each else max(1, int(cpus // 2)))
+    threads = max(1, round(reserved_cpus) if each else int(cpus // actors))
+    return Resources(actors, reserved_cpus, each, threads)
+
+
+def _training(cluster: Cluster, gpus: int, cpus: int) -> Resources:
+    workers = cluster.train_workers or max(gpus, 1)
+    each = cluster.train.gpus if cluster.train.gpus is not None else min(gpus, 1)
+    reserved_cpus = cluster.train.cpus or (max(1, cpus // workers - 1) if each else 1)
+    # Ray gives a worker as many threads as CPUs it reserved; alone on a machine without GPU it may use them all.
+    return Resources(workers, reserved_cpus, each, int(reserved_cpus) if each else max(1, cpus // workers))
+
+
+def reserved(cluster: Cluster, stage: str, seconds: float) -> dict[str, float]:
+    """Hours of CPU and GPU a stage kept from others in so many seconds: what it reserves times its wall time."""
+    if not ray.is_initialized():
+        return {}
+    have = resources(cluster, stage)
+    hours = have.actors * seconds / 3600
+    return {"reserved/cpu_hours": have.cpus * hours, "reserved/gpu_hours": have.gpus * hours}
 
 
 def settle(threads: int) -> str:
@@ -135,7 +189,7 @@ def pool(actor: Any, have: Resources, *args: Any) -> list[Any]:
 
     Ray restarts one that dies and runs its task again.
     """
-    options = {"num_cpus": have.cpus, "num_gpus": have.gpus, "max_restarts": -1, "max_task_retries": 3}
+    options = have.options() | {"max_restarts": -1, "max_task_retries": 3}
     return [ray.remote(actor).options(**options).remote(have.threads, *args) for _ in range(have.actors)]
 
 
@@ -169,24 +223,3 @@ def spread(blocks: Iterable[Any], actors: list[Any], depth: int = 2) -> Iterator
         ready, _ = ray.wait(list(busy), num_returns=1)
         free.append(busy.pop(ready[0]))
         yield ray.get(ready[0])
-
-
-@ray.remote(num_cpus=0)
-class Channel:
-    """Carries events from a training's workers to its driver, and a request to stop the other way."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, Any, dict[str, Any]]] = []
-        self.stop = False
-
-    def tell(self, event: str, value: Any, values: dict[str, Any] | None = None) -> bool:
-        """Adds an event; answers whether the training should stop."""
-        self.events.append((event, value, values or {}))
-        return self.stop
-
-    def take(self) -> list[tuple[str, Any, dict[str, Any]]]:
-        events, self.events = self.events, []
-        return events
-
-    def ask_to_stop(self) -> None:
-        self.stop = True

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from flows.cluster import under_way
+from flows import cluster
 from flows.progress import Report
 from flows.stage import Job, Outcome, Part, Plan, Stage
 from flows.weights import identity
@@ -21,7 +21,7 @@ REASONS_SHOWN = 5
 def _parameters(plan: Plan) -> dict[str, Any]:
     """What is in the source counts, not where the source lies; of a shipped one the content, the same in every copy."""
     shipped = plan.recipe.data.source.startswith("asset:")
-    listing = identity(plan.recipe.source) if shipped else plan.listing.fingerprint
+    listing = identity(plan.recipe.source) if shipped else plan.source_fingerprint
     return plan.recipe.data.identity("source", "mirror") | {"listing": listing}
 
 
@@ -38,11 +38,12 @@ def job(job: Job, report: Report) -> Outcome:
     missing = [number for number in range(shards) if number not in done]
     report.total(len(listing), min(len(done) * data.shard_size, len(listing)))
 
-    write = ray.remote(write_shard).options(num_cpus=1, max_retries=3)
+    have = cluster.resources(job.recipe.cluster, "ingest")
+    write = ray.remote(write_shard).options(**have.options(), max_retries=3)
     starts = (
         write.remote(root, n, listing.slice(n * data.shard_size, (n + 1) * data.shard_size), plan) for n in missing
     )
-    for result in under_way(starts, limit=2 * int(ray.cluster_resources().get("CPU", 1))):
+    for result in cluster.under_way(starts, limit=2 * have.actors):
         report.advance(result.kept + result.rejected)
     index = write_index(root, shards, plan)
     return _outcome(index, report)

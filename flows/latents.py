@@ -62,7 +62,7 @@ def job(job: Job, report: Report) -> Outcome:
     options = job.store.storage_options
     index = read_index(images)
     samples = index.filter(index["kept"])["sample"].to_numpy()
-    actors = cluster.pool(LatentEncoder, cluster.resources(recipe.cluster), recipe, artifact.uri, options)
+    actors = cluster.pool(LatentEncoder, cluster.resources(recipe.cluster, "latents"), recipe, artifact.uri, options)
     tokenizer = ray.get(actors[0].describe.remote())
     _check(recipe, tokenizer)
     shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)

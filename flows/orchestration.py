@@ -15,8 +15,10 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
 from flows import cluster
+from flows.progress import shown
 from flows.recipe import load, overrides_of
-from flows.stage import Plan, Result, Stage, build
+from flows.stage import Plan, Result, Stage, build, found
+from flows.submission import submit
 from storage.tracking import Tracking
 
 
@@ -75,10 +77,15 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     persist_result=False,
 )
 def attempt(stage: Stage, current: Session) -> Result:
-    """One attempt at a stage. A further one goes on from what is committed."""
-    if current.plan.missing(stage):
+    """One attempt at a stage, in this process or as a job on a cluster. A further one goes on from what is committed."""
+    plan = current.plan
+    if not plan.missing(stage):
+        return found(stage, plan, current.tracking, current.parent)
+    with shown(stage.name, in_prefect=True) as report:
+        if address := cluster.jobs_address(plan.recipe.cluster):
+            return submit(stage, plan, current.tracking, current.parent, address, report)
         current.join_cluster()
-    return build(stage, current.plan, current.tracking, current.parent, in_prefect=True)
+        return build(stage, plan, current.tracking, current.parent, report)
 
 
 def publish(result: Result) -> None:

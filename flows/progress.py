@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 from uuid import UUID
 
@@ -175,21 +176,35 @@ class Lines:
     def note(self, text: str) -> None:
         self._write("note", text, {})
 
+    def error(self, problem: BaseException) -> None:
+        """Why the job ends; bad input is told apart, because it stays bad."""
+        self._write("error", str(problem), {"bad_input": isinstance(problem, ValueError)})
+
     def _write(self, event: str, value: int | str, values: dict[str, Any]) -> None:
+        # A bar that some library draws may have left a line unfinished: what is before the mark is not ours.
         sys.stdout.write(MARK + json.dumps([event, value, values]) + "\n")
         sys.stdout.flush()
 
 
-def replay(line: str, report: Report) -> Any | None:
-    """Passes an event line on to `report`; returns a result line's value, and notes any other line."""
-    if not line.startswith(MARK):
-        if line.strip():
-            report.note(line.rstrip())
+@dataclass(frozen=True)
+class Failure:
+    """The last word of a job that failed."""
+
+    sentence: str
+    bad_input: bool
+
+
+def replay(line: str, report: Report) -> Failure | None:
+    """Passes the event of a line on to `report`, and notes anything else; returns what an error line says."""
+    text, mark, event = line.partition(MARK)
+    if text.strip():
+        report.note(text.strip())
+    if not mark:
         return None
-    event, value, values = json.loads(line.removeprefix(MARK))
-    if event == "result":
-        return value
-    getattr(report, event)(value, **values)
+    name, value, values = json.loads(event)
+    if name == "error":
+        return Failure(value, values["bad_input"])
+    getattr(report, name)(value, **values)
     return None
 
 

@@ -18,10 +18,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 RECIPES = Path(__file__).with_name("recipes")
 ASSETS = Path(__file__).with_name("assets")
+
+
+PATHS = {
+    "data": ("source",),
+    "train": ("start_from",),
+    "sample": ("guide",),
+    "evaluate": ("network", "bank", "encoder", "inception", "reference"),
+}
+"""Keys that may name something by a relative path."""
 
 
 class RecipeError(ValueError):
@@ -34,7 +43,13 @@ def operational(default: Any, description: str, **constraints: Any) -> Any:
 
 
 def absolute(path: str) -> str:
-    """A path that means the same in every folder; URIs, ``asset:NAME`` and the empty path stay as they are."""
+    """A path that means the same in every folder; URIs, ``asset:NAME`` and the empty path stay as they are.
+
+    Of ``timm:MODEL@FILE`` it is the file's.
+    """
+    model, at, file = path.partition("@")
+    if at and model.startswith("timm:"):
+        return f"{model}@{absolute(file)}"
     expanded = os.path.expanduser(path)
     return os.path.abspath(expanded) if os.path.exists(expanded) and "://" not in path and path else path
 
@@ -111,6 +126,7 @@ class Train(Section):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, reached by a ramp")
+    ema_ramp: float = Field(10, ge=0, description="after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast precision; weights stay in fp32")
     times: Literal["logit-normal", "uniform"] = "logit-normal"
     shift_base: int | None = Field(
@@ -124,6 +140,10 @@ class Train(Section):
     align: float = Field(0.5, ge=0, description="weight of the alignment with patch tokens; 0 stores none")
     seed: int = 0
     start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
+    micro_batch: int = operational(0, "pictures a worker takes through the network at once; 0: its whole share", ge=0)
+    spike: float = operational(
+        10, "steps whose loss is more than so many times its running median are skipped; 0: none", ge=0
+    )
     log_every: int = operational(50, "steps between logged metrics", ge=1)
     sample_every: int = operational(0, "steps between grids of fixed snippets; 0: only at the end", ge=0)
     held_out_every: int = operational(1000, "steps between evaluations of the held-out loss", ge=1)
@@ -145,14 +165,31 @@ class Sample(Section):
     last: Literal["none", "mean", "euler", "tweedie"] = "mean"
     last_size: float = Field(0.004, gt=0, lt=1)
     guidance: float = Field(1.0, ge=0, description="guidance scale; 1: none")
+    guide: str | None = Field(
+        None,
+        description="guiding network: URI of a smaller or earlier one, or earlier:STEP of the same training; none: the zero snippet",
+    )
     guidance_from: float = Field(0.0, ge=0, le=1, description="guided from this time on (t = 1 is data)")
     guidance_until: float = Field(1.0, ge=0, le=1)
     seed: int = 0
     batch: int = operational(64, "pictures sampled at once", ge=1)
 
+    @property
+    def earlier(self) -> int | None:
+        """The guide's step, where it is an earlier checkpoint of the same training."""
+        kind, _, step = (self.guide or "").partition("earlier:")
+        return int(step) if not kind and step.isdecimal() else None
+
 
 class Evaluate(Section):
+    network: str | None = Field(
+        None, description="URI of a checkpoint or imported network; none: the recipe's training"
+    )
+    bank: str | None = Field(None, description="URI of a bank whose snippets are sampled; none: the recipe's")
     encoder: str = Field("", description="encoder of the Fréchet distance; neither conditions nor aligns the network")
+    further_encoders: list[str] = Field(
+        [], description="more encoders to measure with, such as timm:vit_base_patch14_dinov2.lvd142m"
+    )
     samples: int = Field(
         50_000, ge=2, description="samples, and reference pictures, per distance (fewer if there are fewer)"
     )
@@ -161,14 +198,30 @@ class Evaluate(Section):
     )
     kernel_subsets: int = Field(50, ge=1, description="subsets of the kernel distance")
     inception: str | None = Field(None, description="weights of the FID Inception network (file or URL); none: no FID")
+    reference: str | None = Field(
+        None, description="ADM .npz that FID, sFID and its neighbours compare with; none: the recipe's pictures"
+    )
+    memorisation: bool = Field(True, description="search the nearest training picture of every sample")
     batch: int = operational(64, "pictures encoded at once", ge=1)
+
+
+class Reserved(Section):
+    """What each actor, task or training worker of one stage reserves."""
+
+    cpus: float | None = operational(
+        None, "CPUs; none: cluster.actor_cpus (training with GPUs: its share, less one)", gt=0
+    )
+    gpus: float | None = operational(None, "GPUs; none: cluster.actor_gpus (training: 1 where there are any)", ge=0)
+    memory_gib: float = operational(0, "memory; 0: not counted", ge=0)
+    labels: dict[str, str] = operational({}, "labels its node must have, such as {ray.io/accelerator-type: H100}")
 
 
 class Cluster(Section):
     """Where the jobs run. Everything here is operational."""
 
     address: str | None = operational(
-        None, "address of a Ray cluster (ray://, http:// or auto); none: embedded, or RAY_ADDRESS"
+        None,
+        "a Ray cluster: http(s)://HOST:8265 (its jobs API), or HOST:PORT or auto to join it; none: embedded, or RAY_ADDRESS",
     )
     cpus: int | None = operational(None, "CPUs of the embedded Ray; none: all", ge=1)
     actors: int | None = operational(None, "encoder and sampler actors; none: one a GPU, or one a two CPUs", ge=1)
@@ -177,7 +230,29 @@ class Cluster(Section):
         None, "GPUs reserved by an encoder or sampler; none: 1 where there are any", ge=0
     )
     train_workers: int | None = operational(None, "training workers; none: one a GPU, or one", ge=1)
+    train_workers_min: int | None = operational(
+        None, "go on with as few as these when nodes are lost, and grow again; none: wait for all", ge=1
+    )
+    train_failures: int = operational(3, "workers or nodes that may be lost in one training", ge=0)
+    cache: str = operational(
+        "~/.cache/gmem", "folder on each node's disk for training data that lies in an object store"
+    )
     object_store_gib: float = operational(1, "memory of the embedded Ray's object store", ge=0.1)
+    ingest: Reserved = Reserved()
+    latents: Reserved = Reserved()
+    bank: Reserved = Reserved()
+    train: Reserved = Reserved()
+    evaluate: Reserved = Reserved()
+
+    @field_validator("address")
+    @classmethod
+    def _jobs_or_join(cls, address: str | None) -> str | None:
+        if address and address.startswith("ray://"):
+            raise ValueError(
+                f"cluster.address {address} is for Ray's client, whose work ends with the process that began it; "
+                f"give the cluster's jobs API, such as http://{address.removeprefix('ray://').split(':')[0]}:8265"
+            )
+        return address
 
 
 class Tracking(Section):
@@ -215,9 +290,12 @@ class Recipe(Section):
 
     def located(self, store: str) -> Recipe:
         """The same recipe for workers in other folders: the store's root in full, and relative paths made absolute."""
-        train = self.train.model_copy(update={"start_from": self.train.start_from and absolute(self.train.start_from)})
-        data = self.data.model_copy(update={"source": absolute(self.data.source)})
-        return self.model_copy(update={"store": store, "data": data, "train": train})
+        sections: dict[str, Section] = {}
+        for name, keys in PATHS.items():
+            section = getattr(self, name)
+            paths = {key: absolute(path) for key in keys if (path := getattr(section, key))}
+            sections[name] = section.model_copy(update=paths)
+        return self.model_copy(update={"store": store, **sections})
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -232,6 +310,14 @@ class Recipe(Section):
             )
         if self.sample.kind == "sde" and self.sample.method == "dopri5":
             raise ValueError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
+        if self.cluster.train_workers_min and self.cluster.train_workers_min > (self.cluster.train_workers or 2**31):
+            raise ValueError("cluster.train_workers_min is above cluster.train_workers; exchange them")
+        if self.evaluate.reference and not self.evaluate.inception:
+            raise ValueError(
+                "evaluate.reference holds features of the FID Inception network; name its weights by evaluate.inception"
+            )
+        if (self.sample.guide or "").startswith("earlier:") and self.sample.earlier is None:
+            raise ValueError(f"sample.guide {self.sample.guide} names no step; write it as earlier:20000")
         if self.sample.guidance_from > self.sample.guidance_until:
             raise ValueError("sample.guidance_from lies after sample.guidance_until; exchange them")
         return self

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 from ray.exceptions import RayError
 
-from flows.cluster import explained
-from flows.progress import Report, shown
+from flows.cluster import explained, reserved
+from flows.progress import Report
 from flows.recipe import Recipe
 from storage.sources import Listing, list_source
 from storage.store import Artifact, Manifest, Store, fingerprint
@@ -69,15 +69,21 @@ class Stage:
 class Plan:
     """A recipe on a store: where each artifact lies, and whether it is there."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, source_fingerprint: str | None = None) -> None:
         self.store = Store(recipe.store)
         # Jobs run in other folders than we do, so what they are told of is named in full.
         self.recipe = recipe.located(self.store.root)
+        if source_fingerprint:  # a job on a cluster is told what the flow saw
+            self.source_fingerprint = source_fingerprint
 
     @cached_property
     def listing(self) -> Listing:
         """What the source holds now; listed once, since a source may have millions of files."""
         return list_source(self.recipe.source)
+
+    @cached_property
+    def source_fingerprint(self) -> str:
+        return self.listing.fingerprint
 
     def fingerprint(self, part: Part) -> str:
         inputs = {i.kind: self.fingerprint(i) for i in part.inputs if i.wanted(self.recipe)}
@@ -128,7 +134,7 @@ def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Job(BaseModel):
-    """What a job needs to run anywhere: plain values only, so that it can be sent to a cluster."""
+    """What a job needs to run anywhere: plain values only, so that it can be sent to workers."""
 
     stage: str
     recipe: Recipe
@@ -176,13 +182,17 @@ class Result:
         return self.rows / self.seconds if self.seconds and self.fresh else 0.0
 
 
-def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = None, in_prefect: bool = False) -> Result:
-    """Builds what is missing of a stage's artifacts; does nothing, and says which run made them, when all are there."""
+def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, report: Report) -> Result:
+    """Builds what is missing of a stage's artifacts, here and now, over the Ray this process has joined.
+
+    Lease, manifest and MLflow run belong to the process that does the work: on a cluster that is the job, which goes
+    on, and finishes, without the flow that submitted it.
+    """
     recipe = plan.recipe
     missing = plan.missing(stage)
     if not missing:
-        return _found(stage, plan, tracking, parent)
-    _check_inputs(stage, plan)
+        return found(stage, plan, tracking, parent)
+    check_inputs(stage, plan)
     start = monotonic()
     with ExitStack() as stack:
         holder = f"{socket.gethostname()}:{os.getpid()}"
@@ -191,7 +201,7 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
         }
         # Whoever held the lease before us may have finished the work.
         if not (missing := plan.missing(stage)):
-            return _found(stage, plan, tracking, parent)
+            return found(stage, plan, tracking, parent)
         continued = plan.artifact(missing[0]).folder if stage.continues else None
         run = stack.enter_context(tracking.stage_run(stage.name, parent, _parameters(stage, plan), continued))
         run.system_metrics()
@@ -204,11 +214,13 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
             tracking_uri=tracking.uri,
             run_id=run.id,
         )
-        report = stack.enter_context(shown(stage.name, in_prefect))
+        began = monotonic()
         try:
             outcome = stage.job(job, report)
         except RayError as error:
             raise explained(error) from error
+        finally:
+            run.add(reserved(recipe.cluster, stage.name, monotonic() - began))
         seconds = monotonic() - start
         for part in missing:
             artifact = plan.artifact(part)
@@ -216,7 +228,7 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None = Non
         run.metrics(outcome.metrics | {"seconds": seconds})
         for title, picture in outcome.pictures.items():
             run.artifact(f"{title}.png", plan.store.read_bytes(picture))
-    return _result(stage, plan, True, monotonic() - start)
+    return result_of(stage, plan, True, monotonic() - start)
 
 
 def _log_inputs(stage: Stage, plan: Plan, run: Run) -> None:
@@ -234,7 +246,8 @@ def _log_inputs(stage: Stage, plan: Plan, run: Run) -> None:
             run.dataset(f"{plan.recipe.name}-{kind}", artifact.uri, version, stage.name, manifest.counts.get("rows"))
 
 
-def _check_inputs(stage: Stage, plan: Plan) -> None:
+def check_inputs(stage: Stage, plan: Plan) -> None:
+    """Raises StageError if something the stage reads is not there."""
     for part in stage.wanted(plan.recipe):
         for needed in part.inputs:
             if needed not in stage.parts and needed.wanted(plan.recipe) and not plan.artifact(needed).complete:
@@ -276,14 +289,16 @@ def _description(part: Part, plan: Plan, outcome: Outcome, run_id: str, seconds:
     }
 
 
-def _found(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None) -> Result:
-    result = _result(stage, plan, False, 0.0)
+def found(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None) -> Result:
+    """A stage with nothing missing: which run made it, linked from the run that wanted it."""
+    result = result_of(stage, plan, False, 0.0)
     if parent and result.run_id:
         tracking.link(parent, stage.name, result.run_id)
     return result
 
 
-def _result(stage: Stage, plan: Plan, fresh: bool, seconds: float) -> Result:
+def result_of(stage: Stage, plan: Plan, fresh: bool, seconds: float) -> Result:
+    """What the store says of a stage that is complete."""
     last = stage.wanted(plan.recipe)[-1]
     manifest = plan.artifact(last).manifest()
     assert manifest is not None, f"{last.kind} was just found or committed"

@@ -80,6 +80,10 @@ class Run:
         now = int(time.time() * 1000)
         self._put(*(_Point(key, float(value), now, step or 0) for key, value in values.items()))
 
+    def add(self, values: Mapping[str, float]) -> None:
+        """Adds to metrics that count over all attempts of a run which is continued, such as hours."""
+        self._put(lambda mlflow: _add(mlflow, self.id, values))
+
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters, nested ones under dotted names. One that was logged before with another value becomes a tag."""
         if flat := flatten(dict(values)):
@@ -252,6 +256,12 @@ def _log_params(mlflow: MlflowClient, run: str, values: dict[str, str]) -> None:
     for start in range(0, len(new), 100):  # MLflow's limit
         mlflow.log_batch(run, params=new[start : start + 100], synchronous=True)
     mlflow.log_batch(run, tags=changed[:100], synchronous=True)
+
+
+def _add(mlflow: MlflowClient, run: str, values: Mapping[str, float]) -> None:
+    known = mlflow.get_run(run).data.metrics
+    for key, value in values.items():
+        mlflow.log_metric(run, key, known.get(key, 0.0) + value)
 
 
 def _log_tags(mlflow: MlflowClient, run: str, values: Mapping[str, str]) -> None:
