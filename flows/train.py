@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows import cluster
 from flows.bank import BANK, PATCHES
-from flows.cluster import Channel
+from flows.channel import Channel
 from flows.latents import LATENTS
+from flows.learning import Versions
+from flows.notice import Listening
 from flows.progress import Report
 from flows.recipe import Recipe
 from flows.stage import Job, Outcome, Part, Plan, Stage
 from flows.training import loop
+from storage.bank import Bank
 from storage.checkpoints import Checkpoint, best, latest
 from storage.store import Artifact
 
 VERSION = 1
 POLL_SECONDS = 0.5
+RAY = "ray"  # Ray Train's own folder in the training's, needed only while it runs
+GROW_SECONDS = 3600.0
+"""How often a training that lost workers may take on more: each time costs the work since the last checkpoint."""
 GRACE_SECONDS = 120.0
 """How long an interrupted training may take for its last checkpoint."""
 
@@ -47,44 +58,77 @@ TRAINING = Part("training", VERSION, _parameters, (LATENTS, BANK, PATCHES), done
 
 def job(job: Job, report: Report) -> Outcome:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
-    artifact = job.artifact("training")
-    channel = Channel.remote()  # type: ignore[attr-defined]
+    artifact, versions = job.artifact("training"), pinned(job)
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
+    with terminable():
+        while True:
+            before = latest(artifact)
+            _attempt(_trainer(job, channel, versions), channel, report)
+            newest = latest(artifact)
+            if newest and newest.step >= job.recipe.train.steps:
+                break
+            if newest is None or (before and before.step == newest.step):
+                raise cluster.ClusterError("the training's workers ended without getting any further; see Ray's logs")
+            report.note(f"a worker was asked to make way; going on from step {newest.step} with other workers")
+    job.store.files.remove(artifact.path(RAY))
+    return _outcome(job, artifact)
+
+
+def pinned(job: Job) -> Versions:
+    """The versions to train on. The bank's is tagged, so that it is never cleaned up; a training that is continued
+    goes on with the one it began with, whatever was added since."""
+    kinds = ("latents", "patches") if job.recipe.train.align else ("latents",)
+    versions: Versions = {kind: job.manifest(kind).details.get("version") for kind in kinds}
+    bank = Bank(job.artifact("bank").uri, storage_options=job.store.storage_options)
+    tag = f"training-{job.fingerprints['training']}"
+    known = bank.table.tags.list().get(tag)
+    return versions | {"bank": known["version"] if known else bank.tag(tag)}
+
+
+def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
+    """One Ray Train run, which itself replaces workers that die. What goes wrong in it is raised here."""
     failure: list[BaseException] = []
-    trainer = _trainer(job, channel)
     thread = threading.Thread(target=_fit, args=(trainer, failure), name="train", daemon=True)
     thread.start()
     try:
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             _relay(channel, report)
+    except ValueError:  # no use in trying again
+        raise
     except BaseException:
         report.note("stopping after a last checkpoint")
         ray.get(channel.ask_to_stop.remote())
         thread.join(GRACE_SECONDS)
+        _relay(channel, report)
         raise
     _relay(channel, report)
     if failure:
         raise _explained(failure[0])
-    return _outcome(job, artifact)
 
 
-def _trainer(job: Job, channel: Any) -> TorchTrainer:
-    have = ray.cluster_resources()
-    gpus = int(have.get("GPU", 0))
-    workers = job.recipe.cluster.train_workers or max(gpus, 1)
-    cpus = max(1, int(have.get("CPU", 1)) // workers - 1) if gpus else 1
-    # Ray gives a worker as many threads as CPUs it reserved; alone on a machine without GPU it may use them all.
-    threads = cpus if gpus else max(1, int(have.get("CPU", 1)) // workers)
+def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
+    have = cluster.resources(job.recipe.cluster, "train")
+    fewest = min(job.recipe.cluster.train_workers_min or have.actors, have.actors)
+    config = {
+        "job": job.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions
+    }  # fmt: skip
     return TorchTrainer(
         loop,
-        train_loop_config={"job": job.model_dump(mode="json"), "channel": channel, "threads": threads},
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpus else {})
+        train_loop_config=config,
+        torch_config=Listening(),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=have.actors if fewest == have.actors else (fewest, have.actors),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=GROW_SECONDS,
+            use_gpu=bool(have.gpus),
+            resources_per_worker={"CPU": have.cpus, "GPU": have.gpus, "memory": have.memory},
+            **have.placed(),
         ),
         run_config=RunConfig(
             name=f"{job.recipe.name}-{job.fingerprints['training']}-{os.getpid()}-{time.time_ns()}",
-            storage_path=job.artifact("training").path("ray"),
-            failure_config=FailureConfig(max_failures=3),
+            storage_path=job.artifact("training").path(RAY),
+            failure_config=FailureConfig(max_failures=job.recipe.cluster.train_failures),
         ),
     )
 
@@ -97,8 +141,26 @@ def _fit(trainer: TorchTrainer, failure: list[BaseException]) -> None:
 
 
 def _relay(channel: Any, report: Report) -> None:
-    for event, value, values in ray.get(channel.take.remote()):
+    """Raises ValueError when the workers said that nothing but another recipe or store would help."""
+    events, reason = ray.get(channel.take.remote())
+    for event, value, values in events:
         getattr(report, event)(value, **values)
+    if reason:
+        raise ValueError(reason)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends this process as an interrupt would, so that a last checkpoint is written, where nobody else (such
+    as Prefect) listens to it."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _explained(error: BaseException) -> Exception:

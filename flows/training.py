@@ -3,269 +3,211 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from importlib.metadata import version as installed
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flows.cluster import settle
-from flows.preview import Preview
-from flows.recipe import Recipe
+from flows.learning import Versions, batch_of, learner_config, make_network, open_data
+from flows.notice import Notice
+from flows.observer import Observer
 from flows.stage import Job
-from gmem.learner import Batch, Draws, Learner, LearnerConfig, draw
-from gmem.network import Network, NetworkConfig
-from gmem.tokenizer import standardise
-from storage.checkpoints import Checkpoint, CheckpointManifest, load, load_latest, open_checkpoint, prune, save
-from storage.training_data import BatchOrder, TrainingTable
+from gmem.guard import Guard
+from gmem.learner import Batch, Draws, Learner, draw
+from gmem.network import Network
+from storage import checkpoints
+from storage.checkpoints import Checkpoint
+from storage.errors import LeaseLost, StoreError
+from storage.training_data import BatchOrder
 
-HELD_OUT_LIMIT = 1024
-HELD_OUT_PLACE = 2**32
-"""Place of the first held-out draw: far beyond any place in a batch, so that the two never share a random number."""
-TELL_SECONDS = 0.5
-STOP_EVERY = 10
-SKIPS_ALLOWED = 5
+Resumed = tuple[Checkpoint, dict[str, Tensor], dict[str, Any]]
+
+SKIPS_ALLOWED, RETURNS_ALLOWED = 5, 3
+DRIVER, SYSTEM = "stopped", "made way"
+"""Who asked for an end before the last step: the driver, who means it, or the system, who wants the machine."""
 
 
 def loop(config: dict[str, Any]) -> None:
     """The function Ray Train runs on every worker."""
-    device = settle(config["threads"])
-    context = ray.train.get_context()
-    worker = Worker(Job(**config["job"]), config["channel"], context.get_world_rank(), context.get_world_size(), device)
+    context, channel = ray.train.get_context(), config["channel"]
+    if reason := ray.get(channel.failed.remote()):
+        raise ValueError(reason)
+    device, job = settle(config["threads"]), Job(**config["job"])
     try:
-        worker.run()
+        Worker(
+            job, channel, context.get_world_rank(), context.get_world_size(), device, config["versions"], Notice()
+        ).run()
+    except ValueError as error:
+        if isinstance(error, LeaseLost) or not isinstance(error, StoreError):  # a store may come back
+            ray.get(channel.fail.remote(str(error)))
+        raise
     finally:
-        worker.job.run.close()
-
-
-def network_config(recipe: Recipe, data: TrainingTable) -> NetworkConfig:
-    network = recipe.network
-    return NetworkConfig.of(
-        network.size,
-        patch=network.patch,
-        latent_channels=recipe.tokenizer.channels,
-        latent_size=recipe.grid,
-        snippet_dim=data.snippet_dim,
-        projection_dim=data.token_dim,
-        projection_hidden=network.projection_hidden,
-        conditioning=network.conditioning,
-        snippet_scale=network.snippet_scale,
-        classes=data.classes if network.conditioning == "label" else 0,
-        prediction=network.prediction,
-        initialisation=network.initialisation,
-    )
-
-
-def learner_config(recipe: Recipe) -> LearnerConfig:
-    train = recipe.train
-    return LearnerConfig(
-        lr=train.lr,
-        betas=(train.beta1, train.beta2),
-        weight_decay=train.weight_decay,
-        clip=train.clip,
-        warmup_steps=train.warmup,
-        ema_decay=train.ema,
-        precision=train.precision,
-        mask_rate=train.mask,
-        drop_rate=train.drop,
-        cosine_weight=train.cosine,
-        projection_weight=train.align,
-        time_sampling=train.times,
-        time_shift_base=train.shift_base or 0,
-        seed=train.seed,
-    )
+        job.run.close()
 
 
 class Worker:
-    """One of `world` equal workers. Rank 0 also tells, logs, measures and saves."""
+    """One of `world` equal workers. All go through the same steps and decide alike; rank 0 also observes and saves."""
 
-    def __init__(self, job: Job, channel: Any, rank: int, world: int, device: str) -> None:
-        self.job, self.recipe, self.channel, self.rank, self.world = job, job.recipe, channel, rank, world
-        self.device, self.artifact = device, job.artifact("training")
-        self.data = self._data("train")
-        self.held_out_data = self._data("held_out")
-        self.mean, self.std = self.data.mean, self.data.std
-        self.held_out: float | None = None
-        self.learner = self._learner()
-        self.order = BatchOrder(
-            self.recipe.train.seed, self.data.pictures, self.recipe.train.batch, self.recipe.data.mirror
+    def __init__(
+        self, job: Job, channel: Any, rank: int, world: int, device: str, versions: Versions, notice: Notice
+    ) -> None:
+        self.job, self.recipe, self.rank, self.world, self.notice = job, job.recipe, rank, world, notice
+        self.artifact, train = job.artifact("training"), job.recipe.train
+        self.data = open_data(job, "train", versions)
+        self.order = BatchOrder(train.seed, self.data.pictures, train.batch, job.recipe.data.mirror)
+        self.guard = Guard(train.spike, SKIPS_ALLOWED)
+        self.attempt = 0  # of drawing random numbers, one more each time the training goes back
+        self.returned_to, self.failed_at, self.returns = -1, -1, 0
+        self.signals = torch.zeros(3)
+        self.learner = Learner(
+            self._fresh(),
+            learner_config(job.recipe),
+            device,
+            _distributed if world > 1 else None,
+            world,
+            self._summed if world > 1 else None,
         )
-        self.preview = Preview(self.recipe, self.data, self.learner.ema) if rank == 0 else None
-        self.saved = time.monotonic()
-        self.told = 0.0
-        self.stopping = False
+        self.observer = Observer(job, channel, self.data, versions, self.learner) if rank == 0 else None
+        if found := self._newest():
+            self._restore(found)
 
-    # --- what it starts from -----------------------------------------------------------------------------------------
-
-    def _data(self, split: str) -> TrainingTable:
-        patches = self.job.artifact("patches").uri if self.recipe.train.align else None
-        return TrainingTable(
-            self.job.artifact("latents").uri,
-            self.job.artifact("bank").uri,
-            patches,
-            split,
-            memory_limit=int(self.recipe.train.memory_gib * 2**30),
-            storage_options=self.job.store.storage_options,
-        )
-
-    def _learner(self) -> Learner:
+    def _fresh(self) -> Network:
         torch.manual_seed(self.recipe.train.seed)
-        network = Network(network_config(self.recipe, self.data))
-        if self.recipe.train.start_from:
-            _load_into(network, open_checkpoint(self.recipe.train.start_from))
-        learner = Learner(
-            network, learner_config(self.recipe), self.device, _distributed if self.world > 1 else None, self.world
-        )
-        if resumed := load_latest(self.artifact):
-            learner.load_state(resumed[1], resumed[2]["learner"])
-            self.held_out = resumed[0].manifest.held_out_loss
-        return learner
+        return make_network(self.recipe, self.data)
 
     # --- the story ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        steps, train = self.recipe.train.steps, self.recipe.train
-        self._tell("total", steps, done=self.learner.steps)
-        clock, skipped, since = Clock(), 0, self.learner.steps
-        while self.learner.steps < steps and not self._asked_to_stop():
-            step = self.learner.steps
-            batch, draws = self._share(step)
+        """Trains to the last step, or until somebody asks for an end."""
+        steps, why, clock = self.recipe.train.steps, "", Clock()
+        if self.observer:
+            self.observer.begin()
+        while self.learner.steps < steps and not why:
+            batch, draws = self._share(self.learner.steps)
             clock.lap("data")
-            result = self.learner.step(batch, draws, train.batch)
+            result = self.learner.step(batch, draws, self.recipe.train.batch, self.guard.limit)
             clock.lap("compute")
-
-            skipped = skipped + 1 if result["skipped"] else 0
-            if skipped > SKIPS_ALLOWED:
-                raise RuntimeError(
-                    f"{skipped} steps in a row had gradients that are not finite, the last at step {step}; going back to the last checkpoint"
-                )
-            done = step + 1
-            if self.rank == 0 and (time.monotonic() - self.told > TELL_SECONDS or done == steps):
-                self._tell("advance", done - since, loss=result["total"] * self.world)
-                since = done
-            if done % train.log_every == 0 or done == steps:
-                self._log(done, result, clock)
-            if self.rank == 0:
-                self._look(done)
+            if self.guard.judge(result["velocity"], bool(result["skipped"])):
+                self._go_back()
+            else:
+                self._observe(result, clock)
+            why = self._asked()
             clock.lap("rest")
-        if self.rank == 0:
-            self._finish()
+        if self.observer:
+            self.observer.finish(self._progress(), why)
 
     def _share(self, step: int) -> tuple[Batch, Draws]:
         """This worker's rows of the global batch of a step, and their random numbers."""
         total = self.recipe.train.batch
         rows = slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
-        batch = self._batch(self.data, self.order.ids(step)[rows])
-        return batch, draw(
-            self.learner.config, step, total, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows
-        )
+        batch = batch_of(self.recipe, self.data, self.order.ids(step)[rows])
+        shape, width = tuple(batch.latent.shape[1:]), batch.snippet.shape[1]
+        return batch, draw(self.learner.config, step, total, shape, width, rows, self.attempt)
 
-    def _batch(self, data: TrainingTable, ids: Tensor | NDArray[np.int64]) -> Batch:
-        rows = data.batch(ids)
-        label = rows["label"] if self.recipe.network.conditioning == "label" else None
-        tokens = data.patches.full(rows["tokens"]) if data.patches else None
-        return Batch(standardise(rows["latent"].float(), self.mean, self.std), rows["snippet"].float(), tokens, label)
-
-    def _asked_to_stop(self) -> bool:
-        """Whether the driver wants a tidy end; all workers stop at the same step."""
-        if self.world == 1 or self.learner.steps % STOP_EVERY:
-            return self.stopping and self.world == 1
-        flag = torch.tensor(float(self.stopping), device=self.learner.device)
-        dist.broadcast(flag, 0)
-        return bool(flag)
-
-    # --- what rank 0 does besides ------------------------------------------------------------------------------------
-
-    def _tell(self, event: str, value: Any, **values: Any) -> None:
-        if self.rank == 0:
-            self.told = time.monotonic()
-            self.stopping = ray.get(self.channel.tell.remote(event, value, values))
-
-    def _log(self, done: int, result: dict[str, float], clock: Clock) -> None:
-        """Losses are shares of the global mean, so their sum over workers is the mean."""
-        parts = [name for name in result if name not in ("grad_norm", "lr", "skipped")]
-        values = torch.tensor([result[name] for name in parts], device=self.learner.device)
-        if self.world > 1:
-            dist.all_reduce(values)
-        if self.rank == 0:
-            rate = {"images_per_second": clock.rate() * self.recipe.train.batch}
-            losses = {f"loss/{name}": value for name, value in zip(parts, values.tolist(), strict=True)}
-            rest = {name: result[name] for name in ("grad_norm", "lr", "skipped")}
-            self.job.run.metrics(losses | rest | rate | clock.shares(), step=done)
-
-    def _look(self, done: int) -> None:
-        """Measures, shows and saves when it is time to."""
-        train, last = self.recipe.train, done == self.recipe.train.steps
-        if done % train.held_out_every == 0 or last:
-            self._measure(done)
-        assert self.preview is not None
-        if (train.sample_every and done % train.sample_every == 0) or last:
-            self.job.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
-        if train.distance_every and done % train.distance_every == 0:
-            self.job.run.metrics({"fd_preview": self.preview.distance()}, step=done)
-        due = time.monotonic() - self.saved > 60 * train.checkpoint_minutes
-        if done % train.checkpoint_every == 0 or due or last:
-            self._save()
-
-    def _measure(self, done: int) -> None:
-        """The loss of the averaged network on held-out pictures, always with the same draws."""
-        ids, batch_size = self.held_out_data.ids[:HELD_OUT_LIMIT], self.recipe.train.batch
-        if not len(ids):
+    def _observe(self, result: dict[str, float], clock: Clock) -> None:
+        if self.observer is None:
             return
-        config, sums = self.learner.config, dict[str, float]()
-        for start in range(0, len(ids), batch_size):
-            batch = self._batch(self.held_out_data, ids[start : start + batch_size])
-            rows = slice(HELD_OUT_PLACE + start, HELD_OUT_PLACE + start + len(batch.latent))
-            draws = draw(config, 0, rows.stop, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows)
-            for name, value in self.learner.loss(batch, draws).items():
-                sums[name] = sums.get(name, 0.0) + value * len(batch.latent) / len(ids)
-        self.held_out = sums["velocity"] + config.cosine_weight * sums["cosine"]
-        self.job.run.metrics({f"held_out/{name}": value for name, value in sums.items()}, step=done)
+        train, done = self.recipe.train, self.learner.steps
+        if result["skipped"]:
+            reason = f"velocity loss {result['velocity']:.4g}, gradient norm {result['grad_norm']:.4g}"
+            text = f"step {done - 1} skipped: {reason}, median loss {self.guard.median:.4g}"
+            self.observer.event("skipped", done - 1, text, say=self.guard.bad == 1)
+        self.observer.advance(result["total"])
+        if done % train.log_every == 0 or done == train.steps:
+            self.observer.log(result, {"images_per_second": clock.rate() * train.batch} | clock.shares())
+        self.observer.look(self._progress())
 
-    def _save(self) -> None:
-        tensors, progress = self.learner.state()
-        save(self.artifact, self.learner.steps, tensors, {"learner": progress}, self._manifest())
-        prune(self.artifact, self.recipe.train.keep)
-        self.saved = time.monotonic()
+    # --- what all workers agree on -----------------------------------------------------------------------------------
 
-    def _manifest(self) -> CheckpointManifest:
-        inputs = {
-            kind: self.job.artifact(kind).reference(self.job.manifest(kind).details.get("version"))
-            for kind in ("latents", "bank")
-        }
-        if self.recipe.train.align:
-            inputs["patches"] = self.job.artifact("patches").reference(
-                self.job.manifest("patches").details.get("version")
+    def _summed(self, shares: Tensor) -> Tensor:
+        """Losses over all workers; who asks for what travels with them, so that everybody knows after the same step."""
+        values = torch.cat([shares, torch.tensor(self._wishes(), device=shares.device)])
+        dist.all_reduce(values)
+        self.signals = values[len(shares) :]
+        return values[: len(shares)]
+
+    def _wishes(self) -> list[float]:
+        """That the training stops, that it makes way, that Ray is asked whether it should."""
+        observer = self.observer
+        return [
+            float(bool(observer and observer.stop)), float(self.notice.given()), float(self.rank == 0 and self.notice.due())
+        ]  # fmt: skip
+
+    def _asked(self) -> str:
+        """Who wants an end; empty when nobody does."""
+        stop, give_way, ask = self.signals.tolist() if self.world > 1 else self._wishes()
+        if ask:
+            self.notice.ask()
+        return DRIVER if stop else SYSTEM if give_way else ""
+
+    def _newest(self) -> Resumed | None:
+        """The newest checkpoint that rank 0 can read. Each worker reads it for itself."""
+        found = checkpoints.load_latest(self.artifact) if self.rank == 0 else None
+        if self.world == 1:
+            return found
+        step = torch.tensor([found[0].step if found else -1], device=self.learner.device)
+        dist.broadcast(step, 0)
+        if self.rank and (number := int(step)) >= 0:
+            checkpoint = checkpoints.at(self.artifact, number)
+            found = checkpoint, *checkpoints.load(checkpoint)
+        return found
+
+    # --- starting, and starting again --------------------------------------------------------------------------------
+
+    def _progress(self) -> dict[str, Any]:
+        return {"guard": self.guard.state(), "attempt": self.attempt}
+
+    def _restore(self, found: Resumed) -> None:
+        checkpoint, tensors, progress = found
+        self.learner.load_state(tensors, progress["learner"])
+        self.guard.load_state(progress.get("guard", Guard(0, 0).state()))
+        self.attempt = max(self.attempt, progress.get("attempt", 0))
+        if self.observer:
+            self.observer.held_out = checkpoint.manifest.held_out_loss
+
+    def _go_back(self) -> None:
+        """To the newest checkpoint, from which other random numbers are drawn; to the one before when that fails too.
+
+        The pictures stay in their order. Where a kill makes all this happen again, it happens alike, since whatever it
+        depends on is in the checkpoint.
+        """
+        failed, found = self.learner.steps, self._newest()
+        self.returns = 1 if found and found[0].step > self.failed_at else self.returns + 1
+        if self.returns > RETURNS_ALLOWED:
+            raise ValueError(
+                f"the training does not get beyond step {failed}: going back {RETURNS_ALLOWED} times did not help; "
+                "lower train.lr or train.clip, and look at the table of events in MLflow"
             )
-        return CheckpointManifest(
-            step=self.learner.steps,
-            network=asdict(self.learner.network.config),
-            **inputs,
-            tokenizer=self.data.latents.tokenizer,
-            encoder=self.data.encoder,
-            latent_mean=self.mean.tolist(),
-            latent_std=self.std.tolist(),
-            held_out_loss=self.held_out,
-            training=self.artifact.fingerprint,
-            code_version=installed("gmem-pipeline"),
-            mlflow_run=self.job.run_id,
-            lease=self.job.leases["training"],
-        )
+        if found and found[0].step == self.returned_to:
+            self._drop(found[0])
+            found = self._newest()
+        if found:
+            self._restore(found)
+        else:
+            self.learner.restart(self._fresh())
+            self.guard.load_state(Guard(0, 0).state())
+        self.attempt += 1
+        self.guard.bad, self.failed_at = 0, max(self.failed_at, failed)
+        self.returned_to = self.learner.steps if found else -1
+        if self.observer:
+            text = f"{SKIPS_ALLOWED + 1} bad steps in a row at step {failed}: back to step {self.learner.steps}"
+            self.observer.event("returned", failed, f"{text}, with other random numbers (attempt {self.attempt + 1})")
+            self.observer.begin()
 
-    def _finish(self) -> None:
-        """The last checkpoint, also of a training that was asked to stop."""
-        if self.stopping and self.learner.steps < self.recipe.train.steps:
-            self._save()
-            self._tell("note", f"stopped at step {self.learner.steps} with a checkpoint")
-        assert self.preview is not None
-        self.job.store.write_bytes(self.artifact.path("samples.png"), self.preview.grid())
+    def _drop(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint from which the training failed twice was taken too late to be good; the only one stays."""
+        if self.world > 1:
+            dist.barrier()  # everybody has read it
+        if self.observer and len(checkpoints.all_checkpoints(self.artifact)) > 1:
+            checkpoints.remove(checkpoint)
+            self.observer.event(
+                "dropped", checkpoint.step, f"the checkpoint of step {checkpoint.step} does not lead on"
+            )
 
 
 class Clock:
@@ -295,22 +237,7 @@ class Clock:
 
 
 def _distributed(module: nn.Module) -> nn.Module:
-    return DistributedDataParallel(module)
-
-
-def _load_into(network: Network, checkpoint: Checkpoint) -> None:
-    """Puts the averaged weights of a checkpoint or an imported network into `network`; ValueError where they do not fit."""
-    tensors, _ = load(checkpoint, ["ema"])
-    given = {name.removeprefix("ema."): value for name, value in tensors.items()}
-    wanted = network.state_dict()
-    wrong = [
-        n
-        for n in sorted(given.keys() | wanted.keys())
-        if n not in given or n not in wanted or given[n].shape != wanted[n].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"train.start_from {checkpoint.uri} is another network: {len(wrong)} tensors are missing, surplus or of another "
-            f"shape, first {', '.join(wrong[:3])}; name one of the recipe's size, latents and snippets"
-        )
-    network.load_state_dict(given)
+    """On the CPU gradients travel in the same groups from the first step on, so that a resumed training rounds alike:
+    without `find_unused_parameters` they are grouped anew after the first step."""
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=on_cpu)

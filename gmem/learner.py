@@ -14,7 +14,7 @@ import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from gmem.network import Network
 from gmem.threads import one_thread
 
 Precision = Literal["auto", "bf16", "fp32"]
+Value = TypeVar("Value")
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter, besides the number of updates
 
@@ -79,11 +80,20 @@ class Draws(NamedTuple):
 
 
 def draw(
-    config: LearnerConfig, step: int, global_batch: int, latent_shape: tuple[int, ...], snippet_dim: int, rows: slice
+    config: LearnerConfig,
+    step: int,
+    global_batch: int,
+    latent_shape: tuple[int, ...],
+    snippet_dim: int,
+    rows: slice,
+    attempt: int = 0,
 ) -> Draws:
-    """The draws for these rows of the global batch at this step: the same however the batch is cut."""
+    """The draws for these rows of the global batch at this step: the same however the batch is cut.
+
+    Another `attempt` at a step has other draws.
+    """
     places = range(global_batch)[rows]
-    streams = [noise.stream(config.seed, noise.TRAINING, step, place) for place in places]
+    streams = [noise.stream(config.seed, noise.TRAINING + (attempt << 8), step, place) for place in places]
     return Draws(
         noise=_rows([s.standard_normal(latent_shape, dtype="float32") for s in streams], latent_shape),
         time=_rows([s.standard_normal((), dtype="float32") for s in streams], ()),
@@ -100,7 +110,8 @@ class Learner:
     """A network in training, with its moving average and its optimiser.
 
     For several workers, `wrap` puts the trained module into `DistributedDataParallel`, which averages gradients over
-    `ranks` workers; losses are summed and divided by the global batch, so shares of unequal size count rightly.
+    `ranks` workers; losses are summed and divided by the global batch, so shares of unequal size count rightly. `summed`
+    adds a small tensor up over the workers, which makes the losses that `step` tells those of the global batch.
     """
 
     def __init__(
@@ -110,6 +121,7 @@ class Learner:
         device: str | torch.device = "cpu",
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         ranks: int = 1,
+        summed: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
@@ -123,7 +135,7 @@ class Learner:
             self.parameters.values(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.model = (wrap or _same)(_Trained(network, self.aligned))
-        self.ranks = ranks
+        self.ranks, self.summed = ranks, summed or _same
         self.steps = 0  # draws and data order follow this one
         self.updates = 0  # steps that were not skipped
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
@@ -133,10 +145,11 @@ class Learner:
             else 1.0
         )
 
-    def step(self, batch: Batch, draws: Draws, global_batch: int) -> dict[str, float]:
-        """One update. The losses returned are this worker's share of the global batch's mean: their sum is the mean.
+    def step(self, batch: Batch, draws: Draws, global_batch: int, limit: float = math.inf) -> dict[str, float]:
+        """One update. The losses returned are the global batch's means (without `summed`: this worker's share of them).
 
-        A step whose gradient is not finite changes nothing and says so: `skipped` is 1, and `grad_norm` what it was.
+        A step whose gradient is not finite, or whose velocity loss is above `limit`, changes nothing and says so:
+        `skipped` is 1, and `grad_norm` what it was.
         """
         lr = self._set_learning_rate()
         self.optimiser.zero_grad()
@@ -148,14 +161,14 @@ class Learner:
             shares += torch.stack([loss.detach().sum() for loss in losses]) / global_batch
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        *parts, grad_norm = torch.cat([shares, norm[None]]).tolist()  # the step's only wait for the device
-        applied = math.isfinite(grad_norm)
+        # The step's only wait for the device.
+        *parts, grad_norm = torch.cat([self.summed(shares), norm[None]]).tolist()
+        means = dict(zip(flow.Losses._fields, parts, strict=True))
+        applied = math.isfinite(grad_norm) and means["velocity"] <= limit
         if applied:
             self._update(gradients, grad_norm)
         self.steps += 1
-        return dict(zip(flow.Losses._fields, parts, strict=True)) | {
-            "grad_norm": grad_norm, "lr": lr, "skipped": float(not applied)
-        }  # fmt: skip
+        return means | {"grad_norm": grad_norm, "lr": lr, "skipped": float(not applied)}
 
     @torch.no_grad()
     def loss(self, batch: Batch, draws: Draws, ema: bool = True) -> dict[str, float]:
@@ -192,6 +205,13 @@ class Learner:
             moments = {m: tensors[f"optimiser.{name}.{m}"].to(self.device, copy=True) for m in MOMENTS}
             self.optimiser.state[parameter] = {"step": torch.tensor(float(updates), device=self.device), **moments}
         self.steps, self.updates = int(progress["steps"]), updates
+
+    def restart(self, network: Network) -> None:
+        """Back to step 0 with the weights of `network`."""
+        weights = {
+            f"{part}.{name}": value for part in ("network", "ema") for name, value in network.state_dict().items()
+        }
+        self.load_state(weights, {"steps": 0, "updates": 0})
 
     def _weights(self) -> dict[str, Tensor]:
         parts = {"network": self.network, "ema": self.ema}
@@ -278,8 +298,8 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return min(timeit.repeat(functools.partial(torch.mm, a, a.T), number=1, repeat=10, timer=time.thread_time))
 
 
-def _same(module: nn.Module) -> nn.Module:
-    return module
+def _same(value: Value) -> Value:
+    return value
 
 
 def _on(parts: Sequence[Tensor | None], device: torch.device, rows: slice = slice(None)) -> list[Any]:

@@ -96,7 +96,7 @@ def save(
         manifest: what it is; `files` is filled in here. With a `lease` number and an artifact, LeaseLost is raised
             instead of finishing a checkpoint for a training that somebody else has taken over.
     """
-    uri = f"{_folder(where)}/step-{step:08d}"
+    uri = f"{_folder(where)}/{_name(step)}"
     files = open_files(uri)
     if isinstance(where, Artifact) and manifest.lease:
         where.require_lease(manifest.lease)
@@ -131,6 +131,11 @@ def open_checkpoint(uri: str) -> Checkpoint:
         if files.size(f"{uri}/{name}") != record.bytes:
             raise StoreError(f"{uri}/{name} is truncated or missing: {REMEDY}")
     return Checkpoint(uri, manifest)
+
+
+def at(where: Artifact | str, step: int) -> Checkpoint:
+    """The finished checkpoint of this step; StoreError if there is none."""
+    return open_checkpoint(f"{_folder(where)}/{_name(step)}")
 
 
 def all_checkpoints(where: Artifact | str) -> list[Checkpoint]:
@@ -227,6 +232,15 @@ def export(checkpoint: Checkpoint, uri: str) -> Checkpoint:
     manifest = checkpoint.manifest.model_copy(update={"files": {name: record}, "lease": 0})
     target.write(f"{uri}/manifest.json", manifest.model_dump_json(indent=2).encode())
     return Checkpoint(uri, manifest)
+
+
+def remove(checkpoint: Checkpoint) -> None:
+    """For good. For the holder of the training's lease only."""
+    _remove(checkpoint.uri)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _folder(where: Artifact | str) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.bank_rows import ENCODER, table_uri
+from storage.cache import on_disk
 from storage.fragments import Options, open_table, to_matrix
 from storage.latents import Latents
 from storage.patches import Patches
@@ -44,9 +45,11 @@ class TrainingTable:
         versions: dict[str, int | None] | None = None,
         memory_limit: int = MEMORY_LIMIT,
         storage_options: Options = None,
+        cache: str | None = None,
     ) -> None:
         """Opens artifacts by URI; `versions` pins "latents", "bank", "patches". Loads all when under `memory_limit`.
 
+        Tables in an object store are read by way of a copy in the folder `cache` on this node's disk, where given.
         ValueError when the split is empty or a training row lacks its latent or tokens.
         """
         pin = versions or {}
@@ -62,18 +65,18 @@ class TrainingTable:
         if not len(self.ids) and split == "train":
             raise ValueError(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
         self.pictures = np.unique(self.ids >> 1)
-        self._sources = self._open_sources()
+        self._sources = self._open_sources(cache)
         self.in_memory = self.bytes <= memory_limit
         self._memory = _merged(source.load() for source in self._sources) if self.in_memory else {}
 
-    def _open_sources(self) -> list[_Source]:
-        sources = [
-            _Source(self.latents.dataset, {"latent": self.latents.shape, "label": ()}, self.ids),
-            _Source(self._bank, {"snippet": (self.snippet_dim,)}, self.ids),
+    def _open_sources(self, cache: str | None) -> list[_Source]:
+        tables: list[tuple[LanceDataset, dict[str, tuple[int, ...]]]] = [
+            (self.latents.dataset, {"latent": self.latents.shape, "label": ()}),
+            (self._bank, {"snippet": (self.snippet_dim,)}),
         ]
         if self.patches:
-            sources.append(_Source(self.patches.dataset, {"tokens": self.patches.shape}, self.ids))
-        return sources
+            tables.append((self.patches.dataset, {"tokens": self.patches.shape}))
+        return [_Source(dataset, columns, self.ids, cache) for dataset, columns in tables]
 
     @property
     def bytes(self) -> int:
@@ -127,11 +130,18 @@ class TrainingTable:
 class _Source:
     """Columns of one table for the rows of sorted `ids`; row i of what it gives belongs to `ids[i]`."""
 
-    def __init__(self, dataset: LanceDataset, columns: dict[str, tuple[int, ...]], ids: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        dataset: LanceDataset,
+        columns: dict[str, tuple[int, ...]],
+        ids: NDArray[np.int64],
+        cache: str | None = None,
+    ) -> None:
         """`columns` names them with the shape of a row: () for the label, else that of a list of float16."""
-        self.dataset, self.columns = dataset, columns
+        self.columns = columns
         self.row_bytes = sum(2 * int(np.prod(shape)) if shape else 8 for shape in columns.values())
-        there = dataset.to_table(columns=["id"])["id"].to_numpy()
+        self.dataset = on_disk(dataset, ["id", *columns], self.row_bytes + 8, cache) if cache else dataset
+        there = self.dataset.to_table(columns=["id"])["id"].to_numpy()
         order = np.argsort(there, kind="stable")
         found = np.searchsorted(there, ids, sorter=order)
         self.offsets = order[np.minimum(found, len(there) - 1)]

@@ -106,14 +106,14 @@ def test_a_network_becomes_a_checkpoint_and_a_registered_model(
 
 
 def test_a_training_can_start_from_it(store: Store, published: Path, statistics: Path, weights: Tensors) -> None:
-    from flows.training import _load_into
+    from flows.learning import load_into
 
     uri = import_network(published, store, latent_stats=str(statistics)).uri
     network = Network(CONFIG)
-    _load_into(network, open_checkpoint(uri))
+    load_into(network, open_checkpoint(uri))
     assert same(dict(network.state_dict()), weights)
     with pytest.raises(ValueError, match=r"train\.start_from .* is another network: \d+ tensors"):
-        _load_into(Network(replace(CONFIG, snippet_dim=CONFIG.snippet_dim + 1)), open_checkpoint(uri))
+        load_into(Network(replace(CONFIG, snippet_dim=CONFIG.snippet_dim + 1)), open_checkpoint(uri))
 
 
 def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics: Path, tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""What a training begins with: its data, its network and its learner, as the recipe says."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flows.recipe import Recipe
+from flows.stage import Job
+from gmem.learner import Batch, LearnerConfig
+from gmem.network import Network, NetworkConfig
+from gmem.tokenizer import standardise
+from storage.checkpoints import Checkpoint, load, open_checkpoint
+from storage.training_data import TrainingTable
+
+Versions = dict[str, int | None]
+"""The versions of latents, bank and patch tokens that a training reads from its first step to its last."""
+
+
+def open_data(job: Job, split: str, versions: Versions) -> TrainingTable:
+    return TrainingTable(
+        job.artifact("latents").uri,
+        job.artifact("bank").uri,
+        job.artifact("patches").uri if job.recipe.train.align else None,
+        split,
+        versions=versions,
+        memory_limit=int(job.recipe.train.memory_gib * 2**30),
+        storage_options=job.store.storage_options,
+        cache=job.recipe.cluster.cache,
+    )
+
+
+def batch_of(recipe: Recipe, data: TrainingTable, ids: Tensor | NDArray[np.int64]) -> Batch:
+    """The rows of these ids as the learner takes them: latents standardised, patch tokens at full width."""
+    rows = data.batch(ids)
+    label = rows["label"] if recipe.network.conditioning == "label" else None
+    tokens = data.patches.full(rows["tokens"]) if data.patches else None
+    return Batch(standardise(rows["latent"].float(), data.mean, data.std), rows["snippet"].float(), tokens, label)
+
+
+def make_network(recipe: Recipe, data: TrainingTable) -> Network:
+    """With fresh weights, or those of `train.start_from`."""
+    network = Network(network_config(recipe, data))
+    if recipe.train.start_from:
+        load_into(network, open_checkpoint(recipe.train.start_from))
+    return network
+
+
+def network_config(recipe: Recipe, data: TrainingTable) -> NetworkConfig:
+    network = recipe.network
+    return NetworkConfig.of(
+        network.size,
+        patch=network.patch,
+        latent_channels=recipe.tokenizer.channels,
+        latent_size=recipe.grid,
+        snippet_dim=data.snippet_dim,
+        projection_dim=data.token_dim,
+        projection_hidden=network.projection_hidden,
+        conditioning=network.conditioning,
+        snippet_scale=network.snippet_scale,
+        classes=data.classes if network.conditioning == "label" else 0,
+        prediction=network.prediction,
+        initialisation=network.initialisation,
+    )
+
+
+def learner_config(recipe: Recipe) -> LearnerConfig:
+    train = recipe.train
+    return LearnerConfig(
+        lr=train.lr,
+        betas=(train.beta1, train.beta2),
+        weight_decay=train.weight_decay,
+        clip=train.clip,
+        warmup_steps=train.warmup,
+        ema_decay=train.ema,
+        ema_ramp=train.ema_ramp,
+        precision=train.precision,
+        micro_batch=train.micro_batch,
+        mask_rate=train.mask,
+        drop_rate=train.drop,
+        cosine_weight=train.cosine,
+        projection_weight=train.align,
+        time_sampling=train.times,
+        time_shift_base=train.shift_base or 0,
+        seed=train.seed,
+    )
+
+
+def load_into(network: Network, checkpoint: Checkpoint) -> None:
+    """Puts the averaged weights of a checkpoint or an imported network into `network`; ValueError where they do not fit."""
+    tensors, _ = load(checkpoint, ["ema"])
+    given = {name.removeprefix("ema."): value for name, value in tensors.items()}
+    wanted = network.state_dict()
+    wrong = [
+        n
+        for n in sorted(given.keys() | wanted.keys())
+        if n not in given or n not in wanted or given[n].shape != wanted[n].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"train.start_from {checkpoint.uri} is another network: {len(wrong)} tensors are missing, surplus or of another "
+            f"shape, first {', '.join(wrong[:3])}; name one of the recipe's size, latents and snippets"
+        )
+    network.load_state_dict(given)
