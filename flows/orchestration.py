@@ -53,7 +53,9 @@ def session(recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Iterat
 def run(stage: Stage, recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Result:
     """The body of every stage's flow."""
     with session(recipe, overrides) as current:
-        result = attempt.with_options(task_run_name=stage.name)(stage, current)
+        minutes = getattr(current.plan.recipe.cluster, stage.name).minutes
+        limit = None if minutes is None else 60 * minutes
+        result = attempt.with_options(task_run_name=stage.name, timeout_seconds=limit)(stage, current)
         publish(result)
         return result
 
