@@ -153,6 +153,7 @@ def read_tokenizer(path: str | Path) -> Any:
         model: Any = AutoencoderKL(**settings)
     expected = {name: value.shape for name, value in model.state_dict().items()}
     check(f"{path} is not the autoencoder that its shapes announce", ldm.diffusers_names(tensors), expected)
+    _check_one_type(str(path), tensors)
     weights = {name: value.float().clone() for name, value in ldm.diffusers_names(tensors).items()}
     model.load_state_dict(weights, assign=True)
     return model.eval()

@@ -11,10 +11,16 @@ from gmem.metrics.frechet import frechet_distance
 from gmem.metrics.inception import DETECTOR
 from gmem.metrics.kernel import kernel_distance
 from gmem.metrics.manifold import precision_recall
+from gmem.metrics.memorisation import Memorisation
 from gmem.metrics.protocol import Protocol, Result
 from gmem.metrics.score import inception_score
 from gmem.metrics.statistics import Gaussian
 from gmem.metrics.sums import FeatureSums
+
+NEIGHBOURS = 3
+FEWEST = NEIGHBOURS + 1
+"""Members on each side below which there are no third neighbours, and no two halves for the kernel distance."""
+SPLITS = 10
 
 
 def measure(
@@ -23,27 +29,32 @@ def measure(
     protocol: Protocol,
     subject: str = "",
     device: str | torch.device = "cpu",
+    features: FeatureSums | None = None,
+    kernel_subsets: int = 100,
 ) -> list[Result]:
     """Every metric that the gathered streams allow: Fréchet distances of `pool` and `spatial`, and, of kept features,
     the kernel distance and precision and recall (`pool`) and the Inception Score (`logits`).
 
     On the FID Inception network they bear their usual names (fid, sfid, kid, ...), on any other detector their
     family's, so that nobody takes one for the other (fd-NAME, kd-NAME, ...). ADM files hold no features: metrics that
-    need the reference's are left out.
+    need the reference's take them from `features`, those of the file's own pictures, or are left out. So are metrics
+    for which there are too few samples (below 4, and below 10 for the Inception Score).
 
     Raises ValueError where the protocol does not count the samples as they are, or statistics do not fit.
     """
     if samples.count != protocol.count:
         raise ValueError(f"The protocol asks for {protocol.count} samples, and there are {samples.count}.")
     moments = _reference_moments(reference)
+    pictures = reference if isinstance(reference, FeatureSums) else features
     protocol = replace(protocol, reference_count=moments["pool"].count)
     results = [
         _frechet(samples, moments, stream, protocol) for stream in sorted(set(samples.statistics) & set(moments))
     ]
-    if isinstance(reference, FeatureSums) and "pool" in samples.kept and "pool" in reference.kept:
-        results += _between_features(samples, reference, protocol, device)
-    if "logits" in samples.kept:
-        score = inception_score(samples.features("logits"))
+    if pictures and "pool" in samples.kept and "pool" in pictures.kept and min(samples.count, pictures.count) >= FEWEST:
+        counted = replace(protocol, reference_count=pictures.count)
+        results += _between_features(samples, pictures, counted, device, kernel_subsets)
+    if "logits" in samples.kept and samples.count >= SPLITS:
+        score = inception_score(samples.features("logits"), SPLITS)
         results.append(Result("inception_score", score.value, protocol, details={"deviation": score.deviation}))
     return [replace(result, subject=subject) for result in results]
 
@@ -66,10 +77,10 @@ def _frechet(samples: FeatureSums, moments: dict[str, Gaussian], stream: str, pr
 
 
 def _between_features(
-    samples: FeatureSums, reference: FeatureSums, protocol: Protocol, device: str | torch.device
+    samples: FeatureSums, reference: FeatureSums, protocol: Protocol, device: str | torch.device, kernel_subsets: int
 ) -> list[Result]:
     x, y = samples.features("pool"), reference.features("pool")
-    kernel = kernel_distance(x, y)
+    kernel = kernel_distance(x, y, subsets=kernel_subsets)
     results = [
         Result(
             _named("kid", "kd", protocol),
@@ -79,10 +90,17 @@ def _between_features(
             details={"deviation": kernel.deviation, "subset": kernel.subset, "subsets": kernel.subsets},
         )
     ]
-    manifolds = precision_recall(x, y, device=device)
+    manifolds = precision_recall(x, y, NEIGHBOURS, device=device)
     for name, value in (("precision", manifolds.precision), ("recall", manifolds.recall)):
-        results.append(Result(_named(name, name, protocol), value, protocol, details={"neighbours": 3}))
+        results.append(Result(_named(name, name, protocol), value, protocol, details={"neighbours": NEIGHBOURS}))
     return results
+
+
+def memorisation_results(found: Memorisation, protocol: Protocol, subject: str = "") -> list[Result]:
+    """The numbers of a memorisation as results: memorisation_ratio, _closer, and where sources are known _from_source."""
+    values = {"ratio": found.ratio, "closer": found.closer, "from_source": found.from_source}
+    names = {name: _named(f"memorisation_{name}", f"memorisation_{name}", protocol) for name in values}
+    return [Result(names[n], value, protocol, subject) for n, value in values.items() if value is not None]
 
 
 def _named(on_inception: str, elsewhere: str, protocol: Protocol) -> str:

@@ -25,6 +25,7 @@ WEIGHTS_URL = (
 )
 WEIGHTS_SHA256_PREFIX = "6726825d"
 SIZE = 299
+DIMENSIONS = {"pool": 2048, "spatial": 2023}
 SPATIAL_CHANNELS = 7  # ADM keeps 7 of 192 channels, so that 17 x 17 positions give 2023 numbers, about as many as pool
 _BEFORE_SPATIAL = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),

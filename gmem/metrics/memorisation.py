@@ -47,7 +47,13 @@ class Nearest:
         """Takes over what another worker found nearer, for the same queries."""
         if other.distance.shape != self.distance.shape or not np.array_equal(self.queries, other.queries):
             raise ValueError("Searches for different queries cannot be merged: give every worker the same queries.")
-        self._keep_nearer(slice(0, len(self.distance)), other.distance, other.id)
+        self.keep(other.distance, other.id)
+
+    def keep(self, distance: Array, ids: NDArray[np.int64]) -> None:
+        """Takes over what another worker found for the same queries: distances [Q] and ids [Q]."""
+        if distance.shape != self.distance.shape or ids.shape != self.id.shape:
+            raise ValueError(f"{len(self.distance)} queries need as many finds, and there are {len(distance)}.")
+        self._keep_nearer(slice(0, len(self.distance)), distance, ids)
 
     def _search(self, asked: slice, rows: NDArray, names: NDArray[np.int64]) -> None:
         centre = rows.mean(axis=0)  # the matrix product cancels less around the origin

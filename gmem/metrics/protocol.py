@@ -90,8 +90,13 @@ class Result:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"This is no result: {error.msg} at character {error.pos}.") from error
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Result:
+        """The inverse of `asdict`. Raises ValueError on anything else."""
         protocol = values.get("protocol") if isinstance(values, dict) else None
-        if not protocol:
+        if not isinstance(protocol, dict):
             raise ValueError("This is no result: it must be a JSON object with a protocol.")
         _expect(set(values), {entry.name for entry in fields(cls)}, "result")
         return cls(**{**values, "protocol": Protocol.from_dict(protocol)})

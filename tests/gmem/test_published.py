@@ -257,3 +257,22 @@ def test_a_broken_autoencoder_is_refused(tmp_path):
         read_tokenizer(saved(weights, tmp_path / "x.pt"))
     with pytest.raises(ValueError, match=r"not a latent-diffusion autoencoder: tensor 'encoder\.down"):
         read_tokenizer(saved({"layer": torch.zeros(1)}, tmp_path / "y.pt"))
+    weights = golden_weights("vae_tiny.safetensors")
+    weights["decoder.conv_out.bias"] = torch.full_like(weights["decoder.conv_out.bias"], math.nan)
+    with pytest.raises(ValueError, match=r"1 tensors hold NaN or infinity \(decoder\.conv_out\.bias\)"):
+        read_tokenizer(saved(weights, tmp_path / "z.pt"))
+    weights["decoder.conv_out.bias"] = torch.zeros(3, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"mixes weights of torch\.float16 and torch\.float32"):
+        read_tokenizer(saved(weights, tmp_path / "m.pt"))
+
+
+@pytest.mark.parametrize("read", [read_bank, read_latent_statistics, read_tokenizer])
+def test_whatever_is_truncated_gives_a_sentence(tmp_path, read):
+    whole = saved({"mean": torch.rand(4, 400), "std": torch.rand(4, 400)}, tmp_path / "x.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    np.save(tmp_path / "x.npy", np.zeros((50, 40)))
+    (tmp_path / "half.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:9000])
+    for name in ("half.pt", "half.npy"):
+        with pytest.raises(ValueError, match="truncated or no file of tensors") as error:
+            read(tmp_path / name)
+        assert "\n" not in str(error.value)

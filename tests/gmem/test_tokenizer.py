@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from gmem.pretrain.tokenizer import TokenizerTraining, new_model
 from gmem.tokenizer import (
@@ -77,6 +79,50 @@ def test_bytes_survive_the_round_trip() -> None:
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(from_bytes(every)), every)
     assert to_bytes(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("layout", ["flat", "vae"])
+def test_stable_diffusions_autoencoder(tmp_path: Path, layout: str) -> None:
+    """Four levels, 4 channels, a scaling factor: latents are raw all the same, from a folder or a pipeline's part."""
+    torch.manual_seed(0)
+    blocks: dict[str, Any] = {
+        "block_out_channels": (8, 16, 16, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    model: Any = AutoencoderKL(latent_channels=4, norm_num_groups=4, scaling_factor=0.18215, sample_size=256, **blocks)
+    model.save_pretrained(tmp_path if layout == "flat" else tmp_path / "vae")
+    found = load_tokenizer(str(tmp_path))
+    assert (found.factor, found.channels) == (8, 4)
+    with torch.no_grad():
+        posterior = model.eval().encode(pictures(2)).latent_dist
+        torch.testing.assert_close(found.encode(pictures(2)), posterior.mean, atol=1e-5, rtol=1e-4)
+        decoded = model.decode(posterior.mean).sample
+    torch.testing.assert_close(found.decode(posterior.mean), decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_an_autoencoder_of_va_vaes_shape(tmp_path: Path) -> None:
+    """Five levels with attention in the coarsest, 32 channels, shift and scale in the config: f16d32, raw latents."""
+    torch.manual_seed(0)
+    widths = (8, 8, 16, 16, 16)
+    model: Any = AutoencoderKL(
+        latent_channels=32,
+        norm_num_groups=4,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+        latents_mean=[0.3] * 32,
+        latents_std=[2.0] * 32,
+    )
+    model.save_pretrained(tmp_path)
+    found = load_tokenizer(str(tmp_path))
+    assert (found.factor, found.channels) == (16, 32)
+    with torch.no_grad():
+        mean = model.eval().encode(pictures(1)).latent_dist.mean
+    torch.testing.assert_close(found.encode(pictures(1)), mean, atol=1e-5, rtol=1e-4)
+    assert found.decode(mean).shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 30, 32), (1, 4, 32, 32), (3, 32, 32)])

@@ -5,7 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gmem.metrics import FeatureSums, Protocol, frechet_distance, measure, read_adm, write_adm_statistics
+from gmem.metrics import (
+    FeatureSums,
+    Gaussian,
+    Nearest,
+    Protocol,
+    frechet_distance,
+    measure,
+    memorisation,
+    memorisation_results,
+    read_adm,
+    write_adm_statistics,
+)
 from gmem.metrics.inception import DETECTOR
 
 STREAMS = ("pool", "spatial", "logits")
@@ -47,6 +58,54 @@ def test_an_adm_file_is_a_reference(tmp_path: Path) -> None:
     results = {r.metric: r.value for r in measure(samples, read_adm(tmp_path / "ref.npz"), _protocol(80))}
     assert set(results) == {"fid", "sfid", "inception_score"}
     assert results["fid"] == pytest.approx(frechet_distance(samples.statistics["pool"], pool), rel=1e-12)
+
+
+def test_a_file_and_the_features_of_its_pictures(tmp_path: Path) -> None:
+    samples, reference = _sums(80, 0), _sums(60, 1)
+    write_adm_statistics(tmp_path / "ref.npz", reference.statistics["pool"].gaussian())
+    found = measure(samples, read_adm(tmp_path / "ref.npz"), _protocol(80), features=_sums(20, 2))
+    counts = {r.metric: r.protocol.reference_count for r in found}
+    assert counts["fid"] == counts["inception_score"] == 60
+    assert counts["kid"] == counts["precision"] == counts["recall"] == 20
+    with pytest.raises(ValueError, match="12 and 5 dimensions cannot be compared"):
+        write_adm_statistics(tmp_path / "other.npz", Gaussian(np.zeros(5), np.eye(5)))
+        measure(samples, read_adm(tmp_path / "other.npz"), _protocol(80))
+
+
+def test_the_number_of_kernel_subsets_counts() -> None:
+    samples, reference = _sums(80, 0), _sums(60, 1)
+    few, many = (
+        next(r for r in measure(samples, reference, _protocol(80), kernel_subsets=n) if r.metric == "kid")
+        for n in (2, 30)
+    )
+    assert (few.details["subsets"], many.details["subsets"]) == (2, 30) and few.value != many.value
+
+
+def test_a_handful_of_samples_leaves_out_what_needs_more() -> None:
+    def names(count: int) -> set[str]:
+        return {r.metric for r in measure(_sums(count, 0), _sums(60, 1), _protocol(count))}
+
+    assert names(3) == {"fid", "sfid"}
+    assert names(9) == {"fid", "sfid", "kid", "precision", "recall"}
+    with pytest.raises(ValueError, match="at least 2 samples, not 1"):
+        names(1)
+
+
+def test_memorisation_becomes_results() -> None:
+    random = np.random.default_rng(0)
+    training, ids = random.normal(size=(50, 8)), np.arange(50)
+    samples, held_out = (Nearest(queries) for queries in (training[:10], random.normal(size=(20, 8))))
+    for search in (samples, held_out):
+        search.update(training, ids)
+    found = memorisation(samples, held_out, sources=ids[:10])
+    results = {r.metric: r.value for r in memorisation_results(found, _protocol(10, "dino"), "step 10")}
+    assert results == {
+        "memorisation_ratio-dino": 0.0,
+        "memorisation_closer-dino": 1.0,
+        "memorisation_from_source-dino": 1.0,
+    }
+    unknown = memorisation_results(memorisation(samples, held_out), _protocol(10))
+    assert [r.metric for r in unknown] == ["memorisation_ratio", "memorisation_closer"]
 
 
 def test_fewer_samples_than_asked_are_refused() -> None:

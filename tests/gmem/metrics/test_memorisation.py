@@ -66,6 +66,8 @@ def test_bad_input_is_one_sentence() -> None:
         memorisation(good, _searched(TRAINING[:9]))
     with pytest.raises(ValueError, match="different queries"):
         good.merge(_searched(_features(5, 2)))
+    with pytest.raises(ValueError, match="5 queries need as many finds, and there are 4"):
+        good.keep(good.distance[:4], good.id[:4])
     with pytest.raises(ValueError, match="8 dimensions do not belong to queries of 16"):
         good.update(TRAINING[:, :8], IDS)
     with pytest.raises(ValueError, match="as many ids"):
