@@ -148,7 +148,7 @@ def job(job: Job, report: Report) -> Outcome:
     first = next(iter(writers.values()))
     report.total(len(expected), sum(first.done[shard]["rows"] for shard in done))
     blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
-    extract(blocks, actors, lambda results: _commit(writers, results), report)
+    extract(blocks, actors, lambda results: _commit(writers, results), report, len(expected))
     for actor in actors:
         ray.kill(actor)
     return _finish(job, writers, expected, encoder)

@@ -16,7 +16,8 @@ from flows.progress import Report
 from storage.shards import read_shard
 
 COMMIT_SECONDS = 20.0
-"""A kill costs at most what was finished since the last commit."""
+COMMIT_SHARE = 0.05
+"""A kill costs at most what was finished since the last commit: so much time, or so much of the table."""
 
 
 class Block(NamedTuple):
@@ -64,16 +65,18 @@ def extract(
     actors: list[Any],
     commit: Callable[[list[Any]], int],
     report: Report,
+    rows: int,
 ) -> None:
-    """Hands the blocks (remote calls, lazily started) to the actors; commits finished shards every few seconds, the last ones too when
-    the run is interrupted. `commit` takes results and returns rows."""
+    """Hands the blocks (remote calls, lazily started) to the actors and commits finished shards as they come, the last
+    ones too when the run is interrupted. `commit` takes results and returns rows; `rows` is what the table will have."""
     finished: list[Any] = []
     last = time.monotonic()
     try:
         for result in spread(blocks, actors):
             finished.append(result)
             report.advance(result["rows"])
-            if time.monotonic() - last > COMMIT_SECONDS:
+            share = sum(each["rows"] for each in finished) / rows
+            if share >= COMMIT_SHARE or time.monotonic() - last > COMMIT_SECONDS:
                 last = time.monotonic()
                 commit(_taken(finished))
     finally:

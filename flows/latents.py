@@ -72,7 +72,7 @@ def job(job: Job, report: Report) -> Outcome:
     expected = expected_ids(samples, recipe.data.mirror)
     report.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
     blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
-    extract(blocks, actors, writer.commit, report)
+    extract(blocks, actors, writer.commit, report, len(expected))
     table = writer.finish_latents(expected)
     for actor in actors:
         ray.kill(actor)
