@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from flows.commands import bank, doctor, pretrain, published, recipe, run, sample
+from flows.commands import bank, doctor, measure, pretrain, published, recipe, run, sample
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
 SILENT = {
@@ -34,6 +34,8 @@ app.command("stage")(run.stage)
 app.command("plan")(run.plan)
 app.command("status")(run.status)
 app.command("sample")(sample.sample)
+app.command("evaluate")(measure.evaluate)
+app.command("compare")(measure.compare)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bank.app, name="bank")

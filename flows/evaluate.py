@@ -2,268 +2,240 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from flows import cluster
+from flows import cluster, references, reporting
+from flows.bank import BANK
+from flows.detectors import identities, judge
 from flows.evaluator import Chunk, Evaluator, Shares
-from flows.extraction import read_block
+from flows.generation import require_pieces, require_snippets
 from flows.ingest import IMAGES
-from flows.pictures import pairs
+from flows.outside import bank_identity, guide_identity, network_identity, open_bank, open_network
 from flows.progress import Report
 from flows.recipe import Recipe
+from flows.references import open_adm
+from flows.reporting import Found
 from flows.stage import Job, Outcome, Part, Plan, Stage, StageError
 from flows.train import TRAINING, chosen
 from flows.weights import identity
-from gmem.metrics import FeatureSums, Protocol, Result, guidance_text, measure
+from gmem.metrics import Memorisation, Nearest, memorisation
 from storage.bank import Bank
 from storage.checkpoints import Checkpoint
-from storage.samples import read_samples
-from storage.shards import index_shards, read_index, read_shard
+from storage.shards import read_index
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "held_out")
 CHUNK = 256
 """Samples written together: what a kill can cost, and the unit that actors share out."""
-PAIRS = 32
-REFERENCE_SEED = 20_240_601
-"""Draws the reference pictures: another seed than the snippets', so that the two are not the same pictures."""
 
 
-def _step(plan: Plan) -> int:
+def _step(plan: Plan) -> int | None:
     """The step evaluated: that of the chosen checkpoint, or the one the training will end with."""
+    if plan.recipe.evaluate.network:
+        return None
     training = plan.artifact(TRAINING)
     checkpoint = chosen(plan.recipe, training) if plan.done(TRAINING) else None
     return checkpoint.step if checkpoint else plan.recipe.train.steps
 
 
-def _detector(recipe: Recipe) -> dict[str, Any]:
-    inception = recipe.evaluate.inception
-    return {"encoder": identity(recipe.evaluate.encoder), "inception": identity(inception) if inception else None}
-
-
 def _sampling(plan: Plan) -> dict[str, Any]:
-    return {"sample": plan.recipe.sample.identity(), "samples": plan.recipe.evaluate.samples, "step": _step(plan)}
+    sample, evaluate = plan.recipe.sample, plan.recipe.evaluate
+    return identities(evaluate) | {
+        "sample": sample.identity("guide") | {"guide": guide_identity(sample, plan.store)},
+        "samples": evaluate.samples,
+        "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
+    }
 
 
-STATISTICS = Part(
-    "statistics", VERSION, lambda plan: _detector(plan.recipe) | {"samples": plan.recipe.evaluate.samples}, (IMAGES,)
-)
-SAMPLES = Part("samples", VERSION, lambda plan: _sampling(plan) | _detector(plan.recipe), (TRAINING,))
-REPORT = Part(
-    "report",
+def _outside(plan: Plan) -> dict[str, Any]:
+    network = plan.recipe.evaluate.network
+    assert network is not None, "wanted for a network from elsewhere only"
+    tokenizer = identity(plan.recipe.tokenizer.source)
+    return _sampling(plan) | {"network": network_identity(network, plan.store), "tokenizer": tokenizer}
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    evaluate = plan.recipe.evaluate
+    reference = identity(evaluate.reference) if evaluate.reference else None
+    return identities(evaluate) | {"samples": evaluate.samples, "reference": reference}
+
+
+def _reported(plan: Plan) -> dict[str, Any]:
+    named_by_content = ("encoder", "further_encoders", "inception", "reference", "network", "bank")
+    return {"evaluate": plan.recipe.evaluate.identity(*named_by_content), "step": _step(plan)}
+
+
+STATISTICS = Part("statistics", VERSION, _statistics, (IMAGES,))
+OWN = Part(
+    "samples",
     VERSION,
-    lambda plan: {"evaluate": plan.recipe.evaluate.identity("encoder", "inception"), "step": _step(plan)},
-    (SAMPLES, STATISTICS),
+    lambda plan: _sampling(plan) | {"step": _step(plan)},
+    (TRAINING,),
+    wanted=lambda recipe: recipe.evaluate.network is None,
 )
+OUTSIDE = Part(
+    "samples",
+    VERSION,
+    _outside,
+    (IMAGES, replace(BANK, wanted=lambda recipe: recipe.evaluate.bank is None)),
+    wanted=lambda recipe: recipe.evaluate.network is not None,
+)
+REPORT = Part("report", VERSION, _reported, (OWN, OUTSIDE, STATISTICS))
 
 
 def job(job: Job, report: Report) -> Outcome:
     """Features of the reference pictures, then the samples, then the numbers; each part is kept as it is finished."""
     recipe = job.recipe
-    checkpoint = chosen(recipe, job.artifact("training"))
-    assert checkpoint is not None, "the training is an input and therefore complete"
-    index = read_index(job.artifact("images").uri)
-    bank = Bank(job.artifact("bank").uri, storage_options=job.store.storage_options)
-    plans = {split: _snippets(bank, index, split, recipe) for split in SPLITS}
-    plans = {split: ids for split, ids in plans.items() if len(ids) >= 2}
-    if not plans:
-        raise StageError("evaluation needs at least 2 pictures of a split; add pictures or raise data.held_out")
-    have = cluster.resources(recipe.cluster)
-    actors = cluster.pool(Evaluator, have, job, checkpoint)
+    checkpoint, bank = _subject(job)
+    guide, index = require_pieces(checkpoint, recipe), read_index(job.artifact("images").uri)
+    file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
+    plans = _plans(recipe, bank, index)
+    actors = cluster.pool(Evaluator, cluster.resources(recipe.cluster, "evaluate"), job, checkpoint)
 
-    total = sum(len(ids) for ids in plans.values())
-    report.total(4 * total)
-    references = {split: _reference(job, index, split, len(ids), actors, report) for split, ids in plans.items()}
-    shares = {split: _sampled(job, split, ids, actors, report) for split, ids in plans.items()}
-    identities = ray.get(actors[0].identities.remote())
+    pictures = {split: len(ids) for split, ids in plans.items()}
+    searched = _searched(recipe, index)
+    if searched:
+        pictures.setdefault("held_out", min(recipe.evaluate.samples, _count(index, "held_out")))
+    report.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
+    found = Found(
+        job=job,
+        checkpoint=checkpoint,
+        guide=guide,
+        references={s: references.of_pictures(job, index, s, n, actors, report) for s, n in pictures.items()},
+        file=references.of_file(job, file, actors) if file else None,
+        shares=_sampled(job, index, plans, actors, report),
+        memorised={},
+        searched=searched,
+        detectors={},
+        tokenizer={},
+    )
+    if searched:
+        found = replace(found, memorised=_memorised(found, index, plans, actors, report))
+    detectors, tokenizer = ray.get(actors[0].identities.remote())
     for actor in actors:
         ray.kill(actor)
-    return _report(job, checkpoint, plans, references, shares, identities)
+    return _outcome(replace(found, detectors=detectors, tokenizer=tokenizer), plans)
 
 
-def _snippets(bank: Bank, index: pa.Table, split: str, recipe: Recipe) -> NDArray[np.int64]:
-    """Ids of the snippets to sample from: random ones of the split, none twice, as many as there are pictures to compare."""
-    available = len(index.filter(pa.compute.equal(index["split"], split)))
-    count = min(recipe.evaluate.samples, available)
-    return bank.sample_ids(split, count, recipe.sample.seed) if count else np.zeros(0, np.int64)
+def _subject(job: Job) -> tuple[Checkpoint, Bank]:
+    """The network and the bank to sample from; they are checked to belong together."""
+    evaluate = job.recipe.evaluate
+    if evaluate.network:
+        checkpoint: Checkpoint | None = open_network(evaluate.network, job.store)
+    else:
+        checkpoint = chosen(job.recipe, job.artifact("training"))
+    assert checkpoint is not None, "the training is an input and therefore complete"
+    bank = open_bank(evaluate.bank or job.artifact("bank").uri, job.store)
+    if checkpoint.manifest.encoder:
+        bank.require_encoder(checkpoint.manifest.encoder)
+    require_snippets(checkpoint, bank.dim, bank.artifact)
+    side = checkpoint.manifest.network["latent_size"] * job.recipe.tokenizer.factor
+    if side != job.recipe.data.image_size:
+        raise StageError(
+            f"{checkpoint.uri} makes pictures of {side} px, and those of recipe {job.recipe.name} have "
+            f"{job.recipe.data.image_size} px; evaluate it with a recipe of data.image_size={side}"
+        )
+    return checkpoint, bank
 
 
-# --- what is compared with -------------------------------------------------------------------------------------------
+def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """Ids of the snippets to sample from, by split: random ones, none twice, as many as there are pictures to compare."""
+    plans: dict[str, NDArray[np.int64]] = {}
+    for split in SPLITS:
+        count = min(recipe.evaluate.samples, _count(index, split))
+        if count >= 2:
+            available = bank.table.count_rows(f"split = '{split}' AND flipped IS NOT TRUE")
+            if min(count, available) >= 2:
+                plans[split] = bank.sample_ids(split, min(count, available), recipe.sample.seed)
+    if not plans:
+        raise StageError(
+            "evaluation needs at least 2 pictures, and 2 snippets of the bank, of one split; add pictures or raise data.held_out"
+        )
+    return plans
 
 
-def _reference(
-    job: Job, index: pa.Table, split: str, count: int, actors: list[Any], report: Report
-) -> dict[str, FeatureSums]:
-    """Features of `count` pictures of the split, for each detector; read from the store when they are there."""
-    path = job.artifact("statistics").path(f"{split}.npz")
-    if job.store.files.exists(path):
-        report.advance(count)
-        return _read_sums(job.store.read_bytes(path))
-    kept = index.filter(pa.compute.equal(index["split"], split))
-    chosen_rows = np.sort(np.random.default_rng(REFERENCE_SEED).permutation(len(kept))[:count])
-    samples = kept["sample"].to_numpy()[chosen_rows]
-    calls = _read_calls(job.artifact("images").uri, index, samples, actors)
-    merged = _merge(_counted(cluster.under_way(calls, 2 * len(actors)), report))
-    job.store.write_bytes(path, _write_sums(merged))
-    return merged
+def _count(index: pa.Table, split: str) -> int:
+    return pc.sum(pc.equal(index["split"], split)).as_py() or 0
 
 
-def _read_calls(images: str, index: pa.Table, samples: NDArray[np.int64], actors: list[Any]) -> Iterator[Any]:
-    wanted = set(samples.tolist())
-    for i, shard in enumerate(index_shards(index)):
-        yield actors[i % len(actors)].reference.remote(read_block.remote(images, shard), wanted)
+def _searched(recipe: Recipe, index: pa.Table) -> int:
+    """How many training pictures are searched for the nearest ones: all, where held-out ones can be compared with."""
+    possible = recipe.evaluate.memorisation and _count(index, "held_out") >= 2
+    return _count(index, "train") if possible else 0
 
 
-def _counted(results: Iterator[dict[str, FeatureSums]], report: Report) -> Iterator[dict[str, FeatureSums]]:
-    for sums in results:
-        report.advance(next(iter(sums.values())).count)
-        yield sums
-
-
-def _merge(parts: Iterator[dict[str, FeatureSums]]) -> dict[str, FeatureSums]:
-    total: dict[str, FeatureSums] = {}
-    for part in parts:
-        for name, sums in part.items():
-            # What comes out of the object store cannot be written to, so the sums begin as new ones.
-            total.setdefault(name, FeatureSums(sums.moments, sums.kept)).merge(sums)
-    return total
-
-
-def _write_sums(sums: dict[str, FeatureSums]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        allow_pickle=False,
-        **{f"{name}|{key}": array for name, one in sums.items() for key, array in one.arrays().items()},
-    )
-    return buffer.getvalue()
-
-
-def _read_sums(data: bytes) -> dict[str, FeatureSums]:
-    arrays: dict[str, dict[str, NDArray]] = {}
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        for name in archive.files:
-            detector, _, key = name.partition("|")
-            arrays.setdefault(detector, {})[key] = archive[name]
-    return {detector: FeatureSums.from_arrays(values) for detector, values in arrays.items()}
-
-
-# --- what is measured ------------------------------------------------------------------------------------------------
-
-
-def _sampled(job: Job, split: str, ids: NDArray[np.int64], actors: list[Any], report: Report) -> Shares:
-    """Samples of a split, with the floor and the ceiling of the same ids."""
-    starts = range(0, len(ids), CHUNK)
-    chunks = [
-        Chunk(split, start // CHUNK, np.arange(start, min(start + CHUNK, len(ids))), ids[start : start + CHUNK])
-        for start in starts
-    ]
-    calls = (actors[i % len(actors)].run.remote(chunk) for i, chunk in enumerate(chunks))
-    results = cluster.under_way(calls, 2 * len(actors))
-    total = Shares()
-    for shares in results:
-        report.advance(3 * shares.count)
-        total.merge(shares)
-    return total
-
-
-def _report(
-    job: Job,
-    checkpoint: Checkpoint,
-    plans: dict[str, NDArray[np.int64]],
-    references: dict[str, dict[str, FeatureSums]],
-    shares: dict[str, Shares],
-    detectors: dict[str, dict[str, str]],
-) -> Outcome:
-    results: list[Result] = []
-    metrics: dict[str, float] = {}
-    for split in plans:
-        for name, reference in references[split].items():
-            for what in ("samples", "floor", "ceiling"):
-                sums: FeatureSums = getattr(shares[split], what)[name]
-                protocol = _protocol(job.recipe, checkpoint, split, sums.count, shares[split].calls, detectors[name])
-                found = measure(
-                    sums,
-                    reference,
-                    protocol,
-                    f"{what} of {split}, training {checkpoint.manifest.training} step {checkpoint.step}",
-                )
-                results += found
-                metrics |= {f"{split}/{what}/{result.metric}": result.value for result in found}
-    artifact = job.artifact("report")
-    job.store.write_json(artifact.path("report.json"), [asdict(result) for result in results])
-    pictures = {f"pairs-{split.replace('_', '-')}": _pairs(job, split) for split in plans}
-    counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
-    lines = _lines(job, plans, metrics, pictures)
-    return Outcome(
-        counts,
-        details={"step": checkpoint.step, "metrics": metrics, "lines": lines},
-        metrics=metrics,
-        pictures=pictures,
-    )
-
-
-def _protocol(
-    recipe: Recipe, checkpoint: Checkpoint, split: str, count: int, calls: int, detector: dict[str, str]
-) -> Protocol:
-    sample = recipe.sample
-    return Protocol(
-        **detector,
-        reference=f"{split} pictures of {recipe.name} at {recipe.data.image_size} px",
-        reference_hash=checkpoint.manifest.bank.fingerprint if checkpoint.manifest.bank else "unknown",
-        reference_count=None,
-        count=count,
-        seed=sample.seed,
-        sampler=f"{sample.kind} {sample.method}",
-        steps=sample.steps,
-        calls=calls,
-        guidance=guidance_text(sample.guidance, sample.guidance_from, sample.guidance_until),
-        snippets=f"random snippets of {split} pictures, none twice",
-        latents=f"{checkpoint.manifest.tokenizer.get('name', 'unknown')}, {'draw' if recipe.tokenizer.draw else 'mean'} of the posterior",
-    )
-
-
-def _pairs(job: Job, split: str) -> str:
-    """A picture of the first samples of a split below the pictures their snippets came from; returns its URI."""
-    made = list(islice(read_samples(job.store, job.artifact("samples").path(f"{split}-000000.tar")), PAIRS))
-    index = read_index(job.artifact("images").uri)
-    place = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
-    sources: dict[int, NDArray[np.uint8]] = {}
-    wanted = [row.snippet // 2 for row in made]
-    for shard in {place[sample] for sample in wanted}:
-        sources |= {p.sample: p.image for p in read_shard(job.artifact("images").uri, shard) if p.sample in wanted}
-    path = job.artifact("report").path(f"pairs-{split}.png")
-    job.store.write_bytes(
-        path, pairs(np.stack([sources[sample] for sample in wanted]), np.stack([row.image for row in made]))
-    )
-    return path
-
-
-def _lines(
-    job: Job, plans: dict[str, NDArray[np.int64]], metrics: dict[str, float], pictures: dict[str, str]
-) -> list[str]:
-    """What a person reads at the end of a run."""
-    lines = []
+def _sampled(
+    job: Job, index: pa.Table, plans: dict[str, NDArray[np.int64]], actors: list[Any], report: Report
+) -> dict[str, Shares]:
+    """Samples of every split, with the floor and the ceiling of as many."""
+    shares: dict[str, Shares] = {}
     for split, ids in plans.items():
-        for name, value in metrics.items():
-            here, what, metric = name.split("/")
-            if here == split and what == "samples" and metric.startswith(("fd-", "fid")):
-                floor, ceiling = metrics[f"{split}/floor/{metric}"], metrics[f"{split}/ceiling/{metric}"]
-                lines.append(
-                    f"{metric} of {len(ids)} samples from {split.replace('_', '-')} snippets: [bold]{value:.4g}[/] "
-                    f"(floor, the tokenizer's reconstructions: {floor:.4g}; ceiling, pure noise decoded: {ceiling:.4g})"
-                )
-    lines += [f"{title}: {path}" for title, path in pictures.items()]
-    return lines
+        first = not shares
+        chunks = [
+            Chunk(
+                split, start // CHUNK, np.arange(start, min(start + CHUNK, len(ids))), ids[start : start + CHUNK], first
+            )
+            for start in range(0, len(ids), CHUNK)
+        ]
+        calls = (actors[i % len(actors)].run.remote(chunk) for i, chunk in enumerate(chunks))
+        shares[split] = total = Shares()
+        for part in cluster.under_way(calls, 2 * len(actors)):
+            report.advance((1 + bool(part.floor) + bool(part.ceiling)) * part.count)
+            total.merge(part)
+        if not total.floor:
+            total.floor = references.reconstructions(job, index, split, len(ids), actors, report)
+        if not total.ceiling:  # decoded noise is the same for every split
+            report.advance(total.count)
+            total.ceiling = next(iter(shares.values())).ceiling
+    return shares
 
 
-STAGE = Stage("evaluate", "samples", (STATISTICS, SAMPLES, REPORT), job)
+def _memorised(
+    found: Found, index: pa.Table, plans: dict[str, NDArray[np.int64]], actors: list[Any], report: Report
+) -> dict[str, Memorisation]:
+    """Samples of every split and held-out pictures, each with its nearest training picture."""
+    name = judge(found.job.recipe.evaluate)
+    queries = [each.samples[name].features("pool") for each in found.shares.values()]
+    queries.append(found.references["held_out"][name].features("pool"))
+    nearest = references.nearest_of(found.job, index, np.concatenate(queries), actors, report)
+    parts = _split(nearest, [len(part) for part in queries])
+    if np.median(parts[-1].distance) == 0:
+        report.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
+        return {}
+    known = found.job.recipe.evaluate.bank is None
+    return {
+        split: memorisation(part, parts[-1], ids // 2 if known and split == "train" else None)
+        for part, (split, ids) in zip(parts, plans.items(), strict=False)
+    }
+
+
+def _split(nearest: Nearest, lengths: list[int]) -> list[Nearest]:
+    parts, start = [], 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        part = Nearest(nearest.queries[rows])
+        part.keep(nearest.distance[rows], nearest.id[rows])
+        parts.append(part)
+        start += length
+    return parts
+
+
+def _outcome(found: Found, plans: dict[str, NDArray[np.int64]]) -> Outcome:
+    job, results = found.job, reporting.results_of(found)
+    reporting.write(job, results, found.memorised)
+    pictures = dict(reporting.draw(job, split) for split in plans)
+    metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
+    counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
+    lines = reporting.lines(results, pictures)
+    details = {"step": found.checkpoint.step, "metrics": metrics, "lines": lines}
+    return Outcome(counts, details=details, metrics=metrics, pictures=pictures)
+
+
+STAGE = Stage("evaluate", "samples", (STATISTICS, OWN, OUTSIDE, REPORT), job)

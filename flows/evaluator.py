@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,15 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flows import cluster
+from flows.detectors import Sums, features_of, judge, load_detectors, merge, read_sums, write_sums
 from flows.extraction import Block
 from flows.generation import load_generator, sampler_config
-from flows.recipe import Recipe
+from flows.outside import open_bank
 from flows.stage import Job
-from gmem.encoder import load_encoder
 from gmem.memory import normalise
-from gmem.metrics import FeatureSums, load_inception
+from gmem.metrics import FeatureSums, Nearest
 from gmem.sampler import noise_for
 from gmem.tokenizer import from_bytes, standardise
+from storage.bank import Bank
 from storage.checkpoints import Checkpoint
 from storage.samples import SampleRow, write_samples
 from storage.training_data import TrainingTable
@@ -33,55 +33,26 @@ class Chunk(NamedTuple):
     number: int
     indices: NDArray[np.int64]
     ids: NDArray[np.int64]
+    ceiling: bool
+    """Whether noise is decoded too; it is the same for every split."""
 
 
 @dataclass
 class Shares:
-    """Features by detector of the samples, of the floor (the sources' latents decoded) and of the ceiling (noise decoded)."""
+    """Features of the samples, of the floor (the sources' latents decoded) and of the ceiling (noise decoded)."""
 
-    samples: dict[str, FeatureSums] = field(default_factory=dict)
-    floor: dict[str, FeatureSums] = field(default_factory=dict)
-    ceiling: dict[str, FeatureSums] = field(default_factory=dict)
+    samples: Sums = field(default_factory=dict)
+    floor: Sums = field(default_factory=dict)
+    ceiling: Sums = field(default_factory=dict)
     calls: int = 0
     count: int = 0
 
     def merge(self, other: Shares) -> None:
         """Adds another actor's. What comes out of the object store cannot be written to: begin with an empty one."""
         for mine, theirs in ((self.samples, other.samples), (self.floor, other.floor), (self.ceiling, other.ceiling)):
-            for name, sums in theirs.items():
-                mine.setdefault(name, FeatureSums(sums.moments, sums.kept)).merge(sums)
+            merge(mine, theirs)
         self.calls = other.calls
         self.count += other.count
-
-
-@dataclass(frozen=True)
-class Detector:
-    """A network whose features are compared. `identity`: detector, detector_hash, resize, as a protocol names them."""
-
-    identity: dict[str, str]
-    features: Callable[[Tensor], dict[str, Tensor]]
-    moments: tuple[str, ...]
-    kept: tuple[str, ...]
-
-    def sums(self) -> FeatureSums:
-        return FeatureSums(self.moments, self.kept)
-
-
-def detectors(recipe: Recipe, device: str) -> dict[str, Detector]:
-    """The recipe's evaluation encoder, and the FID Inception network where the recipe names its weights."""
-    encoder = load_encoder(recipe.evaluate.encoder, device, recipe.data.image_size)
-    side = encoder.preprocessing.size
-    name = recipe.evaluate.encoder.rpartition(":")[2].partition("@")[0]
-    about = {
-        "detector": name,
-        "detector_hash": encoder.identity["sha256"],
-        "resize": f"{encoder.preprocessing.interpolation} to {side} px",
-    }
-    found = {name: Detector(about, lambda images: {"pool": encoder(from_bytes(images)).snippet}, ("pool",), ("pool",))}
-    if recipe.evaluate.inception:
-        inception = load_inception(recipe.evaluate.inception, device)
-        found["inception"] = Detector(inception.identity, inception, ("pool", "spatial"), ("pool", "logits"))
-    return found
 
 
 class Evaluator:
@@ -90,42 +61,85 @@ class Evaluator:
     def __init__(self, threads: int, job: Job, checkpoint: Checkpoint) -> None:
         self.job, self.recipe, self.device = job, job.recipe, cluster.settle(threads)
         self.generator = load_generator(checkpoint, self.recipe, self.device)
-        self.detectors = detectors(self.recipe, self.device)
+        self.detectors = load_detectors(self.recipe, self.device)
         self.tables: dict[str, TrainingTable] = {}
+        self.bank: Bank | None = None
 
-    def identities(self) -> dict[str, dict[str, str]]:
-        return {name: detector.identity for name, detector in self.detectors.items()}
+    def identities(self) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+        """Those of the detectors by name, and the tokenizer's."""
+        return {name: each.identity for name, each in self.detectors.items()}, self.generator.tokenizer.identity
 
-    def reference(self, block: Block, wanted: set[int]) -> dict[str, FeatureSums]:
-        """Features of the block's pictures whose sample number is wanted."""
+    # --- pictures that are there -------------------------------------------------------------------------------------
+
+    def reference(self, block: Block, wanted: set[int], reconstructed: bool = False) -> Sums:
+        """Features of the block's pictures whose sample number is wanted, as they are or through the tokenizer."""
         rows = [i for i, sample in enumerate(block.samples.tolist()) if sample in wanted]
         images = torch.from_numpy(block.images[rows]).permute(0, 3, 1, 2)
+        if reconstructed and rows:
+            tokenizer = self.generator.tokenizer
+            latents = [tokenizer.encode(from_bytes(part)) for part in images.split(self.recipe.tokenizer.batch)]
+            images = self._decoded(standardise(torch.cat(latents), self.generator.mean, self.generator.std))
         return self._sums(images, block.samples[rows])
+
+    def inception(self, images: NDArray[np.uint8], index: NDArray[np.int64]) -> Sums:
+        """Features of pictures uint8 [N, H, W, 3] of a reference file, of the FID Inception network alone."""
+        detectors = {name: each for name, each in self.detectors.items() if name == "inception"}
+        pictures = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
+        return features_of(detectors, pictures, index, self.recipe.evaluate.batch, self.device)
+
+    def nearest(
+        self, path: str, block: Block | None, queries: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+        """Distance [Q] of each query [Q, D] to the nearest training picture of a shard, its sample number [Q], and how
+        many there are.
+
+        The pictures' features are in the file at `path`, or are written to it when a block is given.
+        """
+        name, store = judge(self.recipe.evaluate), self.job.store
+        if block is not None:
+            store.write_bytes(path, write_sums({name: self._training_features(name, block)}))
+        features, search = read_sums(store.read_bytes(path))[name], Nearest(queries, self.device)
+        if features.count:
+            search.update(features.features("pool"), features.index)
+        return search.distance, search.id, features.count
+
+    def _training_features(self, name: str, block: Block) -> FeatureSums:
+        rows, sums = [i for i, split in enumerate(block.splits) if split == "train"], FeatureSums((), ("pool",))
+        if rows:
+            images = torch.from_numpy(block.images[rows]).permute(0, 3, 1, 2)
+            one = {name: self.detectors[name]}
+            found = features_of(one, images, block.samples[rows], self.recipe.evaluate.batch, self.device)[name]
+            sums.update({"pool": found.features("pool")}, found.index)
+        return sums
+
+    # --- samples -----------------------------------------------------------------------------------------------------
 
     def run(self, chunk: Chunk) -> Shares:
         """Makes and keeps the samples of a chunk; gives their features beside those of floor and ceiling."""
-        rows = self._table(chunk.split).batch(chunk.ids)
-        images, calls = self._generate(chunk, normalise(rows["snippet"]), rows["label"])
+        snippets, labels, latents = self._rows(chunk)
+        images, calls = self._generate(chunk, snippets, labels)
         self._keep(chunk, images)
-        return Shares(
-            self._sums(images, chunk.indices),
-            self._sums(
-                self._decoded(standardise(rows["latent"].float(), self.generator.mean, self.generator.std)),
-                chunk.indices,
-            ),
-            self._sums(
-                self._decoded(
-                    noise_for(
-                        self.recipe.sample.seed,
-                        torch.from_numpy(chunk.indices),
-                        self.generator.network.config.latent_shape,
-                    )
-                ),
-                chunk.indices,
-            ),
-            calls,
-            len(chunk.ids),
-        )
+        shares = Shares(self._sums(images, chunk.indices), calls=calls, count=len(chunk.ids))
+        if latents is not None:
+            standard = standardise(latents, self.generator.mean, self.generator.std)
+            shares.floor = self._sums(self._decoded(standard), chunk.indices)
+        if chunk.ceiling:
+            noise = noise_for(
+                self.recipe.sample.seed, chunk.indices.tolist(), self.generator.network.config.latent_shape
+            )
+            shares.ceiling = self._sums(self._decoded(noise), chunk.indices)
+        return shares
+
+    def _rows(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Unit-length snippets [N, D], labels [N], and raw latents where the recipe's own network and bank are used."""
+        evaluate = self.recipe.evaluate
+        if evaluate.network is None and evaluate.bank is None:
+            rows = self._table(chunk.split).batch(chunk.ids)
+            return normalise(rows["snippet"]), rows["label"], rows["latent"].float()
+        uri = evaluate.bank or self.job.artifact("bank").uri
+        self.bank = self.bank or open_bank(uri, self.job.store)
+        labels = self.bank.rows(chunk.ids.tolist(), ["label"])["label"].fill_null(-1).to_numpy()
+        return normalise(self.bank.snippets(chunk.ids.tolist())), torch.from_numpy(labels.astype(np.int64)), None
 
     def _generate(self, chunk: Chunk, snippets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         sample, parts, calls = self.recipe.sample, [], 0
@@ -160,16 +174,11 @@ class Evaluator:
         return self.tables[split]
 
     def _decoded(self, latents: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] of standardised latents."""
         return torch.cat(
             [self.generator.decode(part.to(self.device)).cpu() for part in latents.split(self.recipe.tokenizer.batch)]
         )
 
-    def _sums(self, images: Tensor, index: NDArray[np.int64]) -> dict[str, FeatureSums]:
+    def _sums(self, images: Tensor, index: NDArray[np.int64]) -> Sums:
         """Features of uint8 [N, 3, H, W] for every detector."""
-        found: dict[str, FeatureSums] = {}
-        for name, detector in self.detectors.items():
-            found[name], batch = detector.sums(), self.recipe.evaluate.batch
-            for start in range(0, len(images), batch):
-                features: dict[str, Any] = detector.features(images[start : start + batch].to(self.device))
-                found[name].update({k: v.float().cpu() for k, v in features.items()}, index[start : start + batch])
-        return found
+        return features_of(self.detectors, images, index, self.recipe.evaluate.batch, self.device)

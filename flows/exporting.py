@@ -1,22 +1,35 @@
-"""Writes a network of this project in the layouts that others read: the published checkpoint, and a hub's folder."""
+"""Writes networks, samples and statistics in the layouts that others read: the published checkpoint, a hub's folder, and
+the files of the ADM suite."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flows.detectors import INCEPTION, read_sums
+from flows.outside import artifact_at, open_network
+from gmem.metrics import write_adm_samples, write_adm_statistics
 from gmem.network import Network, NetworkConfig
 from gmem.published import write_folder, write_network
-from storage.checkpoints import load, open_checkpoint
+from storage.checkpoints import load
+from storage.samples import read_samples
+from storage.store import Artifact, Store
 
 PUBLISHED, STATISTICS = "checkpoint.pt", "latents_stats.pt"
 SUFFIXES = (".pt", ".pth")
 
 
-def export_network(uri: str, out: Path) -> list[Path]:
+BATCH = 256
+
+
+def export_network(uri: str, store: Store, out: Path) -> list[Path]:
     """Writes a checkpoint's averaged weights, and the trained ones if it has them; returns the files.
 
     An `out` that ends in .pt or .pth becomes the published layout alone. Any other is a folder with the published
@@ -25,7 +38,7 @@ def export_network(uri: str, out: Path) -> list[Path]:
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is there already; name a new file or an empty folder")
-    checkpoint = open_checkpoint(uri)
+    checkpoint = open_network(uri, store)
     config = NetworkConfig(**checkpoint.manifest.network)
     groups = [g for g in ("ema", "network") if g == "ema" or f"{g}.safetensors" in checkpoint.manifest.files]
     tensors, _ = load(checkpoint, groups)
@@ -58,3 +71,55 @@ def _write_published(path: Path, ema: dict[str, Tensor], trained: dict[str, Tens
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+# --- samples and statistics ------------------------------------------------------------------------------------------
+
+
+def export_samples(uri: str, store: Store, out: Path, split: str = "train", count: int | None = None) -> int:
+    """Writes the kept samples of a split as `arr_0`, in the order of their numbers; returns how many.
+
+    ValueError when there are none, or fewer than `count`.
+    """
+    artifact = artifact_at(uri, store)
+    if not (manifest := artifact.manifest()) or artifact.kind != "samples":
+        raise ValueError(
+            f"{artifact.uri} holds no finished samples; name the samples of a 'gmem evaluate' or 'gmem run'"
+        )
+    there = manifest.counts.get(split, 0)
+    wanted = there if count is None else count
+    if not 0 < wanted <= there:
+        raise ValueError(
+            f"{artifact.uri} holds {there} samples of split {split}, not {wanted}; evaluate with more first"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_adm_samples(out, _batches(islice(_images(artifact, split), wanted)), wanted)
+    return wanted
+
+
+def _images(artifact: Artifact, split: str) -> Iterator[NDArray[np.uint8]]:
+    names = artifact.store.files.names(artifact.uri)
+    for name in sorted(name for name in names if name.startswith(f"{split}-") and name.endswith(".tar")):
+        yield from (row.image for row in read_samples(artifact.store, artifact.path(name)))
+
+
+def _batches(images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    while batch := list(islice(images, BATCH)):
+        yield np.stack(batch)
+
+
+def export_statistics(uri: str, store: Store, out: Path, split: str = "train") -> int:
+    """Writes mean and covariance of the Inception features of a split's pictures; returns how many pictures those are.
+
+    ValueError when the evaluation was without the Inception network.
+    """
+    artifact = artifact_at(uri, store)
+    path = artifact.path(f"{split}.npz")
+    sums = read_sums(store.read_bytes(path)).get(INCEPTION) if artifact.store.files.exists(path) else None
+    if sums is None:
+        raise ValueError(
+            f"{artifact.uri} holds no Inception statistics of split {split}; evaluate with evaluate.inception set"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_adm_statistics(out, *(sums.statistics[stream].gaussian() for stream in ("pool", "spatial")))
+    return sums.count

@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flows.generation import load_into
+from flows.outside import open_network
 from flows.recipe import Recipe
 from flows.stage import Job
 from gmem.learner import Batch, LearnerConfig
 from gmem.network import Network, NetworkConfig
 from gmem.tokenizer import standardise
-from storage.checkpoints import Checkpoint, load, open_checkpoint
+from storage.store import Store
 from storage.training_data import TrainingTable
 
 Versions = dict[str, int | None]
@@ -43,7 +45,7 @@ def make_network(recipe: Recipe, data: TrainingTable) -> Network:
     """With fresh weights, or those of `train.start_from`."""
     network = Network(network_config(recipe, data))
     if recipe.train.start_from:
-        load_into(network, open_checkpoint(recipe.train.start_from))
+        load_into(network, open_network(recipe.train.start_from, Store(recipe.store)), "train.start_from")
     return network
 
 
@@ -85,21 +87,3 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
         time_shift_base=train.shift_base or 0,
         seed=train.seed,
     )
-
-
-def load_into(network: Network, checkpoint: Checkpoint) -> None:
-    """Puts the averaged weights of a checkpoint or an imported network into `network`; ValueError where they do not fit."""
-    tensors, _ = load(checkpoint, ["ema"])
-    given = {name.removeprefix("ema."): value for name, value in tensors.items()}
-    wanted = network.state_dict()
-    wrong = [
-        n
-        for n in sorted(given.keys() | wanted.keys())
-        if n not in given or n not in wanted or given[n].shape != wanted[n].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"train.start_from {checkpoint.uri} is another network: {len(wrong)} tensors are missing, surplus or of another "
-            f"shape, first {', '.join(wrong[:3])}; name one of the recipe's size, latents and snippets"
-        )
-    network.load_state_dict(given)

@@ -127,7 +127,8 @@ class Observer:
     def _write(self, progress: dict[str, Any]) -> None:
         tensors, learner = self.learner.state()
         save(self.artifact, self.learner.steps, tensors, progress | {"learner": learner}, self._manifest())
-        prune(self.artifact, self.recipe.train.keep)
+        earlier = self.recipe.sample.earlier  # a guide for sampling
+        prune(self.artifact, self.recipe.train.keep, () if earlier is None else (earlier,))
         self.saved = time.monotonic()
 
     def _manifest(self) -> CheckpointManifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +17,7 @@ from gmem.generator import Generator
 from gmem.memory import normalise
 from gmem.metrics import frechet_distance_of_features
 from gmem.network import Network
+from gmem.sampler import SamplerConfig
 from gmem.tokenizer import from_bytes, load_tokenizer, standardise
 from storage.training_data import TrainingTable
 
@@ -38,6 +40,12 @@ class Preview:
     def generator(self) -> Generator:
         tokenizer = load_tokenizer(self.recipe.tokenizer.source, self.device)
         return Generator(self.network, tokenizer, self.data.mean.to(self.device), self.data.std.to(self.device))
+
+    @cached_property
+    def sampler(self) -> SamplerConfig:
+        """As samples are made later, but without a guide: it may be a checkpoint that is still to come."""
+        config = sampler_config(self.recipe.sample)
+        return replace(config, guidance_scale=1.0) if self.recipe.sample.guide else config
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -71,7 +79,7 @@ class Preview:
                 self.generator.images(
                     snippets[chosen],
                     indices,
-                    sampler_config(self.recipe.sample),
+                    self.sampler,
                     self.recipe.sample.seed,
                     labels[chosen],
                 )[0]

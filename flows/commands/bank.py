@@ -24,8 +24,16 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a recipe.")
 
 
-def open_bank(recipe: Recipe) -> Bank:
-    """The finished bank of a recipe; ValueError says what to run when there is none."""
+BankUri = Annotated[str | None, typer.Option("--bank", metavar="URI", help="another bank, such as an imported one")]
+
+
+def open_bank(recipe: Recipe, uri: str | None = None) -> Bank:
+    """The bank at a URI, or the finished one of the recipe; ValueError says what to run when there is none."""
+    if uri:
+        from flows import outside
+        from storage.store import Store
+
+        return outside.open_bank(uri, Store(recipe.store))
     from flows.bank import BANK
     from flows.stage import Plan
     from storage.bank import Bank
@@ -37,14 +45,16 @@ def open_bank(recipe: Recipe) -> Bank:
 
 
 @app.command()
-def info(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
+def info(
+    recipe: RecipeName = "emoji", bank: BankUri = None, set: Set = None, store: StoreUri = None, json: Json = False
+) -> None:
     """Rows by origin, split and label, encoder, versions, tags, index."""
-    bank = open_bank(resolved(recipe, set, store))
-    about = bank.info()
+    there = open_bank(resolved(recipe, set, store), bank)
+    about = there.info()
     if json:
-        print_json(about.to_dict() | {"uri": bank.artifact})
+        print_json(about.to_dict() | {"uri": there.artifact})
         return
-    table = Table(show_header=False, title=bank.artifact)
+    table = Table(show_header=False, title=there.artifact)
     for key, value in about.to_dict().items():
         shown = (
             ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items())
@@ -67,6 +77,7 @@ def search(
         str | None, typer.Option(help="condition on columns, such as \"split = 'train' AND NOT flipped\"")
     ] = None,
     sheet: Annotated[Path, typer.Option(help="where the contact sheet is drawn")] = Path("neighbours.png"),
+    bank: BankUri = None,
     set: Set = None,
     store: StoreUri = None,
     json: Json = False,
@@ -75,9 +86,9 @@ def search(
     if (row is None) == (picture is None):
         raise ValueError("say what to search for: either --row ID or --picture FILE")
     chosen = resolved(recipe, set, store)
-    bank = open_bank(chosen)
-    query: int | NDArray[np.float32] = row if row is not None else encode_picture(picture, chosen, bank)  # type: ignore[arg-type]
-    found = bank.search(query, k, where)
+    there = open_bank(chosen, bank)
+    query: int | NDArray[np.float32] = row if row is not None else encode_picture(picture, chosen, there)  # type: ignore[arg-type]
+    found = there.search(query, k, where)
     draw(found, sheet)
     columns = ("id", "key", "flipped", "label", "split", "origin", "_distance")
     rows = found.select(columns).to_pylist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from storage.store import Store
 
 imports = typer.Typer(no_args_is_help=True, help="Bring published networks, banks and tokenizers into a store.")
-exports = typer.Typer(no_args_is_help=True, help="Write a network in the layouts that others read.")
+exports = typer.Typer(
+    no_args_is_help=True, help="Write networks, samples and statistics in the layouts that others read."
+)
 
 StoreRoot = Annotated[str, typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix")]
 Name = Annotated[str | None, typer.Option(help="what to call it; none: as the file is called")]
@@ -32,7 +34,7 @@ def network(
     name: Name = None,
     json: Json = False,
 ) -> None:
-    """A network, to sample with (--checkpoint URI) or to start a training from (train.start_from: URI)."""
+    """A network, to sample with (gmem sample --network URI), to evaluate (gmem evaluate URI) or to start a training from (train.start_from)."""
     from flows.importing import import_network
 
     imported = import_network(file, _store(store), name, latent_stats)
@@ -77,23 +79,54 @@ def tokenizer(
 
 @exports.command("network")
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="URI of a checkpoint or imported network")],
+    checkpoint: Annotated[str, typer.Argument(help="URI of a checkpoint, training or imported network")],
     out: Annotated[Path, typer.Argument(help="a file (.pt, .pth) in the published layout, or a folder for all forms")],
+    store: StoreRoot = "./runs",
     json: Json = False,
 ) -> None:
     """The published layout, bit for bit; into a folder also safetensors with a config.json, as hubs carry them."""
     from flows.exporting import export_network
 
-    files = [str(file.absolute()) for file in export_network(checkpoint, out)]
+    files = [str(file.absolute()) for file in export_network(checkpoint, _store(store), out)]
     if json:
         print_json({"files": files})
     else:
         console.print("\n".join(files), soft_wrap=True)
 
 
-# One command in an app would take the app's own name; this keeps `gmem export network` in two words.
-@exports.callback()
-def _exports() -> None: ...
+@exports.command("samples")
+def samples(
+    source: Annotated[str, typer.Argument(metavar="URI", help="the samples that an evaluation kept")],
+    out: Annotated[Path, typer.Argument(help="an .npz that ADM's evaluator reads (arr_0, uint8)")],
+    split: Annotated[str, typer.Option(help="those made from snippets of this split: train or held_out")] = "train",
+    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="how many; none: all there are")] = None,
+    store: StoreRoot = "./runs",
+    json: Json = False,
+) -> None:
+    """Kept samples as one file for ADM's evaluator, read a shard at a time."""
+    from flows.exporting import export_samples
+
+    written = export_samples(source, _store(store), out, split, count)
+    _told(json, {"file": str(out.absolute()), "samples": written}, f"{written:,} samples: {out.absolute()}")
+
+
+@exports.command("statistics")
+def statistics(
+    source: Annotated[str, typer.Argument(metavar="URI", help="the statistics that an evaluation kept")],
+    out: Annotated[Path, typer.Argument(help="an .npz that ADM's evaluator reads (mu, sigma, mu_s, sigma_s)")],
+    split: Annotated[str, typer.Option(help="pictures of this split: train or held_out")] = "train",
+    store: StoreRoot = "./runs",
+    json: Json = False,
+) -> None:
+    """Inception statistics of the recipe's pictures, as a reference for others and for evaluate.reference."""
+    from flows.exporting import export_statistics
+
+    pictures = export_statistics(source, _store(store), out, split)
+    _told(json, {"file": str(out.absolute()), "pictures": pictures}, f"of {pictures:,} pictures: {out.absolute()}")
+
+
+def _told(json: bool, values: dict[str, Any], text: str) -> None:
+    print_json(values) if json else console.print(text, soft_wrap=True)
 
 
 def _store(root: str) -> Store:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from flows.commands.bank import open_bank
+from flows.commands.bank import BankUri, open_bank
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.progress import Terminal, console
 from flows.recipe import Recipe
+
+if TYPE_CHECKING:
+    from storage.bank import Bank
+    from storage.checkpoints import Checkpoint
 
 
 def sample(
@@ -26,9 +30,10 @@ def sample(
     split: Annotated[
         str | None, typer.Option(help="random snippets of this split: train or held_out; none: all")
     ] = "train",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="URI of a checkpoint or imported network; none: the recipe's")
+    network: Annotated[
+        str | None, typer.Option(metavar="URI", help="a checkpoint, training or imported network; none: the recipe's")
     ] = None,
+    bank: BankUri = None,
     out: Annotated[
         Path, typer.Option(help="the picture that is drawn: each snippet's own picture above the sample")
     ] = Path("samples.png"),
@@ -40,10 +45,10 @@ def sample(
     from flows.pictures import pairs
 
     chosen = resolved(recipe, set, store)
-    bank = open_bank(chosen)
-    rows = np.array(ids) if ids else bank.sample_ids(split, count, chosen.sample.seed)
-    made, calls, step = _generate(chosen, rows, checkpoint)
-    sources = _thumbnails(bank.rows(rows.tolist(), ["thumbnail"])["thumbnail"].to_pylist(), made.shape[1])
+    snippets = open_bank(chosen, bank)
+    rows = np.array(ids) if ids else snippets.sample_ids(split, count, chosen.sample.seed)
+    made, calls, step = _generate(chosen, rows, network, snippets)
+    sources = _thumbnails(snippets.rows(rows.tolist(), ["thumbnail"])["thumbnail"].to_pylist(), made.shape[1])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(pairs(sources, made))
     if json:
@@ -63,24 +68,19 @@ def sample(
         )
 
 
-def _generate(recipe: Recipe, ids: NDArray[np.int64], uri: str | None) -> tuple[NDArray[np.uint8], int, int]:
+def _generate(
+    recipe: Recipe, ids: NDArray[np.int64], network: str | None, bank: Bank
+) -> tuple[NDArray[np.uint8], int, int]:
     """uint8 [N, H, W, 3], network calls for a sample, and the checkpoint's step."""
     import torch
 
-    from flows.generation import load_generator, sampler_config
-    from flows.stage import Plan
-    from flows.train import TRAINING, chosen
+    from flows.generation import load_generator, require_snippets, sampler_config
     from gmem.memory import normalise
-    from storage.checkpoints import open_checkpoint
 
-    checkpoint = open_checkpoint(uri) if uri else chosen(recipe, Plan(recipe).artifact(TRAINING))
-    if checkpoint is None:
-        raise ValueError(
-            f"recipe {recipe.name} has no checkpoint in {recipe.store} yet; run 'gmem run' or name one with --checkpoint"
-        )
-    bank = open_bank(recipe)
+    checkpoint = _checkpoint(recipe, network)
     if checkpoint.manifest.encoder:
         bank.require_encoder(checkpoint.manifest.encoder)
+    require_snippets(checkpoint, bank.dim, bank.artifact)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = load_generator(checkpoint, recipe, device)
     rows = bank.rows(ids.tolist(), ["label"])
@@ -98,6 +98,22 @@ def _generate(recipe: Recipe, ids: NDArray[np.int64], uri: str | None) -> tuple[
             parts.append(images.cpu())
             bar.advance(len(images))
     return torch.cat(parts).permute(0, 2, 3, 1).numpy(), calls, checkpoint.step
+
+
+def _checkpoint(recipe: Recipe, network: str | None) -> Checkpoint:
+    from flows.outside import open_network
+    from flows.stage import Plan
+    from flows.train import TRAINING, chosen
+    from storage.store import Store
+
+    if network:
+        return open_network(network, Store(recipe.store))
+    found = chosen(recipe, Plan(recipe).artifact(TRAINING))
+    if found is None:
+        raise ValueError(
+            f"recipe {recipe.name} has no checkpoint in {recipe.store} yet; run 'gmem run' or name one with --network"
+        )
+    return found
 
 
 def _thumbnails(data: list[bytes | None], side: int) -> NDArray[np.uint8]:

@@ -106,14 +106,20 @@ def test_a_network_becomes_a_checkpoint_and_a_registered_model(
 
 
 def test_a_training_can_start_from_it(store: Store, published: Path, statistics: Path, weights: Tensors) -> None:
-    from flows.learning import load_into
+    from flows.generation import load_into
 
     uri = import_network(published, store, latent_stats=str(statistics)).uri
     network = Network(CONFIG)
     load_into(network, open_checkpoint(uri))
     assert same(dict(network.state_dict()), weights)
     with pytest.raises(ValueError, match=r"train\.start_from .* is another network: \d+ tensors"):
-        load_into(Network(replace(CONFIG, snippet_dim=CONFIG.snippet_dim + 1)), open_checkpoint(uri))
+        wider = Network(replace(CONFIG, snippet_dim=CONFIG.snippet_dim + 1))
+        load_into(wider, open_checkpoint(uri), "train.start_from")
+    for head in (0, 12):  # only training uses it, so that it may be another
+        other = Network(replace(CONFIG, projection_dim=head))
+        own = {name: value.clone() for name, value in other.state_dict().items() if name.startswith("projector.")}
+        load_into(other, open_checkpoint(uri))
+        assert all(torch.equal(v, own.get(n, weights.get(n, v))) for n, v in other.state_dict().items())
 
 
 def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics: Path, tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics:
     out = tmp_path / "samples.png"
 
     def sampled(uri: str) -> Any:
-        arguments = ["sample", "emoji", "-n", "2", "--checkpoint", uri, "--store", store.root, "--out", str(out)]
+        arguments = ["sample", "emoji", "-n", "2", "--network", uri, "--store", store.root, "--out", str(out)]
         return CliRunner().invoke(app, [*arguments, "--set", "sample.steps=2", "--json"])
 
     found = sampled(import_network(published, store, latent_stats=str(statistics)).uri)

@@ -261,7 +261,7 @@ def test_a_broken_autoencoder_is_refused(tmp_path):
     weights["decoder.conv_out.bias"] = torch.full_like(weights["decoder.conv_out.bias"], math.nan)
     with pytest.raises(ValueError, match=r"1 tensors hold NaN or infinity \(decoder\.conv_out\.bias\)"):
         read_tokenizer(saved(weights, tmp_path / "z.pt"))
-    weights["decoder.conv_out.bias"] = torch.zeros(3, dtype=torch.float16)
+    weights["decoder.conv_out.bias"] = torch.zeros(3, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"mixes weights of torch\.float16 and torch\.float32"):
         read_tokenizer(saved(weights, tmp_path / "m.pt"))
 

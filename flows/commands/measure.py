@@ -1,0 +1,55 @@
+"""``gmem evaluate`` and ``gmem compare``: numbers for a network from anywhere, and two reports side by side."""
+
+from __future__ import annotations
+
+from json import dumps
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from flows.commands import run
+from flows.commands.bank import BankUri
+from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json
+from flows.progress import console
+
+ALLOW = "an entry of the protocol that may differ, such as seed or count; repeatable"
+
+
+def evaluate(
+    network: Annotated[
+        str, typer.Argument(metavar="NETWORK", help="URI of a checkpoint, training or imported network")
+    ],
+    recipe: RecipeName = "emoji",
+    bank: BankUri = None,
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
+    """Samples from a network and measures them against a recipe's pictures, with the recipe's tokenizer and sampler."""
+    named = {"network": network} | ({"bank": bank} if bank else {})
+    pairs = [f"evaluate.{key}={dumps(uri)}" for key, uri in named.items()]
+    run.stage(run.StageName.evaluate, recipe, [*(set or []), *pairs], store, json)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="REPORT", help="URI of a report, or its report.json")],
+    b: Annotated[str, typer.Argument(metavar="REPORT", help="the other one")],
+    allow: Annotated[list[str] | None, typer.Option(help=ALLOW)] = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
+    """Two reports side by side. Numbers that were measured in different ways get no difference, but what differs."""
+    from flows.comparison import read_report, side_by_side
+    from storage.store import Store
+
+    where = Store(store or "./runs")
+    pairs = side_by_side(read_report(a, where), read_report(b, where), allow or [])
+    if json:
+        print_json([pair.to_dict() for pair in pairs])
+        return
+    table = Table("of", "metric", "first", "second", "change", "measured differently")
+    for pair in pairs:
+        change = "" if pair.change is None else f"{pair.change:+.4g}"
+        table.add_row(pair.subject, pair.metric, f"{pair.a:.4g}", f"{pair.b:.4g}", change, pair.differs)
+    console.print(table)

@@ -1,0 +1,287 @@
+"""The evaluation of a network from elsewhere, on a bank from elsewhere, with everything that can be measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows.bank import BANK
+from flows.cli import app
+from flows.comparison import read_report, side_by_side
+from flows.detectors import named
+from flows.evaluate import OUTSIDE, OWN, REPORT, STAGE
+from flows.importing import import_network
+from flows.importing_bank import import_bank
+from flows.ingest import IMAGES
+from flows.recipe import Recipe, load
+from flows.stage import Plan, Result, StageError, build
+from gmem.metrics import random_inception, read_adm
+from gmem.network import Network, NetworkConfig
+from storage.shards import ShardPlan, write_index, write_shard
+from storage.store import Store
+from storage.tracking import Tracking
+
+COUNT, SHARD, SEED = 10, 20, 3
+CONFIG = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=8, snippet_dim=16)
+
+
+class Quiet:
+    """Keeps what is told of progress."""
+
+    def __init__(self) -> None:
+        self.rows = self.done = 0
+        self.notes: list[str] = []
+
+    def total(self, rows: int, done: int = 0) -> None:
+        self.rows, self.done = rows, done
+
+    def advance(self, rows: int, **values: float) -> None:
+        self.done += rows
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, published files and the weights of a detector."""
+    root, random = tmp_path_factory.mktemp("evaluation"), np.random.default_rng(0)
+    (root / "pictures").mkdir()
+    for i in range(30):
+        low = random.integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(low).resize((64, 64), Image.Resampling.BICUBIC).save(root / "pictures" / f"{i:02d}.png")
+    torch.manual_seed(0)
+    for name in ("large", "small"):
+        torch.save({"ema": Network(CONFIG).state_dict()}, root / f"{name}.pt")
+    torch.save({"mean": torch.zeros(12), "std": torch.ones(12)}, root / "latents_stats.pt")
+    torch.save(torch.randn(40, 16), root / "bank.pth")
+    torch.save(random_inception().state_dict(), root / "inception.pth")
+    _reference(root / "reference.npz")
+    return root
+
+
+def _reference(path: Path) -> None:
+    """As ADM's: statistics of many pictures, and some of the pictures."""
+    random, arrays = np.random.default_rng(1), {}
+    for suffix, dim in (("", 2048), ("_s", 2023)):
+        rows = random.normal(size=(64, dim))
+        arrays |= {f"mu{suffix}": rows.mean(0), f"sigma{suffix}": rows.T @ rows / 64}
+    np.savez(path, arr_0=random.integers(0, 256, (6, 64, 64, 3), np.uint8), **arrays)
+
+
+@pytest.fixture(scope="module")
+def uris(home: Path) -> dict[str, str]:
+    store = Store(str(home / "runs"))
+    statistics = str(home / "latents_stats.pt")
+    networks = {
+        name: import_network(home / f"{name}.pt", store, latent_stats=statistics).uri for name in ("large", "small")
+    }
+    return networks | {"bank": import_bank(home / "bank.pth", store).artifact}
+
+
+def recipe(home: Path, **evaluate: Any) -> Recipe:
+    return load(
+        "emoji",
+        {
+            "store": str(home / "runs"),
+            "data": {"source": str(home / "pictures"), "held_out": 0.4, "shard_size": SHARD},
+            "sample": {"steps": 2, "seed": SEED},
+            "evaluate": {"samples": COUNT, "kernel_subsets": 3} | evaluate,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(home: Path, uris: dict[str, str]) -> Plan:
+    """Guided by a smaller network, measured by two detectors, one of them against a file."""
+    inception = {"inception": str(home / "inception.pth"), "reference": str(home / "reference.npz")}
+    chosen = recipe(home, network=uris["large"], bank=uris["bank"], **inception)
+    guided = chosen.sample.model_copy(update={"guide": uris["small"], "guidance": 1.5})
+    plan = Plan(chosen.model_copy(update={"sample": guided}))
+    artifact, shards = plan.artifact(IMAGES), ShardPlan(plan.recipe.source, 64, 0.4)
+    for number in range(2):
+        write_shard(artifact.uri, number, plan.listing.slice(number * SHARD, (number + 1) * SHARD), shards)
+    write_index(artifact.uri, 2, shards)
+    with artifact.lease("test") as lease:
+        artifact.commit(artifact.describe(lease))
+    return plan
+
+
+@pytest.fixture(scope="module")
+def told() -> Quiet:
+    return Quiet()
+
+
+@pytest.fixture(scope="module")
+def result(plan: Plan, told: Quiet, a_ray: None) -> Iterator[Result]:
+    tracking = Tracking.open(f"sqlite:///{plan.store.root}/mlflow.db", plan.store, "evaluation")
+    yield build(STAGE, plan, tracking, None, told)
+
+
+@pytest.fixture(scope="module")
+def results(result: Result) -> dict[str, dict[str, Any]]:
+    """By subject and metric."""
+    found: dict[str, dict[str, Any]] = {}
+    for each in json.loads(Path(result.artifacts["report"], "report.json").read_text()):
+        found.setdefault(each["subject"].partition(",")[0], {})[each["metric"]] = each
+    return found
+
+
+def test_every_metric_is_in_the_report(results: dict[str, dict[str, Any]], told: Quiet) -> None:
+    inception = {"fid", "sfid", "kid", "precision", "recall", "inception_score"}
+    encoder = {f"{name}-emoji-evaluator" for name in ("fd", "kd", "precision", "recall")}
+    memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer")}
+    assert set(results) == {"samples of train", "floor of train", "ceiling of train"}
+    assert set(results["samples of train"]) == inception | encoder | memorised
+    assert set(results["floor of train"]) == set(results["ceiling of train"]) == inception | encoder
+    distance = {kind: results[f"{kind} of train"]["fd-emoji-evaluator"]["value"] for kind in ("floor", "ceiling")}
+    assert distance["floor"] < distance["ceiling"]
+    assert results["samples of train"]["kd-emoji-evaluator"]["details"]["subsets"] == 3
+    assert told.done == told.rows > 0
+
+
+def test_every_number_carries_its_protocol(
+    results: dict[str, dict[str, Any]], uris: dict[str, str], home: Path
+) -> None:
+    numbers = results["samples of train"]
+    fid, encoder = numbers["fid"]["protocol"], numbers["fd-emoji-evaluator"]["protocol"]
+    assert (fid["count"], fid["seed"], fid["steps"], fid["calls"]) == (COUNT, SEED, 2, 2)
+    assert fid["guidance"].startswith("1.5 for t in [0, 1] with the network of network small.pt step 0 (")
+    assert uris["bank"].endswith(fid["snippets"].split(" rows of ")[1].partition(",")[0])
+    assert fid["reference"] == "reference.npz" and fid["reference_hash"] == read_adm(home / "reference.npz").sha256
+    assert numbers["precision"]["protocol"]["reference_count"] == 6  # the pictures in the file
+    assert encoder["reference"] == "train pictures of emoji at 64 px" and encoder["reference_count"] == COUNT
+    searched = numbers["memorisation_ratio-emoji-evaluator"]["protocol"]
+    assert searched["reference"].startswith("all training pictures") and searched["reference_count"] > COUNT
+    assert "large.pt step 0" in numbers["fid"]["subject"]
+
+
+def test_samples_and_their_nearest_pictures_are_kept(result: Result, home: Path) -> None:
+    nearest = json.loads(Path(result.artifacts["report"], "nearest.json").read_text())
+    assert len(nearest["train"]["nearest"]) == len(nearest["train"]["distance"]) == COUNT
+    assert len(nearest["held_out_pictures"]) == COUNT and min(nearest["train"]["nearest"]) >= 0
+    with Image.open(result.pictures["samples-train"]) as picture:
+        assert picture.width > 128
+    assert any(line.startswith("nearest training pictures") for line in result.details["lines"])
+
+    def export(*arguments: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["export", *arguments, "--store", str(home / "runs"), "--json"])
+        if done.exception:
+            raise done.exception
+        return json.loads(done.stdout.splitlines()[-1])
+
+    assert export("samples", result.artifacts["samples"], str(home / "samples.npz"))["samples"] == COUNT
+    images = np.concatenate(list(read_adm(home / "samples.npz").images(4)))
+    assert images.shape == (COUNT, 64, 64, 3) and images.std() > 0
+    assert export("statistics", result.artifacts["statistics"], str(home / "own.npz"))["pictures"] == COUNT
+    pool = read_adm(home / "own.npz").pool
+    assert pool is not None and (pool.dim, pool.count) == (2048, COUNT)
+    with pytest.raises(ValueError, match=f"holds {COUNT} samples of split train, not 11"):
+        export("samples", result.artifacts["samples"], str(home / "more.npz"), "-n", "11")
+
+
+def test_two_reports_side_by_side(result: Result, plan: Plan, home: Path, tmp_path: Path) -> None:
+    first = read_report(result.artifacts["report"], plan.store)
+    other = [
+        replace(r, value=r.value + 1, protocol=replace(r.protocol, seed=r.protocol.seed + (r.metric == "fid")))
+        for r in first
+    ]
+    pairs = {(p.subject, p.metric): p for p in side_by_side(first, other, [])}
+    assert len(pairs) == len(first)
+    refused, compared = (pairs["samples of train", metric] for metric in ("fid", "sfid"))
+    assert refused.change is None and refused.differs == f"seed: {SEED} and {SEED + 1}"
+    assert compared.change == pytest.approx(1) and compared.differs == ""
+    allowed = {(p.subject, p.metric): p for p in side_by_side(first, other, ["seed"])}["samples of train", "fid"]
+    assert allowed.change == pytest.approx(1) and allowed.differs
+    shown = CliRunner().invoke(app, ["compare", result.artifacts["report"], result.artifacts["report"], "--json"])
+    assert {row["change"] for row in json.loads(shown.stdout.splitlines()[-1])} == {0.0}
+    with pytest.raises(ValueError, match="no metric in common"):
+        side_by_side(first, [replace(r, metric="other") for r in first], [])
+    for content in ("{", "[]", '[{"metric": "fid"}]'):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(ValueError) as error:
+            read_report(str(tmp_path), plan.store)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="holds no report"):
+        read_report(str(tmp_path / "none"), plan.store)
+
+
+def test_nothing_is_measured_twice(result: Result, plan: Plan) -> None:
+    assert not plan.missing(STAGE)
+    other = Plan(plan.recipe.model_copy(update={"sample": plan.recipe.sample.model_copy(update={"seed": 9})}))
+    assert {part.kind for part in other.missing(STAGE)} == {"samples", "report"}
+
+
+def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: dict[str, str]) -> None:
+    own, outside = Plan(recipe(home)), Plan(recipe(home, network=uris["large"]))
+    assert STAGE.wanted(own.recipe) == [STAGE.parts[0], OWN, REPORT]
+    assert STAGE.wanted(outside.recipe) == [STAGE.parts[0], OUTSIDE, REPORT]
+    assert own.fingerprint(BANK) == outside.fingerprint(OUTSIDE.inputs[1])
+    fingerprints = {
+        Plan(recipe(home, **named)).fingerprint(OUTSIDE)
+        for named in (
+            {"network": uris["large"]},
+            {"network": uris["small"]},
+            {"network": uris["large"], "bank": uris["bank"]},
+        )
+    }
+    assert len(fingerprints) == 3
+    # the same network by the artifact's name in the store
+    folder = uris["large"].removeprefix(f"{home}/runs/").partition("/checkpoints")[0]
+    assert Plan(recipe(home, network=folder)).fingerprint(OUTSIDE) in fingerprints
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, home: Path, uris: dict[str, str]) -> None:
+    from flows.evaluate import _plans, _subject
+    from flows.references import open_adm
+    from flows.stage import Job
+    from storage.shards import read_index
+
+    def job(**changes: Any) -> Job:
+        evaluate = plan.recipe.evaluate.model_copy(update=changes.pop("evaluate", {}))
+        chosen = plan.recipe.model_copy(update={"evaluate": evaluate, **changes})
+        return Job(stage="evaluate", recipe=chosen, fingerprints={}, leases={}, tracking_uri="", run_id="")
+
+    _, bank = _subject(job())
+    torch.save(torch.randn(3, 8), home / "narrow.pth")
+    narrow = import_bank(home / "narrow.pth", plan.store).artifact
+    with pytest.raises(StageError, match=r"takes snippets of 16 numbers, and those of the bank .* have 8"):
+        _subject(job(evaluate={"bank": narrow}))
+    with pytest.raises(StageError, match="makes pictures of 64 px, and those of recipe emoji have 128"):
+        _subject(job(data=plan.recipe.data.model_copy(update={"image_size": 128})))
+    with pytest.raises(ValueError, match="no finished checkpoint"):
+        _subject(job(evaluate={"network": str(home)}))
+
+    torch.save(torch.randn(1, 16), home / "single.pth")
+    from storage.bank import Bank
+
+    single = Bank(import_bank(home / "single.pth", plan.store).artifact)
+    index = read_index(plan.artifact(IMAGES).uri)
+    with pytest.raises(StageError, match="at least 2 pictures, and 2 snippets"):
+        _plans(plan.recipe, single, index)
+    assert len(_plans(plan.recipe, bank, index)["train"]) == COUNT
+
+    random = np.random.default_rng(0).normal(size=(9, 64))
+    np.savez(home / "clip.npz", mu=random.mean(0), sigma=np.cov(random.T))
+    with pytest.raises(StageError, match="pool statistics of 64 dimensions, and the FID Inception network gives 2048"):
+        open_adm(str(home / "clip.npz"))
+
+
+def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:
+    evaluate = recipe(
+        home, further_encoders=["timm:vit_small_patch14_dinov2.lvd142m@/weights/file.safetensors"]
+    ).evaluate
+    assert list(named(evaluate)) == ["emoji-evaluator", "vit_small_patch14_dinov2.lvd142m"]
+    with pytest.raises(StageError, match="same name"):
+        named(evaluate.model_copy(update={"further_encoders": ["/elsewhere/emoji-evaluator"]}))
+    with pytest.raises(StageError, match="nothing to measure with"):
+        named(evaluate.model_copy(update={"encoder": "", "further_encoders": []}))
