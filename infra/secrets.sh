@@ -3,7 +3,7 @@
 # Without the two lines for S3 if an object store of yours is used: put its keys there instead.
 set -eu
 umask 077
-random() { python3 -c 'import secrets; print(secrets.token_hex(24))'; }
+random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 cat <<END
 PREFECT_SERVER_DATABASE_PASSWORD=$(random)
 PREFECT_SERVER_API_AUTH_STRING=gmem:$(random)
