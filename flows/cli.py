@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from flows.commands import bank, doctor, measure, pretrain, published, recipe, run, sample
+from flows.commands import bank, doctor, measure, pretrain, published, recipe, run, sample, store
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
 SILENT = {
@@ -39,6 +39,7 @@ app.command("compare")(measure.compare)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bank.app, name="bank")
+app.add_typer(store.app, name="store")
 app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(published.imports, name="import")
 app.add_typer(published.exports, name="export")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from storage.bank_rows import (
     ENCODER,
+    FORMAT_VERSION,
     REVISION,
     TABLE,
     append_rows,
@@ -36,7 +37,7 @@ from storage.bank_rows import (
     table_uri,
 )
 from storage.errors import StoreError
-from storage.fragments import Options, options_for, to_matrix, told
+from storage.fragments import Options, options_for, require_format, to_matrix, told
 
 INDEX_FROM = 200_000  # rows; below, an exhaustive search takes some tens of milliseconds and forgets nothing
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and product quantisation takes over
@@ -79,6 +80,7 @@ class Bank:
         except FileNotFoundError as error:
             what = f"version {version} of the bank" if version is not None else "bank"
             raise ValueError(f"{artifact} holds no {what}; run the bank stage first") from error
+        require_format(self.table.schema, FORMAT_VERSION, table_uri(artifact))
         if REVISION.encode() not in self.table.schema.metadata:
             raise ValueError(f"the bank in {artifact} is unfinished; run the bank stage again")
 

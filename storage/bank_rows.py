@@ -113,7 +113,12 @@ def write_fragments(artifact: str, shard: str, rows: pa.Table, storage_options: 
 
 
 class BankWriter(FragmentWriter):
-    """The committer of a bank that is being built: `commit` groups of described shards, then `finish_bank`."""
+    """The committer of a bank that is being built: `commit` groups of described shards, then `finish_bank`.
+
+    It may find a bank that was finished and has grown since, if only its manifest was lost: what was added stays.
+    """
+
+    FROM_SHARDS = "shard IS NOT NULL"
 
     def __init__(
         self, artifact: str, dim: int, encoder: dict[str, Any], lease: int = 0, storage_options: Options = None
@@ -123,6 +128,8 @@ class BankWriter(FragmentWriter):
     def finish_bank(self, expected: NDArray[np.int64]) -> LanceDataset:
         """Checks that each expected id is there once, and begins counting revisions; the bank can be opened then."""
         self.verify(expected)
+        if REVISION.encode() in (self._dataset.schema.metadata or {}):
+            return self._dataset
         return self.finish({REVISION: "1"}, {REVISION: "1"})
 
 
@@ -157,14 +164,28 @@ def _changes_rows(transaction: Transaction) -> bool:
 
 
 def append_rows(artifact: str, rows: pa.Table, storage_options: Options = None) -> None:
-    """Adds rows whose ids were reserved; several may do so at once, and all their rows arrive."""
+    """Adds rows whose ids were reserved; several may do so at once, and all their rows arrive.
+
+    What counts as read is the version before the files were written: who clears away files that nobody refers to
+    first restores the newest version (`storage.tables`), and files that were written before that are written anew.
+    """
     uri, options = table_uri(artifact), options_for(table_uri(artifact), storage_options)
-    described = fragments.write_fragments(uri, "", rows, None, options)
-    new = fragments.from_description(described)
-    dataset = open_table(uri, storage_options=options)
-    with told("written", uri):
-        LanceDataset.commit(uri, LanceOperation.Append(new), read_version=dataset.version, storage_options=options)
-    note_revision(artifact, options)
+    for _ in range(RETRIES):
+        seen = open_table(uri, storage_options=options).version
+        described = fragments.write_fragments(uri, "", rows, None, options)
+        operation = LanceOperation.Append(fragments.from_description(described))
+        try:
+            with told("written", uri):
+                LanceDataset.commit(uri, operation, read_version=seen, storage_options=options)
+        except CommitConflictError:
+            continue
+        note_revision(artifact, options)
+        return
+    raise busy(uri)
+
+
+def busy(uri: str) -> StoreError:
+    return StoreError(f"{uri} changes faster than it can be written; try again when others have finished.")
 
 
 def note_revision(artifact: str, storage_options: Options = None) -> int:
@@ -214,4 +235,4 @@ def _update_metadata(artifact: str, values: Callable[[LanceDataset], dict[str, s
             return
         except CommitConflictError:
             continue
-    raise StoreError(f"{uri} changes faster than it can be written; try again when others have finished.")
+    raise busy(uri)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -44,6 +45,12 @@ class Files(Protocol):
 
     def size(self, path: str) -> int:
         """Bytes of a file, or of everything below a folder; 0 if absent."""
+
+    def walk(self, folder: str) -> dict[str, int]:
+        """Bytes of every file below, by its path relative to the folder; links are neither followed nor listed."""
+
+    def inside(self, root: str, path: str) -> bool:
+        """Whether a path below `root` really lies there: no link on the way leads elsewhere."""
 
     def remove(self, path: str) -> None:
         """Removes a file or a whole folder; nothing happens if it is absent."""
@@ -139,8 +146,22 @@ class LocalFiles:
                     total += os.lstat(os.path.join(folder, name)).st_size
         return total
 
+    def walk(self, folder: str) -> dict[str, int]:
+        found = {}
+        for place, _, names in os.walk(folder):
+            for name in names:
+                path = os.path.join(place, name)
+                with suppress(FileNotFoundError):
+                    about = os.lstat(path)
+                    if stat.S_ISREG(about.st_mode):
+                        found[os.path.relpath(path, folder)] = about.st_size
+        return found
+
+    def inside(self, root: str, path: str) -> bool:
+        return os.path.realpath(path) == os.path.join(os.path.realpath(root), os.path.relpath(path, root))
+
     def remove(self, path: str) -> None:
-        with _told("removed", path), suppress(FileNotFoundError):
+        with _told("removed", path), suppress(FileNotFoundError, NotADirectoryError):
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             else:
@@ -229,6 +250,16 @@ class ObjectFiles:
             about = self.filesystem.info(path)
             return int(about["size"] if about["type"] == "file" else self.filesystem.du(path))
         return 0
+
+    def walk(self, folder: str) -> dict[str, int]:
+        with _told("read", folder), suppress(FileNotFoundError):
+            start = len(self.filesystem._strip_protocol(folder)) + 1
+            found = self.filesystem.find(folder, detail=True)
+            return {key[start:]: int(about["size"]) for key, about in found.items() if key[start:]}
+        return {}
+
+    def inside(self, root: str, path: str) -> bool:
+        return path.startswith(f"{root}/")
 
     def remove(self, path: str) -> None:
         with _told("removed", path), suppress(FileNotFoundError):

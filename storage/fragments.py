@@ -11,6 +11,7 @@ number; Lance refuses an append that was prepared before a restore, so a holder 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ from numpy.typing import NDArray
 from storage.errors import LeaseLost, StoreError
 from storage.files import lance_options
 
+_DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 bytes", re.IGNORECASE)
+"""How Lance speaks of a version's file that is cut, empty or garbage."""
+
 LEASE, SHARDS = "gmem.lease", "gmem.shards"
 
 Options = dict[str, str] | None
@@ -36,6 +40,20 @@ def open_table(uri: str, version: int | str | None = None, storage_options: Opti
     """The table at a version or tag, the newest by default. FileNotFoundError where there is none, else StoreError."""
     with told("read", uri):
         return lance.dataset(uri, version=version, storage_options=options_for(uri, storage_options))
+
+
+def require_format(schema: pa.Schema, known: str, uri: str) -> None:
+    """StoreError unless the table was written in the format this version of the project reads."""
+    there = (schema.metadata or {}).get(b"format_version", b"none").decode()
+    if there == known:
+        return
+    if there.isdecimal() and int(there) > int(known):
+        raise StoreError(
+            f"{uri} has format version {there}, and this version of the project reads up to {known}: update it."
+        )
+    raise StoreError(
+        f"{uri} is of format version {there}, which is read no more (now {known}): remove its artifact and run again."
+    )
 
 
 @contextmanager
@@ -49,7 +67,7 @@ def told(doing: str, uri: str) -> Iterator[None]:
         reason = str(error).split(", /")[0].splitlines()[0][:300]
         if "not found" in reason.lower() or "no longer exists" in reason:
             raise FileNotFoundError(f"{uri}: {reason}") from error
-        if "too small" in reason or "magic" in reason.lower():
+        if _DAMAGED.search(reason):
             remedy = (
                 "its newest version is damaged; remove the newest .manifest in its _versions to go back one version"
             )
@@ -82,6 +100,9 @@ def from_description(description: dict[str, Any]) -> list[FragmentMetadata]:
 
 class FragmentWriter:
     """The one committer of a table. `done` maps each committed shard to `{"rows": int, "memory": …}`."""
+
+    FROM_SHARDS: str | None = None
+    """Condition for the rows that shards brought, in a table that may hold others."""
 
     def __init__(self, uri: str, schema: pa.Schema, lease: int = 0, storage_options: Options = None) -> None:
         """Creates the table, or opens it and fences off earlier writers.
@@ -119,7 +140,7 @@ class FragmentWriter:
         done: dict[str, dict[str, Any]] = {}
         for _, transaction in effective_history(self._dataset):
             done |= json.loads(properties(transaction).get(SHARDS, "{}"))
-        known, rows = sum(shard["rows"] for shard in done.values()), self._dataset.count_rows()
+        known, rows = sum(shard["rows"] for shard in done.values()), self._dataset.count_rows(self.FROM_SHARDS)
         if known != rows:
             raise ValueError(f"{self.uri} has {rows} rows, of which {known} are accounted for; delete it and rerun")
         return done
@@ -148,7 +169,7 @@ class FragmentWriter:
 
     def verify(self, expected: NDArray[np.int64]) -> None:
         """ValueError unless the table holds exactly one row for each of the `expected` ids and no other."""
-        verify_ids(self._dataset, expected)
+        verify_ids(self._dataset, expected, self.FROM_SHARDS)
 
     def finish(self, metadata: dict[str, str], about: dict[str, str] | None = None) -> LanceDataset:
         """Writes the final entries of the schema's metadata; returns the finished table. `about` goes with the commit."""
@@ -185,9 +206,9 @@ def properties(transaction: Transaction) -> dict[str, str]:
     return transaction.transaction_properties or {}
 
 
-def verify_ids(dataset: LanceDataset, expected: NDArray[np.int64]) -> None:
-    """ValueError unless the `id` column of the table is exactly the `expected` ids, each once."""
-    found = np.sort(dataset.to_table(columns=["id"])["id"].to_numpy())
+def verify_ids(dataset: LanceDataset, expected: NDArray[np.int64], among: str | None = None) -> None:
+    """ValueError unless the `id` column of the table, or of those rows, is exactly the `expected` ids, each once."""
+    found = np.sort(dataset.to_table(columns=["id"], filter=among)["id"].to_numpy())
     expected = np.sort(np.asarray(expected, np.int64))
     if np.array_equal(found, expected):
         return

@@ -17,7 +17,7 @@ from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 
 from storage import fragments
-from storage.fragments import FragmentWriter, Options, fixed_size, open_table, to_float16
+from storage.fragments import FragmentWriter, Options, fixed_size, open_table, require_format, to_float16
 
 TABLE = "latents.lance"
 FORMAT_VERSION = "1"
@@ -132,6 +132,7 @@ class Latents:
             dataset = open_table(table_uri(artifact), version, storage_options)
         except FileNotFoundError as error:
             raise ValueError(f"{artifact} holds no latents table; run the latents stage first") from error
+        require_format(dataset.schema, FORMAT_VERSION, dataset.uri)
         about = {name.decode(): json.loads(value) for name, value in dataset.schema.metadata.items()}
         if "mean" not in about:
             raise ValueError(f"the latents table in {artifact} is unfinished; run the latents stage again")

@@ -111,6 +111,20 @@ def current(files: Files, artifact: str) -> LeaseState | None:
     return _newest(files, artifact)[0]
 
 
+def alive(files: Files, artifact: str) -> bool:
+    """Whether somebody holds the lease and gives signs of life; to see that none comes takes the lease's ttl."""
+    began = time.monotonic()
+    state, raw = _newest(files, artifact)
+    if state is None or state.released or _surely_dead(state):
+        return False
+    while time.monotonic() - began < state.ttl:
+        time.sleep(state.ttl / _BEATS / 2)
+        now, seen = _newest(files, artifact)
+        if seen != raw:
+            return now is not None and not now.released
+    return False
+
+
 def require(files: Files, artifact: str, number: int) -> None:
     """Raises LeaseLost unless `number` is the lease in force; works from any process that was told the number."""
     newest = _newest_number(files, artifact)

@@ -62,6 +62,8 @@ def parse(model: type[Document], data: bytes, path: str, remedy: str) -> Documen
         raise StoreError(
             f"{path} has format version {version}, and this version of the project reads up to {FORMAT}: update it."
         )
+    if isinstance(version, int) and version < FORMAT:
+        raise StoreError(f"{path} is of format version {version}, which is read no more (now {FORMAT}): {remedy}")
     if version != FORMAT:
         raise StoreError(f"{path} has no known format version ({version!r}): {remedy}")
     try:

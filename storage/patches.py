@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from storage import fragments
-from storage.fragments import FragmentWriter, Options, fixed_size, open_table, to_float16
+from storage.fragments import FragmentWriter, Options, fixed_size, open_table, require_format, to_float16
 
 TABLE = "tokens.lance"
 FORMAT_VERSION = "1"
@@ -111,6 +111,7 @@ class Patches:
             dataset = open_table(table_uri(artifact), version, storage_options)
         except FileNotFoundError as error:
             raise ValueError(f"{artifact} holds no patch tokens; run the bank stage with alignment on") from error
+        require_format(dataset.schema, FORMAT_VERSION, dataset.uri)
         about = dataset.schema.metadata
         return cls(dataset, int(about[b"tokens"]), *_basis(dataset), json.loads(about[b"encoder"]))
 

@@ -185,7 +185,7 @@ class Artifact:
             manifest, state = self.manifest(), "complete"
         except StoreError:
             manifest, state = None, "damaged"
-        holder, size = self.holder(), self.store.files.size(self.uri)
+        holder, size = self.holder(), self.store.files.size(self.uri) - self.store.files.size(self.path("lease"))
         if manifest is None and state == "complete":
             state = "building" if holder else "unfinished" if size else "absent"
         age = (datetime.now(UTC) - manifest.created).total_seconds() if manifest else None
@@ -193,6 +193,11 @@ class Artifact:
                 "counts": dict(manifest.counts) if manifest else {}, "holder": holder.holder if holder else None}  # fmt: skip
 
     def remove(self) -> None:
-        """Removes it for good: first the manifest, so that a half removed one is never taken for whole."""
+        """Removes it for good: first the manifest, so that a half removed one is never taken for whole.
+
+        The lease's number stays, so that a run that was thought dead cannot commit into what may come after.
+        """
         self.store.files.remove(self.path("manifest.json"))
-        self.store.files.remove(self.uri)
+        for name in self.store.files.names(self.uri):
+            if name != "lease":
+                self.store.files.remove(self.path(name))

@@ -1,0 +1,81 @@
+"""``gmem store``: what a store holds and how big it is, and the removal of what nobody needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from flows.commands.options import Json, print_json
+from flows.commands.run import _age, _size
+from flows.progress import console
+
+app = typer.Typer(no_args_is_help=True, help="Look into a store, and clear away what nobody needs.")
+
+Where = Annotated[str, typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix")]
+
+
+@app.command()
+def usage(store: Where = "./runs", json: Json = False) -> None:
+    """Every artifact: state, size, age, and what is used by what; then what else lies there."""
+    from storage.store import Store
+    from storage.usage import usage as rows_of
+
+    rows = rows_of(Store(store))
+    total = sum(row["bytes"] for row in rows)
+    if json:
+        print_json({"store": Store(store).root, "bytes": total, "artifacts": rows})
+        return
+    name, users = Column("artifact", overflow="fold"), Column("used by", overflow="fold")
+    table = Table(name, "state", "bytes", "age", users, title=f"{_size(total)} in {Store(store).root}")
+    for row in rows:
+        age = "" if row["age_s"] is None else _age(row["age_s"])
+        table.add_row(row["artifact"], row["state"], _size(row["bytes"]), age, "\n".join(row["used_by"]))
+    console.print(table)
+
+
+@app.command()
+def clean(
+    store: Where = "./runs",
+    yes: Annotated[bool, typer.Option("--yes", help="remove; without it nothing is removed, only listed")] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="also superseded artifacts and checkpoints: all but the newest N of a kind and name"
+        ),
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS",
+            help="also superseded artifacts and checkpoints (all but the newest), versions of banks, older than DAYS",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Removes what was begun and never finished, and files that nobody refers to; a dry run unless --yes is given.
+
+    Kept in any case: what a kept result depends on, tagged versions of banks, the newest and the best checkpoint.
+    """
+    from storage.cleaning import clean as cleaned
+    from storage.store import Store
+
+    root = Store(store)
+    if yes:
+        root.require_writable()
+    done = cleaned(root, keep, older_than, remove=yes)
+    if json:
+        rows = [{k: v for k, v in asdict(r).items() if k in ("folder", "what", "why", "bytes")} for r in done.removals]
+        print_json({"removed": yes, "bytes": done.bytes, "removals": rows, "notes": done.notes})
+        return
+    table = Table(Column("artifact", overflow="fold"), "what", "why", "bytes")
+    for removal in done.removals:
+        table.add_row(removal.folder, removal.what, removal.why, _size(removal.bytes))
+    if done.removals:
+        console.print(table)
+    for note in dict.fromkeys(done.notes):
+        console.print(note, soft_wrap=True, highlight=False)
+    said = "freed" if yes else "could be freed; nothing was removed, --yes removes it"
+    console.print(f"{_size(done.bytes)} {said}", soft_wrap=True)
