@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RECIPE ?= emoji
 ARGS ?=
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test trials lint lock clean
 
 setup: $(READY)
 
@@ -22,6 +22,9 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+trials: setup
+	$(VENV)/bin/python -m pytest -m trials tests $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .
