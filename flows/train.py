@@ -22,6 +22,7 @@ from flows.channel import Channel
 from flows.latents import LATENTS
 from flows.learning import Versions
 from flows.notice import Listening
+from flows.outside import network_identity
 from flows.progress import Report
 from flows.recipe import Recipe
 from flows.stage import Job, Outcome, Part, Plan, Stage
@@ -40,10 +41,11 @@ GRACE_SECONDS = 120.0
 
 
 def _parameters(plan: Plan) -> dict[str, Any]:
-    """The number of steps is no part of a training's identity: more steps continue it."""
+    """The number of steps is no part of a training's identity: more steps continue it. What it starts from is, by content."""
+    start = plan.recipe.train.start_from
     return {
         "network": plan.recipe.network.identity(),
-        "train": plan.recipe.train.identity(),
+        "train": plan.recipe.train.identity() | ({"start_from": network_identity(start, plan.store)} if start else {}),
         "mirror": plan.recipe.data.mirror,
     }
 

@@ -122,6 +122,43 @@ def test_a_training_can_start_from_it(store: Store, published: Path, statistics:
         assert all(torch.equal(v, own.get(n, weights.get(n, v))) for n, v in other.state_dict().items())
 
 
+def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None:
+    """Published files are without the head of the recipe's alignment, and often in half precision."""
+    from flows.learning import batch_of, learner_config, make_network, network_config, open_data
+    from flows.outside import network_identity
+    from gmem.learner import Learner, draw
+    from storage.training_data import BatchOrder
+
+    job = trainings.job()
+    data = open_data(job, "train", {})
+    config = network_config(job.recipe, data)
+    torch.manual_seed(7)
+    published = Network(replace(config, projection_dim=0))
+    path = saved({"ema": {n: v.half() for n, v in published.state_dict().items()}}, tmp_path / "start.pt")
+    artifact = import_network(path, job.store).artifact
+
+    job = trainings.job(start_from=artifact)
+    network = make_network(job.recipe, data)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    assert network.config.projection_dim > 0 and start["blocks.0.attn.qkv.weight"].dtype == torch.float32
+    assert all(torch.equal(start[name], value.half().float()) for name, value in published.state_dict().items())
+    learner = Learner(network, learner_config(job.recipe))
+    order = BatchOrder(0, data.pictures, job.recipe.train.batch)
+    for step in range(3):
+        batch = batch_of(job.recipe, data, order.ids(step))
+        draws = draw(learner.config, step, 5, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], slice(0, 5))
+        assert learner.step(batch, draws, 5)["skipped"] == 0
+    assert (learner.steps, learner.updates) == (3, 3)
+    assert not torch.equal(network.state_dict()["blocks.0.attn.qkv.weight"], start["blocks.0.attn.qkv.weight"])
+    assert len(network_identity(artifact, job.store)) == 16
+
+    other = replace(config, snippet_scale=3.0)
+    with pytest.raises(ValueError, match=r"its snippet_scale is 1\.0, not 3\.0; set network\.snippet_scale"):
+        from flows.generation import load_into
+
+        load_into(Network(other), open_checkpoint(import_network(path, job.store).uri), "train.start_from")
+
+
 def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics: Path, tmp_path: Path) -> None:
     from flows.bank import BANK
     from flows.recipe import load
@@ -134,15 +171,28 @@ def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics:
         artifact.commit(artifact.describe(lease))
     out = tmp_path / "samples.png"
 
-    def sampled(uri: str) -> Any:
+    def sampled(uri: str, *more: str) -> Any:
         arguments = ["sample", "emoji", "-n", "2", "--network", uri, "--store", store.root, "--out", str(out)]
-        return CliRunner().invoke(app, [*arguments, "--set", "sample.steps=2", "--json"])
+        return CliRunner().invoke(app, [*arguments, "--set", "sample.steps=2", "--json", *more])
 
     found = sampled(import_network(published, store, latent_stats=str(statistics)).uri)
     assert found.exit_code == 0, found.exception
     assert out.read_bytes().startswith(b"\x89PNG")
     without = sampled(import_network(published, store).uri)
     assert isinstance(without.exception, ValueError) and "no latent statistics" in str(without.exception)
+
+    published_bank = import_bank(saved(torch.randn(9, 16), tmp_path / "published.pth"), store)
+    whole = import_network(published, store, latent_stats=str(statistics)).artifact
+    found = sampled(whole, "--bank", published_bank.uri)
+    assert found.exit_code == 0, found.exception
+    assert min(json.loads(found.stdout.splitlines()[-1])["ids"]) >= FIRST_FOREIGN_ID
+    info = CliRunner().invoke(app, ["bank", "info", "--bank", published_bank.uri, "--store", store.root, "--json"])
+    assert json.loads(info.stdout.splitlines()[-1])["by_origin"] == {"imported": 9}
+    narrow = import_bank(saved(torch.randn(9, 8), tmp_path / "narrow.pth"), store)
+    refused = sampled(whole, "--bank", narrow.uri)
+    assert isinstance(refused.exception, ValueError) and "takes snippets of 16 numbers" in str(refused.exception)
+    absent = sampled(whole, "--bank", "bank/none-000000000000")
+    assert isinstance(absent.exception, ValueError) and "no finished bank" in str(absent.exception)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -152,24 +202,24 @@ def test_what_goes_in_comes_out_bit_for_bit(store: Store, weights: Tensors, tmp_
     path = saved({"ema": ema, "model": trained}, tmp_path / f"{dtype}.pt".replace("torch.", "of_"))
     imported = import_network(path, store)
 
-    export_network(imported.uri, tmp_path / "back.pth")
+    export_network(imported.uri, store, tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert list(back["ema"]) == list(weights) and same(back["ema"], ema) and same(back["model"], trained)
     assert NetworkConfig(**back["config"]) == CONFIG
     assert (tmp_path / "back.pth").stat().st_size < 1.05 * path.stat().st_size
 
-    export_network(imported.uri, tmp_path / "hub")
+    export_network(imported.uri, store, tmp_path / "hub")
     assert same(load_file(tmp_path / "hub" / "diffusion_pytorch_model.safetensors"), ema)
     assert read_network(tmp_path / "hub").config == CONFIG
     with pytest.raises(ValueError, match="is there already"):
-        export_network(imported.uri, tmp_path / "hub")
+        export_network(imported.uri, store, tmp_path / "hub")
 
 
 def test_an_exported_folder_is_imported_with_its_statistics(
     store: Store, published: Path, statistics: Path, tmp_path: Path, weights: Tensors
 ) -> None:
     uri = import_network(published, store, latent_stats=str(statistics)).uri
-    names = {file.name for file in export_network(uri, tmp_path / "hub")}
+    names = {file.name for file in export_network(uri, store, tmp_path / "hub")}
     assert names == {"checkpoint.pt", "config.json", "diffusion_pytorch_model.safetensors", "latents_stats.pt"}
     again = import_network(tmp_path / "hub", store, "again", str(tmp_path / "hub" / "latents_stats.pt"))
     assert open_checkpoint(again.uri).manifest.latent_mean == list(range(12))
