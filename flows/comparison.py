@@ -41,7 +41,10 @@ def read_report(uri: str, store: Store) -> list[Result]:
         raise StoreError(f"{path} is damaged (no whole JSON document); evaluate again") from error
     if not isinstance(content, list) or not content:
         raise StoreError(f"{path} holds no results; name the report of an evaluation")
-    return [Result.from_dict(each) for each in content]
+    try:
+        return [Result.from_dict(each) for each in content]
+    except TypeError as error:
+        raise StoreError(f"{path} holds values of a wrong type ({error}); evaluate again") from error
 
 
 def side_by_side(a: list[Result], b: list[Result], allow: list[str]) -> list[Pair]:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flows.detectors import INCEPTION, Sums, judge
@@ -84,14 +85,15 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
     pictures, subsets = found.references[split][detector], found.job.recipe.evaluate.kernel_subsets
     protocol = _protocol(found, split, detector, sums.count)
     file = found.file if detector == INCEPTION else None
+    how: dict[str, Any] = {"kernel_subsets": subsets, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     if file is None:
-        return measure(sums, pictures, protocol, kernel_subsets=subsets)
+        return measure(sums, pictures, protocol, **how)
     against = replace(protocol, reference=file.name, reference_hash=file.sha256)
-    results = measure(sums, file.moments, against, features=file.features, kernel_subsets=subsets)
+    results = measure(sums, file.moments, against, features=file.features, **how)
     if file.features:
         return results
     known = {result.metric for result in results}
-    return results + [r for r in measure(sums, pictures, protocol, kernel_subsets=subsets) if r.metric not in known]
+    return results + [r for r in measure(sums, pictures, protocol, **how) if r.metric not in known]
 
 
 def _protocol(found: Found, split: str, detector: str, count: int) -> Protocol:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,8 @@ def test_two_reports_side_by_side(result: Result, plan: Plan, home: Path, tmp_pa
     assert {row["change"] for row in json.loads(shown.stdout.splitlines()[-1])} == {0.0}
     with pytest.raises(ValueError, match="no metric in common"):
         side_by_side(first, [replace(r, metric="other") for r in first], [])
-    for content in ("{", "[]", '[{"metric": "fid"}]'):
+    wrong_type = json.dumps([asdict(first[0]) | {"value": "low"}])
+    for content in ("{", "[]", '[{"metric": "fid"}]', wrong_type):
         (tmp_path / "report.json").write_text(content)
         with pytest.raises(ValueError) as error:
             read_report(str(tmp_path), plan.store)
@@ -274,6 +275,41 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
     np.savez(home / "clip.npz", mu=random.mean(0), sigma=np.cov(random.T))
     with pytest.raises(StageError, match="pool statistics of 64 dimensions, and the FID Inception network gives 2048"):
         open_adm(str(home / "clip.npz"))
+
+
+def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan: Plan, uris: dict[str, str]) -> None:
+    from flows.evaluator import Shares
+    from flows.outside import open_network
+    from flows.references import File
+    from flows.reporting import Found, results_of
+    from flows.stage import Job
+    from gmem.metrics import FeatureSums
+    from gmem.metrics.inception import DETECTOR
+
+    def sums(count: int, seed: int) -> dict[str, FeatureSums]:
+        random, found = np.random.default_rng(seed), FeatureSums(("pool", "spatial"), ("pool", "logits"))
+        rows = {name: random.normal(size=(count, 6)) for name in ("pool", "spatial", "logits")}
+        found.update(rows, np.arange(count))
+        return {"inception": found}
+
+    identity = {"detector": DETECTOR, "detector_hash": "ab", "resize": "none"}
+    found = Found(
+        job=Job(
+            stage="evaluate", recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""
+        ),
+        checkpoint=open_network(uris["large"], plan.store),
+        guide=None,
+        references={"train": sums(20, 1)},
+        file=File(sums(30, 2)["inception"], None, "many.npz", "ef"),
+        shares={"train": Shares(sums(15, 3), calls=2, count=15)},
+        memorised={},
+        searched=0,
+        detectors={"inception": identity},
+        tokenizer={"name": "vae", "sha256": "0" * 64},
+    )
+    protocols = {r.metric: r.protocol for r in results_of(found)["train/samples"]}
+    assert {m for m, p in protocols.items() if p.reference == "many.npz"} >= {"fid", "sfid", "inception_score"}
+    assert results_of(found)["train/floor"] == []
 
 
 def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:

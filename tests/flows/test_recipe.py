@@ -50,6 +50,8 @@ def test_overrides_win_over_everything() -> None:
         ("network.size=XXL", "network.size is 'XXL'"),
         ("nonsense=1", "unknown key nonsense"),
         ("sample.method=dopri5", "dopri5"),
+        ("evaluate.reference=ref.npz", "name its weights by evaluate.inception"),
+        ("sample.guide=earlier:soon", "write it as earlier:20000"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_a_remedy(pair: str, sentence: str) -> None:
@@ -96,3 +98,18 @@ def test_the_form_of_overrides_has_every_field_and_refuses_unknown_ones() -> Non
     assert Overrides.model_json_schema()["$defs"]["TrainOverrides"]["properties"]["steps"]["description"]
     with pytest.raises(ValidationError):
         Overrides(train={"stps": 5})  # type: ignore[call-arg]
+
+
+def test_workers_in_other_folders_are_told_paths_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights.pth", "network"):
+        Path(name).touch()
+    evaluate = {"encoder": "timm:vit@weights.pth", "inception": "weights.pth", "network": "network", "bank": "bank/b-1"}
+    recipe = load("emoji", {"evaluate": evaluate, "sample": {"guide": "earlier:5"}}).located("/store")
+    assert (recipe.evaluate.inception, recipe.evaluate.network) == (
+        str(tmp_path / "weights.pth"),
+        str(tmp_path / "network"),
+    )
+    assert recipe.evaluate.encoder == f"timm:vit@{tmp_path}/weights.pth"
+    assert (recipe.evaluate.bank, recipe.sample.guide, recipe.sample.earlier) == ("bank/b-1", "earlier:5", 5)
+    assert (recipe.store, recipe.data.source) == ("/store", "asset:emoji")
