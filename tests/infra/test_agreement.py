@@ -141,6 +141,9 @@ def test_versions_are_those_of_the_lock(manifests: dict[str, Any]) -> None:
     assert yaml.safe_load((ROOT / "prefect.yaml").read_text())["prefect-version"] == locked("prefect")
     python = re.search(r"^ARG PYTHON_IMAGE=python:3\.(\d+)\.\d+-", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
     assert python and int(python[1]) in (11, 12)
+    for path in (INFRA / "compose.yaml", INFRA / "mlflow-auth.ini", INFRA / "kubernetes" / "mlflow.yaml"):
+        # without its name SQLAlchemy 2.1 takes another driver
+        assert set(re.findall(r"postgresql\S*://", path.read_text())) == {"postgresql+psycopg2://"}, path
     assert locked("psycopg2-binary") and locked("flask-wtf") and locked("asyncpg") and locked("setuptools")
 
 
