@@ -283,7 +283,7 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
     from flows.references import File
     from flows.reporting import Found, results_of
     from flows.stage import Job
-    from gmem.metrics import FeatureSums
+    from gmem.metrics import AdmReference, FeatureSums
     from gmem.metrics.inception import DETECTOR
 
     def sums(count: int, seed: int) -> dict[str, FeatureSums]:
@@ -292,6 +292,7 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
         found.update(rows, np.arange(count))
         return {"inception": found}
 
+    many = {name: each.gaussian() for name, each in sums(30, 2)["inception"].statistics.items()}
     identity = {"detector": DETECTOR, "detector_hash": "ab", "resize": "none"}
     found = Found(
         job=Job(
@@ -300,7 +301,7 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
         checkpoint=open_network(uris["large"], plan.store),
         guide=None,
         references={"train": sums(20, 1)},
-        file=File(sums(30, 2)["inception"], None, "many.npz", "ef"),
+        file=File(AdmReference(Path("many.npz"), "ef", many["pool"], many["spatial"], None), None, "many.npz", "ef"),
         shares={"train": Shares(sums(15, 3), calls=2, count=15)},
         memorised={},
         searched=0,
@@ -308,7 +309,9 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
         tokenizer={"name": "vae", "sha256": "0" * 64},
     )
     protocols = {r.metric: r.protocol for r in results_of(found)["train/samples"]}
-    assert {m for m, p in protocols.items() if p.reference == "many.npz"} >= {"fid", "sfid", "inception_score"}
+    against_file = {metric for metric, protocol in protocols.items() if protocol.reference == "many.npz"}
+    assert against_file == {"fid", "sfid", "inception_score"}
+    assert {m for m, p in protocols.items() if p.reference_count == 20} == {"kid", "precision", "recall"}
     assert results_of(found)["train/floor"] == []
 
 
