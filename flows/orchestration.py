@@ -83,7 +83,7 @@ def attempt(stage: Stage, current: Session) -> Result:
     plan = current.plan
     if not plan.missing(stage):
         return found(stage, plan, current.tracking, current.parent)
-    with shown(stage.name, in_prefect=True) as report:
+    with shown(stage.name) as report:
         if address := cluster.jobs_address(plan.recipe.cluster):
             return submit(stage, plan, current.tracking, current.parent, address, report)
         current.join_cluster()

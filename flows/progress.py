@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -115,7 +116,10 @@ class Terminal:
 
 
 class PrefectProgress:
-    """A Prefect progress artifact, refreshed every few seconds, and the run's log."""
+    """A Prefect progress artifact, refreshed every few seconds, and the run's log.
+
+    It is refreshed from a thread of its own: a server that is slow, or away for a while, does not hold up the work.
+    """
 
     def __init__(self, stage: str, every: float = 3) -> None:
         from prefect.artifacts import create_progress_artifact
@@ -124,6 +128,15 @@ class PrefectProgress:
         self.every, self.rate, self.said = every, Rate(), 0.0
         self.log = get_run_logger()
         self.artifact: UUID = create_progress_artifact(0.0, key=f"{stage}-progress", description=stage)  # type: ignore[assignment]
+        self.sender = ThreadPoolExecutor(1, thread_name_prefix="prefect-progress")
+        self.sent: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._send()
+        self.sender.shutdown()
 
     def total(self, rows: int, done: int = 0) -> None:
         self.rate.total(rows, done)
@@ -131,17 +144,28 @@ class PrefectProgress:
 
     def advance(self, rows: int, **values: float) -> None:
         self.rate.advance(rows, **values)
-        self._show(final=self.rate.done >= self.rate.rows)
+        self._show()
 
     def note(self, text: str) -> None:
         self.log.info(text)
 
-    def _show(self, final: bool = False) -> None:
+    def _show(self) -> None:
+        if time.monotonic() - self.said > self.every and (self.sent is None or self.sent.done()):
+            self.said = time.monotonic()
+            self._send()
+
+    def _send(self) -> None:
+        self.sent = self.sender.submit(self._update, self.rate.share, self.rate.line() if self.rate.rows else "")
+
+    def _update(self, share: float, line: str) -> None:
         from prefect.artifacts import update_progress_artifact
 
-        if final or time.monotonic() - self.said > self.every:
-            self.said = time.monotonic()
-            update_progress_artifact(self.artifact, self.rate.share, description=self.rate.line())
+        try:
+            update_progress_artifact(self.artifact, share, description=line)
+        except Exception as error:  # noqa: BLE001 - what a progress bar cannot show is not worth a run
+            self.log.warning(
+                "Prefect's progress artifact was not refreshed (%s); the work goes on", type(error).__name__
+            )
 
 
 class Everyone:
@@ -209,7 +233,7 @@ def replay(line: str, report: Report) -> Failure | None:
 
 
 @contextmanager
-def shown(stage: str, in_prefect: bool) -> Iterator[Report]:
-    """The terminal's bar, and Prefect's artifact where a flow runs."""
-    with Terminal(stage) as terminal:
-        yield Everyone(terminal, PrefectProgress(stage)) if in_prefect else terminal
+def shown(stage: str) -> Iterator[Report]:
+    """The terminal's bar and Prefect's artifact."""
+    with Terminal(stage) as terminal, PrefectProgress(stage) as prefect:
+        yield Everyone(terminal, prefect)
