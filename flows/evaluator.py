@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flows import cluster
-from flows.detectors import Sums, features_of, judge, load_detectors, merge, read_sums, write_sums
+from flows.detectors import Detector, Sums, features_of, judge, load_detectors, merge, read_sums, write_sums
 from flows.extraction import Block
 from flows.generation import load_generator, sampler_config
 from flows.outside import open_bank
 from flows.stage import Job
+from gmem.generator import Generator
 from gmem.memory import normalise
 from gmem.metrics import FeatureSums, Nearest
 from gmem.sampler import noise_for
@@ -56,14 +58,24 @@ class Shares:
 
 
 class Evaluator:
-    """Holds the generator and the detectors; start-up is paid once."""
+    """Holds the generator and the detectors; start-up is paid once, by the first call.
+
+    Not by the constructor: what is wrong with weights would be told as the death of an actor.
+    """
 
     def __init__(self, threads: int, job: Job, checkpoint: Checkpoint) -> None:
         self.job, self.recipe, self.device = job, job.recipe, cluster.settle(threads)
-        self.generator = load_generator(checkpoint, self.recipe, self.device)
-        self.detectors = load_detectors(self.recipe, self.device)
+        self.checkpoint = checkpoint
         self.tables: dict[str, TrainingTable] = {}
         self.bank: Bank | None = None
+
+    @cached_property
+    def generator(self) -> Generator:
+        return load_generator(self.checkpoint, self.recipe, self.device)
+
+    @cached_property
+    def detectors(self) -> dict[str, Detector]:
+        return load_detectors(self.recipe, self.device)
 
     def identities(self) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
         """Those of the detectors by name, and the tokenizer's."""

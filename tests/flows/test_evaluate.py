@@ -30,7 +30,7 @@ from storage.shards import ShardPlan, write_index, write_shard
 from storage.store import Store
 from storage.tracking import Tracking
 
-COUNT, SHARD, SEED = 10, 20, 3
+COUNT, SHARD, SEED = 10, 30, 3
 CONFIG = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=8, snippet_dim=16)
 
 
@@ -108,9 +108,8 @@ def plan(home: Path, uris: dict[str, str]) -> Plan:
     guided = chosen.sample.model_copy(update={"guide": uris["small"], "guidance": 1.5})
     plan = Plan(chosen.model_copy(update={"sample": guided}))
     artifact, shards = plan.artifact(IMAGES), ShardPlan(plan.recipe.source, 64, 0.4)
-    for number in range(2):
-        write_shard(artifact.uri, number, plan.listing.slice(number * SHARD, (number + 1) * SHARD), shards)
-    write_index(artifact.uri, 2, shards)
+    write_shard(artifact.uri, 0, plan.listing.slice(0, SHARD), shards)
+    write_index(artifact.uri, 1, shards)
     with artifact.lease("test") as lease:
         artifact.commit(artifact.describe(lease))
     return plan
@@ -187,6 +186,16 @@ def test_samples_and_their_nearest_pictures_are_kept(result: Result, home: Path)
     assert pool is not None and (pool.dim, pool.count) == (2048, COUNT)
     with pytest.raises(ValueError, match=f"holds {COUNT} samples of split train, not 11"):
         export("samples", result.artifacts["samples"], str(home / "more.npz"), "-n", "11")
+
+
+def test_foreign_weights_of_a_detector_are_told_in_a_sentence(plan: Plan, home: Path, result: Result) -> None:
+    torch.save({"layer": torch.zeros(1)}, home / "foreign.pth")
+    evaluate = plan.recipe.evaluate.model_copy(update={"inception": str(home / "foreign.pth")})
+    other = Plan(plan.recipe.model_copy(update={"evaluate": evaluate}))
+    tracking = Tracking.open(f"sqlite:///{plan.store.root}/mlflow.db", plan.store, "evaluation")
+    with pytest.raises(ValueError, match=r"foreign\.pth is not the FID Inception network: \d+ tensors") as error:
+        build(STAGE, other, tracking, None, Quiet())
+    assert "\n" not in str(error.value)
 
 
 def test_two_reports_side_by_side(result: Result, plan: Plan, home: Path, tmp_path: Path) -> None:
@@ -313,6 +322,35 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
     assert against_file == {"fid", "sfid", "inception_score"}
     assert {m for m, p in protocols.items() if p.reference_count == 20} == {"kid", "precision", "recall"}
     assert results_of(found)["train/floor"] == []
+
+
+def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
+    trainings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import cluster
+    from flows.evaluator import Chunk, Evaluator, Shares
+    from storage.checkpoints import CheckpointManifest, save
+    from storage.samples import read_samples
+
+    monkeypatch.setattr(cluster, "settle", lambda threads: "cpu")
+    config = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=4, snippet_dim=6)
+    job = trainings.job()
+    fingerprints = job.fingerprints | {"samples": "a" * 12}
+    manifest = CheckpointManifest(step=1, network=asdict(config), latent_mean=[0.0] * 12, latent_std=[1.0] * 12)
+    tensors = {f"ema.{name}": value for name, value in Network(config).state_dict().items()}
+    checkpoint = save(str(trainings.store.root) + "/own", 1, tensors, {}, manifest)
+    evaluator = Evaluator(1, job.model_copy(update={"fingerprints": fingerprints}), checkpoint)
+    ids = np.array([6, 8, 10])
+    total = Shares()
+    for number, ceiling in ((0, True), (1, False)):
+        part = evaluator.run(Chunk("train", number, 3 * number + np.arange(3), ids, ceiling))
+        assert bool(part.ceiling) == ceiling and part.floor["emoji-evaluator"].count == part.count == 3
+        total.merge(part)
+    assert total.samples["emoji-evaluator"].index.tolist() == list(range(6)) and total.calls == 1
+    path = evaluator.job.artifact("samples").path("train-000001.tar")
+    assert [(row.number, row.snippet) for row in read_samples(trainings.store, path)] == [(3, 6), (4, 8), (5, 10)]
+    detectors, tokenizer = evaluator.identities()
+    assert set(detectors) == {"emoji-evaluator"} and tokenizer["name"] == "shipped:emoji-tokenizer"
 
 
 def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:
