@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RECIPE ?= emoji
 ARGS ?=
 
-.PHONY: setup demo test trials lint lock clean
+.PHONY: setup demo cluster test trials lint lock clean
 
 setup: $(READY)
 
@@ -19,6 +19,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: setup
 	$(VENV)/bin/gmem run $(RECIPE) $(ARGS)
+
+cluster: setup
+	$(VENV)/bin/python -m infra.local_cluster $(ARGS)
 
 test: setup
 	$(VENV)/bin/python -m pytest

@@ -68,10 +68,16 @@ class Jobs:
     """The attempts at one stage's artifacts on one cluster."""
 
     def __init__(self, address: str, stage: Stage, plan: Plan) -> None:
-        self.where = urlsplit(address)._replace(netloc=urlsplit(address).netloc.rpartition("@")[2]).geturl()
+        self.address = address
         self.client = self._connect(address)
         wanted = [plan.artifact(part).uri for part in stage.wanted(plan.recipe)]
         self.name = f"gmem-{stage.name}-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}"
+
+    @property
+    def where(self) -> str:
+        """The address as it may be shown: without a password."""
+        parts = urlsplit(self.address)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     def _connect(self, address: str) -> JobSubmissionClient:
         if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:  # said before Ray reads it, once
@@ -84,8 +90,9 @@ class Jobs:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> ClusterError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self.address, self.where)
         return ClusterError(
-            f"the Ray cluster's jobs API at {self.where} cannot be used ({str(error).strip().splitlines()[0]}); "
+            f"the Ray cluster's jobs API at {self.where} cannot be used ({reason.rstrip('.')}); "
             f"see whether it is up, and whether RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH hold its token"
         )
 

@@ -12,17 +12,19 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from infra.processes import HOST, Processes, free_ports, get, put
+from infra.processes import HOST, Processes, free_ports, get, post, put
 from infra.servers import mlflow, postgres, prefect, ray_nodes, s3
 
 ROOT = Path(__file__).parents[1]
@@ -96,9 +98,13 @@ class LocalCluster:
         ready["mlflow"] = mlflow(self.processes, self.environment, self.ports["mlflow"], self.database, self.folder)
         for name, wait in ready.items():
             self._wait(name, wait, start)
-        self.command("prefect", "--no-prompt", "work-pool", "create", "gmem", "--type", "process")
-        self.command("prefect", "--no-prompt", "deploy", "--name", "pipeline/emoji")
+        post(
+            f"{self.environment['PREFECT_API_URL']}/work_pools/",
+            {"name": "gmem", "type": "process"},
+            self.environment["PREFECT_API_AUTH_STRING"],
+        )
         self.processes.start("worker", ["prefect", "worker", "start", "--pool", "gmem"], self.environment, cwd=ROOT)
+        self.command("prefect", "--no-prompt", "deploy", "--name", "pipeline/emoji")
         self.seconds["all"] = time.monotonic() - start
 
     def _wait(self, name: str, wait: Any, start: float) -> None:
@@ -155,33 +161,47 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, default=Path("runs/cluster-logs"), help="folder of the servers' logs")
     parser.add_argument("--stay", action="store_true", help="start the servers, then wait for Ctrl-C")
     options = parser.parse_args()
-    with local_cluster(options.logs.absolute()) as cluster, tempfile.TemporaryDirectory() as pictures:
-        for name in ("ray", "s3", "prefect", "mlflow", "all"):
-            print(f"{name:8} up after {cluster.seconds[name]:5.1f} s", flush=True)
-        print(
-            f"database {cluster.database or 'SQLite, since no PostgreSQL (with psycopg2 for MLflow) is installed'}",
-            flush=True,
-        )
-        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL"):
-            print(f"{name}={cluster.environment[name]}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with local_cluster(options.logs.absolute()) as cluster:
+        tell(cluster)
         if options.stay:
-            signal_wait()
-            return 0
-        start = time.monotonic()
-        print(cluster.run_pipeline(some_pictures(Path(pictures))), flush=True)
-        for job in sorted(cluster.jobs(), key=lambda job: job["start_time"]):
-            seconds = (job["end_time"] - job["start_time"]) / 1000
-            print(f"{job['submission_id']:44} {job['status']:10} {seconds:6.1f} s", flush=True)
-        print(f"pipeline completed in {time.monotonic() - start:.1f} s", flush=True)
+            stay(cluster)
+        else:
+            run(cluster)
     return 0
 
 
-def signal_wait() -> None:
-    try:
+def tell(cluster: LocalCluster) -> None:
+    for name, seconds in cluster.seconds.items():
+        print(f"{name:8} up after {seconds:5.1f} s")
+    missing = "SQLite, since PostgreSQL is not installed (Debian: apt-get install postgresql)"
+    print(f"database {f'PostgreSQL at {cluster.database}' if cluster.database else missing}")
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL"):
+        print(f"{name}={cluster.environment[name]}", flush=True)
+
+
+def stay(cluster: LocalCluster) -> None:
+    """Until Ctrl-C; meanwhile other terminals use the servers with what a file says."""
+    file = cluster.folder / "environment"
+    file.touch(mode=0o600)
+    names = [name for name in cluster.environment if name.startswith(("PREFECT_", "MLFLOW_", "RAY_", "AWS_", "GMEM_"))]
+    file.write_text("".join(f"export {name}={quote(cluster.environment[name])}\n" for name in names))
+    print(f"in another terminal: . {file}; then gmem run emoji --store {cluster.store}", flush=True)
+    with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
-    except KeyboardInterrupt:
-        print("stopping", flush=True)
+    print("stopping", flush=True)
+
+
+def run(cluster: LocalCluster) -> None:
+    """The small pipeline, and the jobs that came of it."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as pictures:
+        print(cluster.run_pipeline(some_pictures(Path(pictures))), flush=True)
+    for job in sorted(cluster.jobs(), key=lambda job: job["start_time"]):
+        seconds = (job["end_time"] - job["start_time"]) / 1000
+        print(f"{job['submission_id']:44} {job['status']:10} {seconds:6.1f} s", flush=True)
+    print(f"pipeline completed in {time.monotonic() - start:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

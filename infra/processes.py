@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -109,6 +111,13 @@ def get(url: str, token: str | None = None) -> str:
 
 def put(url: str) -> None:
     urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=10).close()
+
+
+def post(url: str, value: object, password: str) -> None:
+    """A JSON document, with basic authentication."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {b64encode(password.encode()).decode()}"}
+    request = urllib.request.Request(url, json.dumps(value).encode(), headers)
+    urllib.request.urlopen(request, timeout=30).close()
 
 
 def answers(url: str, token: str | None = None) -> bool:

@@ -87,7 +87,7 @@ def prefect(processes: Processes, environment: dict[str, str], port: int, databa
 def mlflow(processes: Processes, environment: dict[str, str], port: int, database: str, folder: Path) -> Wait:
     """MLflow with its artifacts in the object store; on SQLite where there is no PostgreSQL, or no driver for it."""
     uri = (
-        f"postgresql://gmem@{database}/mlflow"
+        f"postgresql+psycopg2://gmem@{database}/mlflow"
         if database and find_spec("psycopg2")
         else f"sqlite:///{folder}/mlflow.db"
     )
