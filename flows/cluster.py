@@ -193,8 +193,11 @@ def pool(actor: Any, have: Resources, *args: Any) -> list[Any]:
     return [ray.remote(actor).options(**options).remote(have.threads, *args) for _ in range(have.actors)]
 
 
-def under_way(starts: Iterable[Any], limit: int) -> Iterator[Any]:
-    """Results of remote calls as they end. `starts` is lazy: at most `limit` calls are under way at a time."""
+def under_way(starts: Iterable[Any], limit: int, passing: tuple[type[Exception], ...] = ()) -> Iterator[Any]:
+    """Results of remote calls as they end, without those that end in an error of the `passing` kinds.
+
+    `starts` is lazy: at most `limit` calls are under way at a time.
+    """
     pending: set[Any] = set()
     remaining = iter(starts)
     pending.update(islice(remaining, limit))
@@ -202,7 +205,11 @@ def under_way(starts: Iterable[Any], limit: int) -> Iterator[Any]:
         ready, _ = ray.wait(list(pending), num_returns=1)
         pending.difference_update(ready)
         pending.update(islice(remaining, 1))
-        yield ray.get(ready[0])
+        try:
+            result = ray.get(ready[0])
+        except passing:
+            continue
+        yield result
 
 
 def spread(blocks: Iterable[Any], actors: list[Any], depth: int = 2) -> Iterator[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from flows import cluster
 from flows.progress import Report
@@ -16,6 +17,8 @@ from storage.sources import list_source
 
 VERSION = 1
 REASONS_SHOWN = 5
+CRASHES = (WorkerCrashedError, OutOfMemoryError)
+"""How a task ends, after Ray's retries, when a picture takes down whoever decodes it."""
 
 
 def _parameters(plan: Plan) -> dict[str, Any]:
@@ -30,20 +33,25 @@ IMAGES = Part("images", VERSION, _parameters)
 
 def job(job: Job, report: Report) -> Outcome:
     """Writes the shards that are not written yet, several at once, then numbers the pictures."""
-    data, root = job.recipe.data, job.artifact("images").uri
+    data, root, size = job.recipe.data, job.artifact("images").uri, job.recipe.data.shard_size
     listing = list_source(job.recipe.source)
     plan = ShardPlan(job.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
-    shards = -(-len(listing) // data.shard_size)
+    shards = -(-len(listing) // size)
     done = done_shards(root)
     missing = [number for number in range(shards) if number not in done]
-    report.total(len(listing), min(len(done) * data.shard_size, len(listing)))
+    report.total(len(listing), min(len(done) * size, len(listing)))
 
     have = cluster.resources(job.recipe.cluster, "ingest")
-    write = ray.remote(write_shard).options(**have.options(), max_retries=3)
-    starts = (
-        write.remote(root, n, listing.slice(n * data.shard_size, (n + 1) * data.shard_size), plan) for n in missing
-    )
-    for result in cluster.under_way(starts, limit=2 * have.actors):
+    write: Any = ray.remote(write_shard).options(**have.options(), max_retries=3)
+
+    def start(number: int, isolated: bool) -> Any:
+        return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, isolated)
+
+    for result in cluster.under_way((start(n, False) for n in missing), 2 * have.actors, CRASHES):
+        report.advance(result.kept + result.rejected)
+    if crashed := sorted(set(missing) - done_shards(root)):
+        report.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
+    for result in cluster.under_way((start(n, True) for n in crashed), 2 * have.actors):
         report.advance(result.kept + result.rejected)
     index = write_index(root, shards, plan)
     return _outcome(index, report)

@@ -14,8 +14,9 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.decoding import MAX_PIXELS, Decoded, Rejected, centre_crop, decode, lossless_webp
+from storage.errors import StoreError
 from storage.files import open_files
+from storage.isolation import Crashed, Isolated
 from storage.sources import Entry, read_entries
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -91,18 +94,22 @@ def split_of(group: str, held_out: float) -> str:
     return HELD_OUT if place < held_out else TRAIN
 
 
-def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan) -> ShardResult:
+def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan, isolated: bool = False) -> ShardResult:
     """Writes shard `number` of the artifact at `root` from its slice of the listing, whole or not at all.
 
     The same slice gives the same bytes. A slice without a usable picture leaves no tar, only its part of the index.
+    With `isolated`, pictures are decoded in a process of its own: one that kills it is listed with that reason.
     """
     files, shard = open_files(root), shard_name(number)
     numbers = {name: place for place, name in enumerate(plan.classes)}
     rows: list[dict[str, Any]] = []
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with (
+        tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        Isolated(_prepare) if isolated else nullcontext(_prepare) as prepare,
+    ):
         for entry, data in zip(entries, _contents(entries, plan), strict=True):
-            picture = _prepare(entry, data, plan)
+            picture = _prepared(prepare, entry, data, plan)
             row = _row(entry, picture, plan, shard, numbers)
             rows.append(row)
             if isinstance(picture, _Stored):
@@ -163,20 +170,32 @@ def index_shards(index: pa.Table) -> list[str]:
 
 
 def read_shard(root: str, shard: str) -> Iterator[Picture]:
-    """Yields the pictures of one shard in the order of their sample numbers."""
-    files = open_files(root)
-    rows = {row["key"]: row for row in read_index(root, shard).to_pylist()}
-    with files.filesystem.open(f"{root}/{shard}.tar", "rb") as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
-        for info in tar:
-            key, _, suffix = info.name.rpartition(".")
-            if suffix == "json":
-                continue
-            picture = tar.extractfile(info)
-            assert picture is not None, info.name
-            with Image.open(io.BytesIO(picture.read())) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            row = rows[key]
-            yield Picture(row["sample"], key, row["label"], row["split"], pixels)
+    """Yields the pictures of one shard in the order of their sample numbers. StoreError where it is not whole."""
+    rows, seen, path = {row["key"]: row for row in read_index(root, shard).to_pylist()}, 0, f"{root}/{shard}.tar"
+    try:
+        with open_files(root).filesystem.open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
+            for info in tar:
+                key, _, suffix = info.name.rpartition(".")
+                if suffix == "json":
+                    continue
+                picture = tar.extractfile(info)
+                assert picture is not None, info.name
+                with Image.open(io.BytesIO(picture.read())) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                row = rows[key]
+                seen += 1
+                yield Picture(row["sample"], key, row["label"], row["split"], pixels)
+    except (tarfile.TarError, FileNotFoundError, Image.UnidentifiedImageError, SyntaxError, KeyError) as error:
+        raise _damaged(root, shard, f"{type(error).__name__}: {error}") from error
+    if seen != len(rows):
+        raise _damaged(root, shard, f"{seen} of {len(rows)} pictures")
+
+
+def _damaged(root: str, shard: str, reason: str) -> StoreError:
+    return StoreError(
+        f"{root}/{shard}.tar is damaged ({reason}): remove {root}/parts/{shard}.parquet and {root}/manifest.json and "
+        "run again; ingest then writes this shard anew, and no other."
+    )
 
 
 # --- one picture -----------------------------------------------------------------------------------------------------
@@ -194,6 +213,15 @@ def _contents(entries: list[Entry], plan: ShardPlan) -> Iterator[bytes | OSError
     usable = read_entries([entry for entry in entries if entry.reason is None], plan.source)
     for entry in entries:
         yield None if entry.reason else next(usable)
+
+
+def _prepared(
+    prepare: Callable[..., _Stored | Rejected], entry: Entry, data: bytes | OSError | None, plan: ShardPlan
+) -> _Stored | Rejected:
+    try:
+        return prepare(entry, data, plan)
+    except Crashed as crash:
+        return Rejected(f"the decoder {crash}")
 
 
 def _prepare(entry: Entry, data: bytes | OSError | None, plan: ShardPlan) -> _Stored | Rejected:
