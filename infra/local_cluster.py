@@ -25,7 +25,7 @@ from shlex import quote
 from typing import Any
 
 from infra.processes import HOST, Processes, free_ports, get, post, put
-from infra.servers import mlflow, postgres, prefect, ray_nodes, s3
+from infra.servers import Wait, mlflow, postgres, prefect, ray_nodes, s3
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 48
@@ -91,11 +91,11 @@ class LocalCluster:
         ready["s3"] = s3(self.processes, self.environment, self.ports["s3"])
         self.database, wait = postgres(self.processes, self.folder, self.ports["postgres"])
         wait()
-        ready["prefect"] = prefect(self.processes, self.environment, self.ports["prefect"], self.database)
+        ready["prefect"] = self.begin_prefect()
         self._wait("s3", ready.pop("s3"), start)
         for bucket in ("gmem", "mlflow"):
             put(f"{self.environment['AWS_ENDPOINT_URL']}/{bucket}")
-        ready["mlflow"] = mlflow(self.processes, self.environment, self.ports["mlflow"], self.database, self.folder)
+        ready["mlflow"] = self.begin_mlflow()
         for name, wait in ready.items():
             self._wait(name, wait, start)
         post(
@@ -106,6 +106,13 @@ class LocalCluster:
         self.processes.start("worker", ["prefect", "worker", "start", "--pool", "gmem"], self.environment, cwd=ROOT)
         self.command("prefect", "--no-prompt", "deploy", "--name", "pipeline/emoji")
         self.seconds["all"] = time.monotonic() - start
+
+    def begin_prefect(self) -> Wait:
+        """Starts Prefect's server, also again after it was stopped; to be called until it is up."""
+        return prefect(self.processes, self.environment, self.ports["prefect"], self.database)
+
+    def begin_mlflow(self) -> Wait:
+        return mlflow(self.processes, self.environment, self.ports["mlflow"], self.database, self.folder)
 
     def _wait(self, name: str, wait: Any, start: float) -> None:
         wait()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,38 @@ def test_the_cluster_wants_its_token(cluster: LocalCluster, tmp_path: Path, vari
     )  # fmt: skip
     assert done.returncode == 1
     assert "RAY_AUTH_TOKEN" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_prefect_server_is_killed_during_training(
+    cluster: LocalCluster, source: Path, first: list[dict[str, Any]], trial: Callable[..., None]
+) -> None:
+    """The job goes on by itself; the flow ends with it, or the next one finds what it made."""
+    before = len(attempts(cluster, "train"))
+    long = ["stage", "train", "emoji", "--json", *options(source, cluster.store, "train.seed=11", "train.steps=150")]  # type: ignore[arg-type]
+    flow = begun(cluster, *long)
+    cluster.processes.stop("prefect", signal.SIGKILL)
+    time.sleep(15)
+    cluster.begin_prefect()()
+    flow.communicate(timeout=300)
+    assert last_json(gmem(cluster, *long))["rows"] == 150
+    jobs = len(attempts(cluster, "train")) - before
+    outcome = "the flow ended well" if flow.returncode == 0 else "the next flow found it done"
+    trial("train: the Prefect server", "SIGKILL, back after 15 s", 150 * (jobs - 1), 0, 0, of=150, outcome=outcome)
+
+
+def test_mlflow_is_away_for_a_minute_of_training(
+    cluster: LocalCluster, source: Path, first: list[dict[str, Any]], trial: Callable[..., None]
+) -> None:
+    """Training ends with its curve whole."""
+    long = ["stage", "train", "emoji", "--json", *options(source, cluster.store, "train.seed=12", "train.steps=150")]  # type: ignore[arg-type]
+    flow = begun(cluster, *long)
+    cluster.processes.stop("mlflow", signal.SIGKILL)
+    time.sleep(60)
+    cluster.begin_mlflow()()
+    output, _ = flow.communicate(timeout=300)
+    assert flow.returncode == 0, output
+    client = mlflow.MlflowClient(cluster.environment["MLFLOW_TRACKING_URI"])
+    curve = client.get_metric_history(json.loads(output.strip().splitlines()[-1])["run_id"], "loss/total")
+    steps = [point.step for point in curve]
+    expected = set(range(2, 151, 2))
+    trial("train: MLflow's server", "away for 60 s", 0, len(expected - set(steps)), len(steps) - len(set(steps)), of=75)
