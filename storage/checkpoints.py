@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 
 from storage.errors import StoreError
-from storage.files import open_files
+from storage.files import open_files, told
 from storage.manifest import Input, Versioned, parse
 from storage.store import Artifact
 
@@ -102,7 +102,7 @@ def save(
         where.require_lease(manifest.lease)
     _remove(uri)
     records = {}
-    with tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
+    with told("written", uri), tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
         for group, content in _groups(tensors).items():
             local = Path(scratch) / f"{group}.safetensors"
             save_file(content, local, metadata={"step": str(step)})

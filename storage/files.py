@@ -71,8 +71,12 @@ def open_files(root: str) -> Files:
     return LocalFiles()
 
 
+FAILING = ("botocore", "aiobotocore", "safetensors")
+"""Libraries whose own errors, while they read or write, are the disk's or the network's."""
+
+
 @contextmanager
-def _told(doing: str, path: str) -> Iterator[None]:
+def told(doing: str, path: str) -> Iterator[None]:
     """Turns what the system or the network says into one sentence; that a file to be read is absent passes as it is."""
     try:
         yield
@@ -81,7 +85,7 @@ def _told(doing: str, path: str) -> Iterator[None]:
     except Exception as problem:
         if isinstance(problem, FileNotFoundError) and doing != "written":
             raise
-        if not isinstance(problem, OSError) and not type(problem).__module__.startswith(("botocore", "aiobotocore")):
+        if not isinstance(problem, OSError) and not type(problem).__module__.startswith(FAILING):
             raise
         reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
         raise StoreError(
@@ -97,11 +101,11 @@ class LocalFiles:
         return fsspec.filesystem("file", auto_mkdir=True)
 
     def read(self, path: str) -> bytes:
-        with _told("read", path):
+        with told("read", path):
             return Path(path).read_bytes()
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
-        with _told("written", path), self._beside(path) as temporary:
+        with told("written", path), self._beside(path) as temporary:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
@@ -112,7 +116,7 @@ class LocalFiles:
                 _sync_folder(os.path.dirname(path))
 
     def create(self, path: str, data: bytes) -> bool:
-        with _told("written", path):
+        with told("written", path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             try:
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -129,7 +133,7 @@ class LocalFiles:
             return True
 
     def names(self, folder: str) -> list[str]:
-        with _told("read", folder), suppress(FileNotFoundError, NotADirectoryError):
+        with told("read", folder), suppress(FileNotFoundError, NotADirectoryError):
             return sorted(os.listdir(folder))
         return []
 
@@ -161,14 +165,14 @@ class LocalFiles:
         return os.path.realpath(path) == os.path.join(os.path.realpath(root), os.path.relpath(path, root))
 
     def remove(self, path: str) -> None:
-        with _told("removed", path), suppress(FileNotFoundError, NotADirectoryError):
+        with told("removed", path), suppress(FileNotFoundError, NotADirectoryError):
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
 
     def upload(self, local: Path, path: str, move: bool = False) -> None:
-        with _told("written", path), self._beside(path) as temporary:
+        with told("written", path), self._beside(path) as temporary:
             if move:
                 shutil.move(local, temporary)  # a rename, on the same disk
             else:
@@ -216,15 +220,15 @@ class ObjectFiles:
         return fsspec.filesystem("s3", endpoint_url=s3_endpoint(), use_listings_cache=False)
 
     def read(self, path: str) -> bytes:
-        with _told("read", path):
+        with told("read", path):
             return bytes(self.filesystem.cat_file(path))
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
-        with _told("written", path):
+        with told("written", path):
             self.filesystem.pipe_file(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        with _told("written", path):
+        with told("written", path):
             try:
                 self.filesystem.pipe_file(path, data, mode="create")
             except FileExistsError:
@@ -236,23 +240,23 @@ class ObjectFiles:
             return True
 
     def names(self, folder: str) -> list[str]:
-        with _told("read", folder), suppress(FileNotFoundError):
+        with told("read", folder), suppress(FileNotFoundError):
             found = self.filesystem.ls(folder, detail=False)
             return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
         return []
 
     def exists(self, path: str) -> bool:
-        with _told("read", path):
+        with told("read", path):
             return bool(self.filesystem.exists(path))
 
     def size(self, path: str) -> int:
-        with _told("read", path), suppress(FileNotFoundError):
+        with told("read", path), suppress(FileNotFoundError):
             about = self.filesystem.info(path)
             return int(about["size"] if about["type"] == "file" else self.filesystem.du(path))
         return 0
 
     def walk(self, folder: str) -> dict[str, int]:
-        with _told("read", folder), suppress(FileNotFoundError):
+        with told("read", folder), suppress(FileNotFoundError):
             start = len(self.filesystem._strip_protocol(folder)) + 1
             found = self.filesystem.find(folder, detail=True)
             return {key[start:]: int(about["size"]) for key, about in found.items() if key[start:]}
@@ -262,20 +266,24 @@ class ObjectFiles:
         return path.startswith(f"{root}/")
 
     def remove(self, path: str) -> None:
-        with _told("removed", path), suppress(FileNotFoundError):
+        with told("removed", path), suppress(FileNotFoundError):
             self.filesystem.rm(path, recursive=True)
 
     def upload(self, local: Path, path: str, move: bool = False) -> None:
-        with _told("written", path):
+        with told("written", path):
             self.filesystem.put_file(str(local), path)
 
     @contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
             local = Path(folder) / path.rsplit("/", 1)[-1]
-            with _told("read", path):
+            with told("read", path):
                 self.filesystem.get_file(path, str(local))
             yield local
+
+
+PATIENCE = "60"
+"""Attempts of Lance's at one request, which come to half a minute: its own 3 are over after 0.4 s without network."""
 
 
 def s3_endpoint() -> str | None:
@@ -287,7 +295,8 @@ def lance_options(root: str) -> dict[str, str]:
     """Storage options with which Lance and LanceDB open tables below this root; credentials stay in the environment."""
     if not root.startswith("s3://"):
         return {}
-    options = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    options = {"region": region, "client_max_retries": PATIENCE}
     if endpoint := s3_endpoint():
         options |= {"endpoint": endpoint, "virtual_hosted_style_request": "false"}
         if endpoint.startswith("http://"):
