@@ -188,16 +188,6 @@ def test_samples_and_their_nearest_pictures_are_kept(result: Result, home: Path)
         export("samples", result.artifacts["samples"], str(home / "more.npz"), "-n", "11")
 
 
-def test_foreign_weights_of_a_detector_are_told_in_a_sentence(plan: Plan, home: Path, result: Result) -> None:
-    torch.save({"layer": torch.zeros(1)}, home / "foreign.pth")
-    evaluate = plan.recipe.evaluate.model_copy(update={"inception": str(home / "foreign.pth")})
-    other = Plan(plan.recipe.model_copy(update={"evaluate": evaluate}))
-    tracking = Tracking.open(f"sqlite:///{plan.store.root}/mlflow.db", plan.store, "evaluation")
-    with pytest.raises(ValueError, match=r"foreign\.pth is not the FID Inception network: \d+ tensors") as error:
-        build(STAGE, other, tracking, None, Quiet())
-    assert "\n" not in str(error.value)
-
-
 def test_two_reports_side_by_side(result: Result, plan: Plan, home: Path, tmp_path: Path) -> None:
     first = read_report(result.artifacts["report"], plan.store)
     other = [
@@ -325,7 +315,7 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
 
 
 def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
-    trainings: Any, monkeypatch: pytest.MonkeyPatch
+    trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from flows import cluster
     from flows.evaluator import Chunk, Evaluator, Shares
@@ -351,6 +341,12 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     assert [(row.number, row.snippet) for row in read_samples(trainings.store, path)] == [(3, 6), (4, 8), (5, 10)]
     detectors, tokenizer = evaluator.identities()
     assert set(detectors) == {"emoji-evaluator"} and tokenizer["name"] == "shipped:emoji-tokenizer"
+
+    torch.save({"layer": torch.zeros(1)}, tmp_path / "foreign.pth")
+    evaluate = job.recipe.evaluate.model_copy(update={"inception": str(tmp_path / "foreign.pth")})
+    other = job.model_copy(update={"recipe": job.recipe.model_copy(update={"evaluate": evaluate})})
+    with pytest.raises(ValueError, match=r"foreign\.pth is not the FID Inception network: \d+ tensors"):
+        Evaluator(1, other, checkpoint).identities()  # by its first call, so that Ray passes the sentence on
 
 
 def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:
