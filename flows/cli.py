@@ -22,6 +22,8 @@ SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -53,9 +55,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except KeyboardInterrupt:
-        _say("interrupted; what is committed stays, and the same command goes on from there")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer ends so on Ctrl-C, without a word
+            _say("interrupted; what is committed stays, and the same command goes on from there")
+        raise
     except (ValueError, OSError) as error:
         _say(str(error))
         sys.exit(2)

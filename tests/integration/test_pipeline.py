@@ -206,6 +206,7 @@ def test_an_interrupted_training_leaves_a_checkpoint_and_no_process_and_goes_on_
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 130, output
+    assert "the same command goes on from there" in output
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
