@@ -27,7 +27,7 @@ SAVE_ATTEMPTS, SAVE_PAUSE = 5, 10.0
 
 
 class Observer:
-    """The training as others see it. `stop` is whether the driver wants a tidy end."""
+    """The training as others see it. `stop`: the driver wants a tidy end; `owed`: a checkpoint is due."""
 
     def __init__(self, job: Job, channel: Any, data: TrainingTable, versions: Versions, learner: Learner) -> None:
         self.job, self.recipe, self.channel, self.data, self.learner = job, job.recipe, channel, data, learner
@@ -36,7 +36,7 @@ class Observer:
         self.preview = Preview(self.recipe, data, learner.ema)
         self.held_out: float | None = None
         self.saved, self.told, self.told_steps = time.monotonic(), 0.0, learner.steps
-        self.stop = False
+        self.stop = self.owed = False
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ class Observer:
 
     def begin(self) -> None:
         """How far it is, and where it starts: also after going back."""
-        self.told_steps = self.learner.steps
+        self.told_steps, self.owed = self.learner.steps, False
         self.tell("total", self.recipe.train.steps, done=self.learner.steps)
 
     def event(self, kind: str, step: int, text: str, say: bool = True) -> None:
@@ -69,8 +69,11 @@ class Observer:
 
     # --- looking and keeping -----------------------------------------------------------------------------------------
 
-    def look(self, progress: dict[str, Any]) -> None:
-        """Measures, shows and saves when it is time to. `progress` is what a resumed training needs besides weights."""
+    def look(self, progress: dict[str, Any], settled: bool) -> None:
+        """Measures, shows and saves when it is time to; between bad steps (not `settled`) saving is put off.
+
+        `progress` is what a resumed training needs besides weights.
+        """
         train, done = self.recipe.train, self.learner.steps
         last = done == train.steps
         if done % train.held_out_every == 0 or last:
@@ -79,8 +82,8 @@ class Observer:
             self.job.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
         if train.distance_every and done % train.distance_every == 0:
             self.job.run.metrics({"fd_preview": self.preview.distance()}, step=done)
-        due = time.monotonic() - self.saved > 60 * train.checkpoint_minutes
-        if done % train.checkpoint_every == 0 or due or last:
+        self.owed |= done % train.checkpoint_every == 0 or time.monotonic() - self.saved > 60 * train.checkpoint_minutes
+        if last or (self.owed and settled):
             self.save(progress, attempts=SAVE_ATTEMPTS if last else 1)
 
     def measure(self) -> None:
@@ -115,7 +118,7 @@ class Observer:
                 if attempts > 1 and not left:
                     raise
                 time.sleep(SAVE_PAUSE if left else 0)
-        self.saved = time.monotonic() - 60 * self.recipe.train.checkpoint_minutes + RETRY_SECONDS
+        self.owed, self.saved = False, time.monotonic() - 60 * self.recipe.train.checkpoint_minutes + RETRY_SECONDS
 
     def finish(self, progress: dict[str, Any], why: str) -> None:
         """The last checkpoint, also of a training that was asked to stop before its last step (`why`)."""
@@ -129,7 +132,7 @@ class Observer:
         save(self.artifact, self.learner.steps, tensors, progress | {"learner": learner}, self._manifest())
         earlier = self.recipe.sample.earlier  # a guide for sampling
         prune(self.artifact, self.recipe.train.keep, () if earlier is None else (earlier,))
-        self.saved = time.monotonic()
+        self.owed, self.saved = False, time.monotonic()
 
     def _manifest(self) -> CheckpointManifest:
         inputs = {kind: self.job.artifact(kind).reference(version) for kind, version in self.data.versions.items()}

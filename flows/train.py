@@ -25,7 +25,7 @@ from flows.notice import Listening
 from flows.outside import network_identity
 from flows.progress import Report
 from flows.recipe import Recipe
-from flows.stage import Job, Outcome, Part, Plan, Stage
+from flows.stage import Job, Outcome, Part, Plan, Stage, StageError
 from flows.training import loop
 from storage.bank import Bank
 from storage.checkpoints import Checkpoint, best, latest
@@ -36,6 +36,8 @@ POLL_SECONDS = 0.5
 RAY = "ray"  # Ray Train's own folder in the training's, needed only while it runs
 GROW_SECONDS = 3600.0
 """How often a training that lost workers may take on more: each time costs the work since the last checkpoint."""
+# No node is taken away from a machine of its own: no actor need watch for that; and an end is soon seen.
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 GRACE_SECONDS = 120.0
 """How long an interrupted training may take for its last checkpoint."""
 
@@ -61,6 +63,7 @@ TRAINING = Part("training", VERSION, _parameters, (LATENTS, BANK, PATCHES), done
 def job(job: Job, report: Report) -> Outcome:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
     artifact, versions = job.artifact("training"), pinned(job)
+    _require_room(job, report)
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
     with terminable():
@@ -88,6 +91,26 @@ def pinned(job: Job) -> Versions:
     return versions | {"bank": known["version"] if known else bank.tag(tag)}
 
 
+def _require_room(job: Job, report: Report) -> None:
+    """Ray waits without a word for what a cluster does not have, and an embedded one will never have more."""
+    have, fewest, there = cluster.resources(job.recipe.cluster, "train"), _fewest(job), ray.cluster_resources()
+    for kind, each in (("CPU", have.cpus), ("GPU", have.gpus)):
+        if fewest * each > there.get(kind, 0):
+            text = f"{fewest} training workers need {fewest * each:g} {kind}s, Ray has {there.get(kind, 0):g}"
+            if _embedded(job):
+                raise StageError(f"{text}; lower cluster.train_workers or raise cluster.cpus")
+            report.note(f"{text}: waiting for more nodes, or lower cluster.train_workers")
+
+
+def _fewest(job: Job) -> int:
+    workers = cluster.resources(job.recipe.cluster, "train").actors
+    return min(job.recipe.cluster.train_workers_min or workers, workers)
+
+
+def _embedded(job: Job) -> bool:
+    return not (job.recipe.cluster.address or os.environ.get("RAY_ADDRESS"))
+
+
 def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
     """One Ray Train run, which itself replaces workers that die. What goes wrong in it is raised here."""
     failure: list[BaseException] = []
@@ -111,8 +134,9 @@ def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
 
 
 def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
-    have = cluster.resources(job.recipe.cluster, "train")
-    fewest = min(job.recipe.cluster.train_workers_min or have.actors, have.actors)
+    have, fewest = cluster.resources(job.recipe.cluster, "train"), _fewest(job)
+    if _embedded(job):
+        os.environ.update(ALONE)
     config = {
         "job": job.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions
     }  # fmt: skip

@@ -9,8 +9,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from flows.cluster import settle
 from flows.learning import Versions, batch_of, learner_config, make_network, open_data
@@ -20,6 +19,7 @@ from flows.stage import Job
 from gmem.guard import Guard
 from gmem.learner import Batch, Draws, Learner, draw
 from gmem.network import Network
+from gmem.parallel import replicated
 from storage import checkpoints
 from storage.checkpoints import Checkpoint
 from storage.errors import LeaseLost, StoreError
@@ -68,7 +68,7 @@ class Worker:
             self._fresh(),
             learner_config(job.recipe),
             device,
-            _distributed if world > 1 else None,
+            replicated if world > 1 else None,
             world,
             self._summed if world > 1 else None,
         )
@@ -104,7 +104,7 @@ class Worker:
     def _share(self, step: int) -> tuple[Batch, Draws]:
         """This worker's rows of the global batch of a step, and their random numbers."""
         total = self.recipe.train.batch
-        rows = slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
+        rows = share(total, self.rank, self.world)
         batch = batch_of(self.recipe, self.data, self.order.ids(step)[rows])
         shape, width = tuple(batch.latent.shape[1:]), batch.snippet.shape[1]
         return batch, draw(self.learner.config, step, total, shape, width, rows, self.attempt)
@@ -120,7 +120,7 @@ class Worker:
         self.observer.advance(result["total"])
         if done % train.log_every == 0 or done == train.steps:
             self.observer.log(result, {"images_per_second": clock.rate() * train.batch} | clock.shares())
-        self.observer.look(self._progress())
+        self.observer.look(self._progress(), settled=not self.guard.bad)
 
     # --- what all workers agree on -----------------------------------------------------------------------------------
 
@@ -165,8 +165,8 @@ class Worker:
     def _restore(self, found: Resumed) -> None:
         checkpoint, tensors, progress = found
         self.learner.load_state(tensors, progress["learner"])
-        self.guard.load_state(progress.get("guard", Guard(0, 0).state()))
-        self.attempt = max(self.attempt, progress.get("attempt", 0))
+        self.guard.load_state(progress["guard"])
+        self.attempt = max(self.attempt, progress["attempt"])
         if self.observer:
             self.observer.held_out = checkpoint.manifest.held_out_loss
 
@@ -176,14 +176,14 @@ class Worker:
         The pictures stay in their order. Where a kill makes all this happen again, it happens alike, since whatever it
         depends on is in the checkpoint.
         """
-        failed, found = self.learner.steps, self._newest()
+        failed, found = self.learner.steps, self._newest_good()
         self.returns = 1 if found and found[0].step > self.failed_at else self.returns + 1
         if self.returns > RETURNS_ALLOWED:
             raise ValueError(
                 f"the training does not get beyond step {failed}: going back {RETURNS_ALLOWED} times did not help; "
                 "lower train.lr or train.clip, and look at the table of events in MLflow"
             )
-        if found and found[0].step == self.returned_to:
+        if found and found[0].step == self.returned_to and self._others():
             self._drop(found[0])
             found = self._newest()
         if found:
@@ -199,15 +199,33 @@ class Worker:
             self.observer.event("returned", failed, f"{text}, with other random numbers (attempt {self.attempt + 1})")
             self.observer.begin()
 
+    def _newest_good(self) -> Resumed | None:
+        """The newest that was not taken between bad steps, when the training was asked to stop; those go."""
+        while (found := self._newest()) and found[2]["guard"]["bad"]:
+            self._drop(found[0])
+        return found
+
+    def _others(self) -> bool:
+        """Whether there is more than one checkpoint: the only one is never given up."""
+        there = torch.tensor(len(checkpoints.all_checkpoints(self.artifact)) if self.rank == 0 else 0.0)
+        if self.world > 1:
+            dist.broadcast(there := there.to(self.learner.device), 0)
+        return bool(there > 1)
+
     def _drop(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint from which the training failed twice was taken too late to be good; the only one stays."""
+        """A checkpoint that does not lead on: it was taken too late to be good."""
         if self.world > 1:
             dist.barrier()  # everybody has read it
-        if self.observer and len(checkpoints.all_checkpoints(self.artifact)) > 1:
+        if self.observer:
             checkpoints.remove(checkpoint)
             self.observer.event(
                 "dropped", checkpoint.step, f"the checkpoint of step {checkpoint.step} does not lead on"
             )
+
+
+def share(total: int, rank: int, world: int) -> slice:
+    """The rows of a batch that are this worker's; shares differ by one row where they do not divide it."""
+    return slice(total * rank // world, total * (rank + 1) // world)
 
 
 class Clock:
@@ -234,10 +252,3 @@ class Clock:
         shares = {f"time/{part}": seconds / total for part, seconds in self.spent.items()}
         self.spent, self.steps, self.last = {}, 0, time.monotonic()
         return shares
-
-
-def _distributed(module: nn.Module) -> nn.Module:
-    """On the CPU gradients travel in the same groups from the first step on, so that a resumed training rounds alike:
-    without `find_unused_parameters` they are grouped anew after the first step."""
-    on_cpu = next(module.parameters()).device.type == "cpu"
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=on_cpu)

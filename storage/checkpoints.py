@@ -209,7 +209,7 @@ def prune(where: Artifact | str, keep: int, pinned: Iterable[int] = ()) -> list[
     stay, for a person to look at. Returns the steps removed.
     """
     there = all_checkpoints(where)
-    kept = {each.step for each in there[len(there) - max(keep, 1) :]} | set(pinned)
+    kept = {each.step for each in there[-max(keep, 1) :]} | set(pinned)
     if chosen := _best(there):
         kept.add(chosen.step)
     removable = {each.step for each in there} - kept

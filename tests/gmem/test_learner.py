@@ -129,6 +129,25 @@ def test_a_step_that_is_not_finite_is_skipped():
     assert run(learner, 2, 3)[0]["skipped"] == 0
 
 
+def test_a_step_above_the_limit_is_skipped():
+    learner = Learner(make_network(), CONFIG)
+    before = {name: value.clone() for name, value in learner.state()[0].items()}
+    batch, draws = make_batch(8), draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(0, 8))
+    loss = learner.step(batch, draws, 8, limit=0.0)
+    assert loss["skipped"] == 1 and (learner.steps, learner.updates) == (1, 0)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state()[0].items())
+    assert learner.step(batch, draws, 8, limit=loss["velocity"])["skipped"] == 0
+
+
+def test_it_can_begin_again_with_other_draws():
+    learner, other = Learner(make_network(), CONFIG), Learner(make_network(), CONFIG)
+    run(learner, 0, 2)
+    learner.restart(make_network())
+    assert run(learner, 0, 2) == run(other, 0, 2) and learner.steps == 2
+    first, second = (draw(CONFIG, 5, 7, SHAPE, SNIPPET, slice(0, 7), attempt) for attempt in (0, 1))
+    assert not torch.equal(first.noise, second.noise) and not torch.equal(first.mask, second.mask)
+
+
 def test_average_follows_at_first_and_settles_on_its_decay():
     learner = Learner(make_network(), dataclasses.replace(CONFIG, ema_decay=0.5, ema_ramp=10))
     start = learner.ema.final_layer.linear.weight.clone()

@@ -1,4 +1,4 @@
-"""Two workers with shares of unequal size, by `DistributedDataParallel`, train what one worker trains."""
+"""Three workers with shares of unequal size train what one worker trains, and go on with the same bits."""
 
 import socket
 import subprocess
@@ -7,47 +7,61 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from gmem.learner import Batch, Learner, LearnerConfig, draw
 from gmem.network import Network, NetworkConfig
+from gmem.parallel import replicated
 
-BATCH, STEPS, SHAPE = 7, 3, (4, 4, 4)
-CUTS = (slice(0, 5), slice(5, 7))
+BATCH, STEPS, SHAPE = 7, 4, (4, 4, 4)
+CUTS = (slice(0, 4), slice(4, 5), slice(5, 7))
 CONFIG = LearnerConfig(lr=1e-3, precision="fp32", micro_batch=2, drop_rate=0.1)
 
 
-def make_learner(wrap=None, ranks: int = 1) -> Learner:
+def make_learner(wrap=None, ranks: int = 1, summed=None) -> Learner:
     torch.manual_seed(0)
     network = Network(
         NetworkConfig(
             2, 32, 2, 1, *SHAPE[:2], snippet_dim=8, projection_dim=6, projection_hidden=16, projection_after=1
         )
     )
-    return Learner(network, CONFIG, wrap=wrap, ranks=ranks)
+    return Learner(network, CONFIG, wrap=wrap, ranks=ranks, summed=summed)
 
 
-def train(learner: Learner, rows: slice) -> list[float]:
+def train(learner: Learner, rows: slice, until: int = STEPS) -> list[float]:
     g = torch.Generator().manual_seed(1)
     whole = Batch(
         torch.randn(BATCH, *SHAPE, generator=g), torch.randn(BATCH, 8, generator=g), torch.randn(BATCH, 16, 6)
     )
     whole = whole._replace(tokens=torch.randn(BATCH, 16, 6, generator=g))
     share = Batch(*(part if part is None else part[rows] for part in whole))
-    return [learner.step(share, draw(CONFIG, step, BATCH, SHAPE, 8, rows), BATCH)["total"] for step in range(STEPS)]
+    return [
+        learner.step(share, draw(CONFIG, step, BATCH, SHAPE, 8, rows), BATCH)["total"]
+        for step in range(learner.steps, until)
+    ]
+
+
+def summed(shares: torch.Tensor) -> torch.Tensor:
+    dist.all_reduce(shares)
+    return shares
 
 
 def work(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    learner = make_learner(DistributedDataParallel, 2)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(CUTS))
+    learner = make_learner(replicated, len(CUTS), summed)
     losses = train(learner, CUTS[rank])
-    torch.save({"losses": losses, "weights": learner.state()[0]}, f"{folder}/{rank}.pt")
+    first = make_learner(replicated, len(CUTS), summed)
+    train(first, CUTS[rank], until=2)
+    tensors, progress = first.state()
+    resumed = make_learner(replicated, len(CUTS), summed)
+    resumed.load_state({name: value.clone() for name, value in tensors.items()}, progress)
+    train(resumed, CUTS[rank])
+    torch.save({"losses": losses, "weights": learner.state()[0], "resumed": resumed.state()[0]}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.timeout(180)
-def test_two_unequal_workers_train_as_one(tmp_path):
+def test_three_unequal_workers_train_as_one_and_resume_exactly(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,16 +69,18 @@ def test_two_unequal_workers_train_as_one(tmp_path):
     expected = train(alone, slice(0, BATCH))
     workers = [
         subprocess.Popen([sys.executable, __file__, str(rank), str(port), str(tmp_path)], stderr=subprocess.PIPE)
-        for rank in (0, 1)
+        for rank in range(len(CUTS))
     ]
     for worker in workers:
         errors = worker.communicate(timeout=150)[1]
         assert worker.returncode == 0, errors.decode()
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert [a + b for a, b in zip(first["losses"], second["losses"], strict=True)] == pytest.approx(expected, rel=1e-4)
-    for name, value in alone.state()[0].items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        torch.testing.assert_close(first["weights"][name], value, atol=2e-5, rtol=1e-3)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(CUTS))]
+    for result in results:
+        assert result["losses"] == pytest.approx(expected, rel=1e-4)
+        for name, value in alone.state()[0].items():
+            assert torch.equal(results[0]["weights"][name], result["weights"][name]), name
+            assert torch.equal(result["resumed"][name], result["weights"][name]), name
+            torch.testing.assert_close(result["weights"][name], value, atol=2e-5, rtol=1e-3)
 
 
 if __name__ == "__main__":

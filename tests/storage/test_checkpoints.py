@@ -81,6 +81,7 @@ def test_newest_and_best_are_kept(root: str) -> None:
     newest, best = checkpoints.latest(root), checkpoints.best(root)
     assert newest is not None and newest.step == 5
     assert best is not None and best.step == 2
+    assert checkpoints.prune(root, keep=7, pinned=[1]) == []
     assert checkpoints.prune(root, keep=2, pinned=[1]) == [3]
     assert [each.step for each in checkpoints.all_checkpoints(root)] == [1, 2, 4, 5]
     assert checkpoints.prune(root, keep=1) == [1, 4]

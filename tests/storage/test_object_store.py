@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from storage import latents
@@ -30,7 +31,7 @@ def put_pictures(folder: str, count: int) -> None:
         files.write(f"{folder}/class-{number % 2}/{number}.png", buffer.getvalue())
 
 
-def test_from_pictures_to_batches_in_a_bucket(bucket: str) -> None:
+def test_from_pictures_to_batches_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     source, images = f"{bucket}/pictures", f"{bucket}/runs/images/some-0123456789ab"
     put_pictures(source, 10)
     listing = list_source(source)
@@ -67,8 +68,11 @@ def test_from_pictures_to_batches_in_a_bucket(bucket: str) -> None:
 
     for limit in (0, 1 << 20):
         data = TrainingTable(table, bank, memory_limit=limit)
-        order = BatchOrder(0, data.pictures, 4)
-        assert data.batch(order.ids(0))["latent"].shape == (4, *SHAPE)
+        copied = TrainingTable(table, bank, memory_limit=limit, cache=str(tmp_path))
+        ids = BatchOrder(0, data.pictures, 4).ids(0)
+        assert data.batch(ids)["latent"].shape == (4, *SHAPE) and copied.versions == data.versions
+        assert all(torch.equal(values, copied.batch(ids)[name]) for name, values in data.batch(ids).items())
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 
 
 def test_a_tar_in_a_bucket(bucket: str) -> None:
