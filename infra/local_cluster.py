@@ -108,7 +108,7 @@ class LocalCluster:
         self.seconds["all"] = time.monotonic() - start
 
     def begin_prefect(self) -> Wait:
-        """Starts Prefect's server, also again after it was stopped; to be called until it is up."""
+        """Starts the server, also again after it was stopped; what it returns waits until it is up."""
         return prefect(self.processes, self.environment, self.ports["prefect"], self.database)
 
     def begin_mlflow(self) -> Wait:

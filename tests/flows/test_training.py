@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flows.channel import Channel
 from flows.notice import Notice
 from flows.stage import Job
 from flows.training import SKIPS_ALLOWED, Worker
+from gmem.network import SIZES, Size
 from gmem.threads import one_thread
 from storage import checkpoints
 from storage.errors import StoreError
@@ -25,9 +26,19 @@ from storage.mlflow_access import client
 
 Tensors = dict[str, torch.Tensor]
 
+SMALL = Size(4, 64, 2)
+
 pytestmark = pytest.mark.usefixtures("a_ray")
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import tests
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """The smallest network is made smaller still: checkpoints of a megabyte."""
+    usual, SIZES["T"] = SIZES["T"], SMALL
+    yield
+    SIZES["T"] = usual
 
 
 class Told(Notice):
@@ -189,6 +200,7 @@ class Rank:
 
     def train(self, job: Job, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
         torch.set_num_threads(1)
+        SIZES["T"] = SMALL
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         worker = Worker(job, channel, rank, 2, "cpu", {}, Told(after))
         if bad and rank == 1:

@@ -40,7 +40,7 @@ from storage.tracking import Tracking
 
 pytestmark = [pytest.mark.trials, pytest.mark.timeout(300)]
 
-PICTURES = 480
+PICTURES = 320
 STEPS = 60
 TITLES = {"encoder": "ray::LatentEncoder", "reader": "ray::read_block", "training": "ray::RayTrainWorker",
           "controller": "ray::TrainController"}  # fmt: skip
@@ -167,7 +167,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     for i in range(PICTURES):
         small = Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8))
-        small.resize((256, 256), Image.Resampling.BICUBIC).save(root / f"{i:04d}.png")
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(root / f"{i:04d}.png")
     return root
 
 
@@ -183,10 +183,10 @@ class Work:
         self.nodes = nodes
         recipe = load("emoji", {
             "store": str(root),
-            "data": {"source": str(source), "shard_size": 16},
+            "data": {"source": str(source), "shard_size": 10},
             "train": {"steps": STEPS, "batch": 32, "checkpoint_every": 10, "held_out_every": 30, "sample_every": 0, "log_every": 5},
             "sample": {"steps": 4, "batch": 16},
-            "evaluate": {"samples": 400, "kernel_subsets": 2},
+            "evaluate": {"samples": 256, "kernel_subsets": 2},
             "cluster": {"actors": 1},
             "tracking": {"lease_wait": 120},
         })  # fmt: skip
@@ -243,7 +243,7 @@ class Work:
         manifest = self.plan.artifact(REPORT).manifest()
         assert manifest is not None
         kept = [row for row in read_index(self.plan.artifact(IMAGES).uri).to_pylist() if row["kept"]]
-        counts = [min(400, sum(row["split"] == split for row in kept)) for split in ("train", "held_out")]
+        counts = [min(256, sum(row["split"] == split for row in kept)) for split in ("train", "held_out")]
         return {sum(counts)}, [manifest.counts["rows"]]
 
 
