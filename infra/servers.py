@@ -91,7 +91,8 @@ def mlflow(processes: Processes, environment: dict[str, str], port: int, databas
         if database and find_spec("psycopg2")
         else f"sqlite:///{folder}/mlflow.db"
     )
-    own = {"MLFLOW_S3_ENDPOINT_URL": environment["AWS_ENDPOINT_URL"]}
+    # Its own background jobs (scoring of traces) would start ten more processes that nobody here needs.
+    own = {"MLFLOW_S3_ENDPOINT_URL": environment["AWS_ENDPOINT_URL"], "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     start = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", uri,
              "--artifacts-destination", "s3://mlflow"]  # fmt: skip
     without = {key: value for key, value in environment.items() if key != "MLFLOW_TRACKING_URI"}
