@@ -4,6 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RECIPE ?= emoji
 ARGS ?=
+TRIALS ?= tests
 
 .PHONY: setup demo cluster test trials lint lock clean
 
@@ -27,7 +28,7 @@ test: setup
 	$(VENV)/bin/python -m pytest
 
 trials: setup
-	$(VENV)/bin/python -m pytest -m trials tests $(ARGS)
+	$(VENV)/bin/python -m pytest -m trials $(TRIALS)
 
 lint: setup
 	$(VENV)/bin/ruff check .
