@@ -166,8 +166,7 @@ def _changes_rows(transaction: Transaction) -> bool:
 def append_rows(artifact: str, rows: pa.Table, storage_options: Options = None) -> None:
     """Adds rows whose ids were reserved; several may do so at once, and all their rows arrive.
 
-    What counts as read is the version before the files were written: who clears away files that nobody refers to
-    first restores the newest version (`storage.tables`), and files that were written before that are written anew.
+    Where somebody restores another version meanwhile, they are written anew and added to that.
     """
     uri, options = table_uri(artifact), options_for(table_uri(artifact), storage_options)
     for _ in range(RETRIES):

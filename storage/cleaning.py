@@ -40,8 +40,8 @@ class Removal:
     bytes: int
     paths: tuple[str, ...] = ()
     table: str = ""
-    """The table whose unreferenced files these are, or whose versions."""
     versions: tuple[int, ...] = ()
+    """Versions of this table."""
     whole: bool = False
 
 
@@ -111,11 +111,11 @@ def _clean(task: _Task, done: Cleaning, remove: bool) -> None:
         if not remove or not found:
             done.removals += found
             return
-        with artifact.lease(HOLDER, wait=0) as lease:
+        with artifact.lease(HOLDER, wait=0):
             if (now := Entry.of(artifact)) is None:
                 return
             for removal in _removals(_Task(now, task.entries, task.asked, task.doomed), done):
-                done.removals.append(_executed(artifact, removal, lease.number))
+                done.removals.append(_executed(artifact, removal))
     except LeaseHeld as problem:
         done.notes.append(str(problem))
 
@@ -180,9 +180,11 @@ def _tables(task: _Task) -> list[Removal]:
     entry, artifact, found = task.entry, task.entry.artifact, list[Removal]()
     for table in sorted({path.split("/")[0] for path in entry.files if path.split("/")[0].endswith(".lance")}):
         dataset = open_table(artifact.path(table), storage_options=artifact.store.storage_options)
-        if files := tables.unreferenced(dataset):
+        finished = artifact.store.filesystem.modified(artifact.path("manifest.json"))
+        if files := tables.unreferenced(dataset, finished if artifact.kind == "bank" else None):
             what, why = f"{len(files)} files of {table}", "no version refers to them"
-            found.append(Removal(entry.folder, what, why, sum(files.values()), tuple(files), table))
+            paths = tuple(f"{table}/{path}" for path in files)
+            found.append(Removal(entry.folder, what, why, sum(files.values()), paths))
         if task.asked.days is not None and artifact.kind == "bank":
             named = {each.version for e in task.entries.values() for each in e.inputs if each.uri == entry.folder}
             own = entry.manifest.details.get("version") if entry.manifest else None
@@ -193,7 +195,7 @@ def _tables(task: _Task) -> list[Removal]:
     return found
 
 
-def _executed(artifact: Artifact, removal: Removal, lease: int) -> Removal:
+def _executed(artifact: Artifact, removal: Removal) -> Removal:
     """Removes it; the removal with the bytes that were freed."""
     options = artifact.store.storage_options
     freed = removal.bytes
@@ -201,9 +203,6 @@ def _executed(artifact: Artifact, removal: Removal, lease: int) -> Removal:
         artifact.remove()
     elif removal.versions:
         freed = tables.drop_versions(artifact.uri, artifact.path(removal.table), list(removal.versions), options)
-    elif removal.table:
-        uri = artifact.path(removal.table)
-        freed = tables.clear(uri, lease, lambda path: _remove(artifact, f"{removal.table}/{path}"), options)
     else:
         for path in removal.paths:
             _remove(artifact, path)

@@ -1,22 +1,23 @@
 """What lies in a Lance table's folder and is not needed: files nobody refers to, versions nobody asks for.
 
-A file that no version names may be one that somebody is about to commit. So what is there is listed first; then the
-newest version is restored onto itself, after which Lance refuses every append that was begun before; only what was
-listed, and is still unnamed after that, is removed. Whoever was refused writes its files anew.
+A file that no version names may be one that somebody is about to commit. Latents and patch tokens are committed by
+nobody but the holder of their artifact's lease, so once they are finished and the lease is ours, such a file is
+nobody's. A bank grows afterwards, by anybody's hand and without a lease: there it is nobody's if it is older than the
+finished bank, or so old that no append can still be under way (as Lance itself judges).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from lance.commit import CommitConflictError
-from lance.dataset import LanceDataset, LanceOperation, Transaction
+from lance.dataset import LanceDataset
 
-from storage.bank_rows import RETRIES, busy, note_revision
-from storage.fragments import LEASE, Options, open_table, options_for, told
+from storage.bank_rows import note_revision
+from storage.fragments import Options, open_table, told
 
+UNDER_WAY = timedelta(days=7)
 FOLDERS = ("data/", "_deletions/", "_indices/", "_transactions/")
 
 
@@ -28,24 +29,21 @@ class Versions:
     bytes: int
 
 
-def unreferenced(dataset: LanceDataset) -> dict[str, int]:
-    """Bytes of each file below the table that none of its versions refers to, by path."""
+def unreferenced(dataset: LanceDataset, finished: datetime | None = None) -> dict[str, int]:
+    """Bytes of each file below the table that none of its versions refers to, by path.
+
+    Of a table that others may be adding to, only those written before it was `finished`, or very old.
+    """
     with told("read", dataset.uri):
-        there = dataset.all_files().read_all()
+        there = dataset.all_files().read_all().to_pylist()  # before the versions: what comes between is not in it
         named = set(dataset.tracked_files().read_all()["path"].to_pylist())
-    sizes = zip(there["path"].to_pylist(), there["size_bytes"].to_pylist(), strict=True)
-    return {path: size for path, size in sizes if path.startswith(FOLDERS) and path not in named}
-
-
-def clear(uri: str, lease: int, remove: Callable[[str], None], storage_options: Options = None) -> int:
-    """Removes what nobody refers to, with `remove(path below the table)`; the holder of the lease may. Returns bytes."""
-    listed = unreferenced(open_table(uri, storage_options=storage_options))
-    if not listed:
-        return 0
-    still = unreferenced(_fenced(uri, lease, storage_options))
-    for path in (doomed := [path for path in listed if path in still]):
-        remove(path)
-    return sum(listed[path] for path in doomed)
+    until = None if finished is None else max(finished, datetime.now(UTC) - UNDER_WAY)
+    return {
+        file["path"]: file["size_bytes"]
+        for file in there
+        if file["path"].startswith(FOLDERS) and file["path"] not in named
+        if until is None or _utc(file["last_modified"]) < until
+    }
 
 
 def old_versions(dataset: LanceDataset, age: timedelta, named: Collection[int | str | None]) -> Versions:
@@ -70,20 +68,6 @@ def drop_versions(artifact: str, uri: str, numbers: list[int], storage_options: 
     with told("written", uri):
         dataset = open_table(uri, storage_options=storage_options)
         return int(dataset.cleanup_old_versions(versions=numbers, error_if_tagged_old_versions=False).bytes_removed)
-
-
-def _fenced(uri: str, lease: int, storage_options: Options) -> LanceDataset:
-    """The table with its newest version restored onto itself."""
-    options = options_for(uri, storage_options)
-    for _ in range(RETRIES):
-        version = open_table(uri, storage_options=options).version
-        restore = Transaction(version, LanceOperation.Restore(version), transaction_properties={LEASE: str(lease)})
-        try:
-            with told("written", uri):
-                return LanceDataset.commit(uri, restore, storage_options=options)
-        except CommitConflictError:
-            continue
-    raise busy(uri)
 
 
 def _utc(moment: object) -> datetime:

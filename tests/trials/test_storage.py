@@ -180,7 +180,8 @@ def test_parallel_appends_while_the_store_is_cleaned(tmp_path: Path, trial: Tria
         program.go_on()
     cleaned = 0
     while any(program.process.poll() is None for program in both):
-        write_fragments(made.uri, "none", make_rows(np.arange(1), np.ones((1, 8)), "dataset"))  # by one that died
+        dead = write_fragments(made.uri, "none", make_rows(np.arange(1), np.ones((1, 8)), "dataset"))["fragments"][0]
+        os.utime(Path(made.path("bank.lance", "data", dead["files"][0]["path"])), (0, 0))  # by one that died long ago
         cleaned += len(clean(store, remove=True).removals)
     given = [int(i) for program in both for line in program.ended().lines[1:] for i in line.split()]
     found = Bank(made.uri).dataset.to_table(columns=["id"])["id"].to_pylist()
