@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -92,6 +93,7 @@ def _init(cluster: Cluster) -> None:
     os.environ.update(QUIET)
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": WORKER}}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **common)
@@ -103,9 +105,14 @@ def _init(cluster: Cluster) -> None:
                 object_store_memory=int(cluster.object_store_gib * 2**30),
                 **common,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a node that is slow to start is told as a bare Exception
         where = f"the Ray cluster at {address}" if address else "an embedded Ray"
         raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGTERM, handler or signal.SIG_DFL
+            )  # Ray puts its own there, which ends the process without a word
 
 
 @dataclass(frozen=True)
