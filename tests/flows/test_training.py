@@ -199,8 +199,10 @@ class Rank:
     """One of two workers, each with its share of every batch of five: two pictures and three."""
 
     def train(self, job: Job, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
+        from gmem import network
+
         torch.set_num_threads(1)
-        SIZES["T"] = SMALL
+        network.SIZES["T"] = SMALL
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         worker = Worker(job, channel, rank, 2, "cpu", {}, Told(after))
         if bad and rank == 1:
