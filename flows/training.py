@@ -34,9 +34,10 @@ DRIVER, SYSTEM = "stopped", "made way"
 
 def loop(config: dict[str, Any]) -> None:
     """The function Ray Train runs on every worker."""
-    context, channel = ray.train.get_context(), config["channel"]
+    channel = config["channel"]
     if reason := ray.get(channel.failed.remote()):
         raise ValueError(reason)
+    context = ray.train.get_context()
     device, job = settle(config["threads"]), Job(**config["job"])
     try:
         Worker(

@@ -9,11 +9,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
 import pytest
-import ray
 import torch
 
 from flows import train
@@ -51,9 +51,14 @@ def two_workers(trainings: Any, **settings: Any) -> Job:
     return job.model_copy(update={"recipe": job.recipe.model_copy(update={"cluster": cluster})})
 
 
-def workers() -> list[psutil.Process]:
-    mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+def newest_worker() -> psutil.Process:
+    """One of the present training's: those of an earlier one may still be ending."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return max(found, key=lambda process: process.create_time())
 
 
 def after_a_checkpoint(job: Job, act: Callable[[], Any]) -> threading.Thread:
@@ -88,7 +93,7 @@ def test_a_worker_that_is_killed_or_told_to_go_costs_a_few_steps_and_no_bit(
     trainings, undisturbed: dict[str, torch.Tensor], sign: signal.Signals
 ) -> None:
     job, report = two_workers(trainings, steps=STEPS), Heard()
-    thread = after_a_checkpoint(job, lambda: workers()[-1].send_signal(sign))
+    thread = after_a_checkpoint(job, lambda: newest_worker().send_signal(sign))
     outcome = train.job(job, report)
     job.run.close()
     thread.join()
@@ -110,7 +115,7 @@ def test_an_interrupt_of_the_driver_stops_all_workers_with_a_checkpoint(training
     job, report = two_workers(trainings, steps=100_000), Heard()
 
     def interrupt(rows: int, **_: float) -> None:
-        if latest(job.artifact("training")):
+        if latest(job.artifact("training")) and not report.notes:
             raise KeyboardInterrupt
 
     report.advance = interrupt  # type: ignore[method-assign]
@@ -120,12 +125,3 @@ def test_an_interrupt_of_the_driver_stops_all_workers_with_a_checkpoint(training
     step = weights(job)[0]
     assert f"stopped at step {step}, with a checkpoint" in report.notes and step < 100_000
     assert len(all_checkpoints(job.artifact("training"))) > 1
-
-
-def test_a_recipe_that_cannot_be_trained_is_told_in_the_workers_own_words_at_once(trainings) -> None:
-    job = two_workers(trainings, start_from="/nowhere")
-    began = time.monotonic()
-    with pytest.raises(ValueError, match="/nowhere holds no finished checkpoint"):
-        train.job(job, Heard())
-    job.run.close()
-    assert ray.is_initialized() and time.monotonic() - began < 120

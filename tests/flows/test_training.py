@@ -17,28 +17,36 @@ import torch.distributed as dist
 from flows.channel import Channel
 from flows.notice import Notice
 from flows.stage import Job
-from flows.training import SKIPS_ALLOWED, Worker
-from gmem.network import SIZES, Size
+from flows.train import _relay, pinned
+from flows.training import SKIPS_ALLOWED, Worker, loop
+from gmem.network import SIZES
 from gmem.threads import one_thread
 from storage import checkpoints
+from storage.bank import Bank
 from storage.errors import StoreError
 from storage.mlflow_access import client
 
 Tensors = dict[str, torch.Tensor]
-
-SMALL = Size(4, 64, 2)
 
 pytestmark = pytest.mark.usefixtures("a_ray")
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import tests
 
 
+def make_small() -> None:
+    """The smallest network smaller still: checkpoints of a megabyte."""
+    from flows import training  # noqa: F401 - takes its time while the tests of one worker run
+    from gmem import network
+
+    network.SIZES["T"] = network.Size(4, 64, 2)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
-    """The smallest network is made smaller still: checkpoints of a megabyte."""
-    usual, SIZES["T"] = SIZES["T"], SMALL
+    before = SIZES["T"]
+    make_small()
     yield
-    SIZES["T"] = usual
+    SIZES["T"] = before
 
 
 class Told(Notice):
@@ -101,7 +109,7 @@ def notes(worker: Worker) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(trainings) -> Job:
+def whole(trainings, ranks: Any) -> Job:
     """Eight steps of one worker that nothing disturbed."""
     job = trainings.job()
     train(job)
@@ -191,6 +199,25 @@ def test_a_store_that_is_away_for_a_moment_costs_a_checkpoint_and_no_more(traini
     assert same(saved(job)[0], saved(whole)[0])
 
 
+def test_what_no_further_attempt_would_mend_reaches_the_driver_and_everybody_who_tries_again(trainings) -> None:
+    channel = Channel.remote()
+    ray.get([channel.fail.remote("lower train.lr"), channel.fail.remote("a later one")])
+    with pytest.raises(ValueError, match=r"^lower train.lr$"):
+        _relay(channel, Told())  # there is no event to report
+    with pytest.raises(ValueError, match=r"^lower train.lr$"):
+        loop({"channel": channel})
+
+
+def test_the_bank_is_pinned_and_tagged_before_it_is_trained_on(trainings) -> None:
+    job = trainings.job()
+    bank, before = Bank(job.artifact("bank").uri), pinned(job)
+    assert before["bank"] == bank.version and before["latents"] == job.manifest("latents").details["version"]
+    bank.append(torch.ones(1, bank.dim).numpy(), "external", bank.encoder)
+    assert bank.version > before["bank"] and pinned(job) == before
+    assert Bank(bank.artifact).info().tags[f"training-{job.fingerprints['training']}"] == before["bank"]
+    assert pinned(trainings.job())["bank"] == bank.version
+
+
 # --- two workers -----------------------------------------------------------------------------------------------------
 
 
@@ -198,11 +225,11 @@ def test_a_store_that_is_away_for_a_moment_costs_a_checkpoint_and_no_more(traini
 class Rank:
     """One of two workers, each with its share of every batch of five: two pictures and three."""
 
-    def train(self, job: Job, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
-        from gmem import network
+    def __init__(self) -> None:
+        make_small()
 
+    def train(self, job: Job, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
         torch.set_num_threads(1)
-        network.SIZES["T"] = SMALL
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         worker = Worker(job, channel, rank, 2, "cpu", {}, Told(after))
         if bad and rank == 1:
