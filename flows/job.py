@@ -11,13 +11,13 @@ import os
 import platform
 import signal
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import BaseModel
 
 from flows import cluster
-from flows.estimate import STAGES
 from flows.progress import Lines, Report
 from flows.recipe import Recipe
 from flows.stage import Plan, Stage, StageError, build
@@ -76,7 +76,7 @@ def perform(request: Request, report: Report) -> None:
     """
     if unlike := difference(versions(), request.versions):
         report.note(unlike)
-    stage = next(stage for stage in STAGES if stage.name == request.stage)
+    stage: Stage = import_module(f"flows.{request.stage}").STAGE  # the others' imports would cost seconds
     # Ray set RAY_ADDRESS to this cluster's own; the recipe's is for those outside.
     here = request.recipe.cluster.model_copy(update={"address": "auto"})
     plan = Plan(request.recipe.model_copy(update={"cluster": here}), request.source_fingerprint)

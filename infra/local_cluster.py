@@ -28,7 +28,7 @@ from infra.processes import HOST, Processes, free_ports, get, post, put
 from infra.servers import Wait, mlflow, postgres, prefect, ray_nodes, s3
 
 ROOT = Path(__file__).parents[1]
-PICTURES = 48
+PICTURES = 32
 SMALL = {
     "data": {"held_out": 0.3, "shard_size": 16},
     "train": {"steps": 6, "batch": 8, "warmup": 2, "log_every": 2, "held_out_every": 3, "checkpoint_every": 3,
@@ -76,6 +76,7 @@ class LocalCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_worker_niceness": "0",
+            "RAY_prestart_worker_first_driver": "false",  # two cores are better used than by workers nobody asked for
             "DO_NOT_TRACK": "1",
             "AWS_ENDPOINT_URL": f"http://{HOST}:{self.ports['s3']}",
             "AWS_ACCESS_KEY_ID": "gmem",
