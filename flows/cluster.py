@@ -98,13 +98,7 @@ def _init(cluster: Cluster) -> None:
         if address:
             ray.init(address=address, **common)
         else:
-            ray.init(
-                address="local",
-                num_cpus=cluster.cpus,
-                include_dashboard=False,
-                object_store_memory=int(cluster.object_store_gib * 2**30),
-                **common,
-            )
+            _embed(cluster, common)
     except Exception as error:  # a node that is slow to start is told as a bare Exception
         where = f"the Ray cluster at {address}" if address else "an embedded Ray"
         raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
@@ -113,6 +107,25 @@ def _init(cluster: Cluster) -> None:
             signal.signal(
                 signal.SIGTERM, handler or signal.SIG_DFL
             )  # Ray puts its own there, which ends the process without a word
+
+
+def _embed(cluster: Cluster, common: dict[str, Any]) -> None:
+    """Starts Ray on this machine. Ray gives its node half a minute, which a busy machine may need just to load it: so twice."""
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cluster.cpus,
+                include_dashboard=False,
+                object_store_memory=int(cluster.object_store_gib * 2**30),
+                **common,
+            )
+        except Exception:
+            if last:
+                raise
+            ray.shutdown()
+        else:
+            return
 
 
 @dataclass(frozen=True)
