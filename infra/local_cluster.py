@@ -128,10 +128,13 @@ class LocalCluster:
             raise RuntimeError(f"{' '.join(arguments[:3])} failed: {(done.stdout + done.stderr)[-3000:]}")
         return done
 
+    def overrides(self, source: Path) -> dict[str, Any]:
+        """Of the demo's recipe: small, on these pictures, in the cluster's store."""
+        return SMALL | {"store": self.store, "data": SMALL["data"] | {"source": str(source)}}
+
     def run_pipeline(self, source: Path, timeout: float = 600) -> str:
         """The small pipeline through `prefect deployment run`, to its end; RuntimeError where it does not complete."""
-        overrides = SMALL | {"store": self.store, "data": SMALL["data"] | {"source": str(source)}}
-        parameter = f"overrides={json.dumps(overrides)}"
+        parameter = f"overrides={json.dumps(self.overrides(source))}"
         watched = ("--watch", "--watch-timeout", str(int(timeout)))
         return self.command(
             "prefect", "deployment", "run", "pipeline/emoji", "-p", parameter, *watched, timeout=timeout + 60

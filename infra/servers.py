@@ -101,12 +101,12 @@ def mlflow(processes: Processes, environment: dict[str, str], port: int, databas
 
 
 def ray_nodes(processes: Processes, environment: dict[str, str], ports: dict[str, int], folder: Path) -> Wait:
-    """A head with the jobs API and a worker node, as if they were two machines of two CPUs and of one."""
+    """A head with the jobs API and a worker node, as if they were two machines of one CPU."""
     inner = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     agents = free_ports(2)
     common = ["ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
     head = ["--head", f"--port={ports['ray']}", f"--node-ip-address={HOST}", f"--dashboard-port={ports['jobs']}", f"--dashboard-host={HOST}",
-            f"--ray-client-server-port={ports['client']}", f"--dashboard-agent-listen-port={agents[0]}", "--num-cpus=2",
+            f"--ray-client-server-port={ports['client']}", f"--dashboard-agent-listen-port={agents[0]}", "--num-cpus=1",
             f"--temp-dir={folder}/ray"]  # fmt: skip
     worker = [
         f"--address={HOST}:{ports['ray']}",

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # else each migration of a fresh database is announced
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # repeated here instead, without blocking anybody for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

@@ -17,7 +17,7 @@ import pytest
 from infra.local_cluster import LocalCluster, local_cluster, some_pictures
 from storage.checkpoints import latest
 
-from .conftest import GMEM, last_json, options
+from .conftest import GMEM, last_json
 
 pytestmark = [pytest.mark.trials, pytest.mark.timeout(900)]
 
@@ -39,6 +39,14 @@ def first(cluster: LocalCluster, source: Path) -> list[dict[str, Any]]:
     """The jobs that a run of the deployment came to, in their order."""
     cluster.run_pipeline(source)
     return sorted(cluster.jobs(), key=lambda job: job["start_time"])
+
+
+def options(cluster: LocalCluster, source: Path, **train: int) -> list[str]:
+    """Command-line options of the same small run, with another training."""
+    sections = cluster.overrides(source)
+    store, sections["train"] = sections.pop("store"), sections["train"] | train
+    pairs = [f"{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
+    return [part for pair in pairs for part in ("--set", pair)] + ["--store", store]
 
 
 def gmem(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -99,7 +107,7 @@ def test_a_flow_that_was_killed_finds_its_job_still_at_work(
     cluster: LocalCluster, source: Path, first: list[dict[str, Any]]
 ) -> None:
     before = len(attempts(cluster, "train"))
-    long = ["stage", "train", "emoji", "--json", *options(source, cluster.store, "train.seed=7", "train.steps=150")]  # type: ignore[arg-type]
+    long = ["stage", "train", "emoji", "--json", *options(cluster, source, seed=7, steps=150)]
     killed = begun(cluster, *long)
     killed.kill()
     killed.wait()
@@ -114,7 +122,7 @@ def test_a_flow_that_was_killed_finds_its_job_still_at_work(
 def test_a_flow_that_is_cancelled_stops_its_job_with_a_checkpoint(
     cluster: LocalCluster, source: Path, first: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endless = options(source, cluster.store, "train.seed=9", "train.steps=100000", "train.checkpoint_every=100000")  # type: ignore[arg-type]
+    endless = options(cluster, source, seed=9, steps=100_000, checkpoint_every=100_000)
     process = begun(cluster, "stage", "train", "emoji", *endless)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=150)
@@ -131,7 +139,7 @@ def test_a_flow_that_is_cancelled_stops_its_job_with_a_checkpoint(
 def test_bad_input_comes_back_as_the_jobs_own_sentence(cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "a.jpg").write_text("no picture")
-    refused = gmem(cluster, "stage", "ingest", "emoji", *options(tmp_path / "nothing", cluster.store))  # type: ignore[arg-type]
+    refused = gmem(cluster, "stage", "ingest", "emoji", *options(cluster, tmp_path / "nothing"))
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "Traceback" not in refused.stderr
     assert len(attempts(cluster, "ingest")) <= 2  # tried once, since bad input stays bad
@@ -159,7 +167,7 @@ def test_the_prefect_server_is_killed_during_training(
 ) -> None:
     """The job goes on by itself; the flow ends with it, or the next one finds what it made."""
     before = len(attempts(cluster, "train"))
-    long = ["stage", "train", "emoji", "--json", *options(source, cluster.store, "train.seed=11", "train.steps=150")]  # type: ignore[arg-type]
+    long = ["stage", "train", "emoji", "--json", *options(cluster, source, seed=11, steps=150)]
     flow = begun(cluster, *long)
     cluster.processes.stop("prefect", signal.SIGKILL)
     time.sleep(15)
@@ -175,7 +183,7 @@ def test_mlflow_is_away_for_a_minute_of_training(
     cluster: LocalCluster, source: Path, first: list[dict[str, Any]], trial: Callable[..., None]
 ) -> None:
     """Training ends with its curve whole."""
-    long = ["stage", "train", "emoji", "--json", *options(source, cluster.store, "train.seed=12", "train.steps=150")]  # type: ignore[arg-type]
+    long = ["stage", "train", "emoji", "--json", *options(cluster, source, seed=12, steps=150)]
     flow = begun(cluster, *long)
     cluster.processes.stop("mlflow", signal.SIGKILL)
     time.sleep(60)
