@@ -114,18 +114,18 @@ def _embedded(job: Job) -> bool:
 def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
     """One Ray Train run, which itself replaces workers that die. What goes wrong in it is raised here."""
     failure: list[BaseException] = []
-    thread = threading.Thread(target=_fit, args=(trainer, failure), name="train", daemon=True)
-    thread.start()
+    # An event to wait for, and not the thread: a join that a signal interrupts takes the thread for ended (Python 3.11).
+    ended = threading.Event()
+    threading.Thread(target=_fit, args=(trainer, failure, ended), name="train", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        while not ended.wait(POLL_SECONDS):
             _relay(channel, report)
     except ValueError:  # no use in trying again
         raise
     except BaseException:
         report.note("stopping after a last checkpoint")
         ray.get(channel.ask_to_stop.remote())
-        thread.join(GRACE_SECONDS)
+        ended.wait(GRACE_SECONDS)
         _relay(channel, report)
         raise
     _relay(channel, report)
@@ -159,11 +159,13 @@ def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
     )
 
 
-def _fit(trainer: TorchTrainer, failure: list[BaseException]) -> None:
+def _fit(trainer: TorchTrainer, failure: list[BaseException], ended: threading.Event) -> None:
     try:
         trainer.fit()
     except BaseException as error:  # noqa: BLE001 - handed to the driver's thread, which explains it
         failure.append(error)
+    finally:
+        ended.set()
 
 
 def _relay(channel: Any, report: Report) -> None:

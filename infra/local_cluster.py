@@ -76,6 +76,7 @@ class LocalCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_worker_niceness": "0",
+            "RAY_raylet_start_wait_time_s": "180",
             "RAY_prestart_worker_first_driver": "false",  # two cores are better used than by workers nobody asked for
             "DO_NOT_TRACK": "1",
             "AWS_ENDPOINT_URL": f"http://{HOST}:{self.ports['s3']}",
