@@ -43,9 +43,14 @@ def explained(error: BaseException) -> Exception:
     return ClusterError(f"a job failed: {type(cause).__name__}: {lines[-1]}")
 
 
+def address_of(cluster: Cluster) -> str | None:
+    """Of the Ray that is to be used, by the recipe or the environment; None where it is embedded."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
 def jobs_address(cluster: Cluster) -> str | None:
     """The address of the cluster's jobs API, or None where jobs run in the flow's own process."""
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or ""
+    address = address_of(cluster) or ""
     if address.startswith("ray://"):
         raise ValueError(f"RAY_ADDRESS {address} is for Ray's client; give the cluster's jobs API, http://HOST:8265")
     return address if address.startswith(("http://", "https://")) else None
@@ -91,7 +96,7 @@ def _join(cluster: Cluster) -> bool:
 
 def _init(cluster: Cluster) -> None:
     os.environ.update(QUIET)
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(cluster)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": WORKER}}
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -104,9 +109,8 @@ def _init(cluster: Cluster) -> None:
         raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, handler or signal.SIG_DFL
-            )  # Ray puts its own there, which ends the process without a word
+            # Ray puts its own there, which ends the process without a word.
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def _embed(cluster: Cluster, common: dict[str, Any]) -> None:

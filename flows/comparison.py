@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from flows.outside import in_full
 from gmem.metrics import Result, compare
 from storage.errors import StoreError
 from storage.files import open_files
@@ -23,14 +23,9 @@ class Pair:
     change: float | None
     differs: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def read_report(uri: str, store: Store) -> list[Result]:
     """The results in a report's artifact, or in its `report.json`; ValueError when there are none."""
-    from flows.outside import in_full
-
     folder = in_full(uri, store).removesuffix("/report.json")
     path = f"{folder}/report.json"
     try:

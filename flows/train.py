@@ -97,7 +97,7 @@ def _require_room(job: Job, report: Report) -> None:
     for kind, each in (("CPU", have.cpus), ("GPU", have.gpus)):
         if fewest * each > there.get(kind, 0):
             text = f"{fewest} training workers need {fewest * each:g} {kind}s, Ray has {there.get(kind, 0):g}"
-            if _embedded(job):
+            if not cluster.address_of(job.recipe.cluster):
                 raise StageError(f"{text}; lower cluster.train_workers or raise cluster.cpus")
             report.note(f"{text}: waiting for more nodes, or lower cluster.train_workers")
 
@@ -105,10 +105,6 @@ def _require_room(job: Job, report: Report) -> None:
 def _fewest(job: Job) -> int:
     workers = cluster.resources(job.recipe.cluster, "train").actors
     return min(job.recipe.cluster.train_workers_min or workers, workers)
-
-
-def _embedded(job: Job) -> bool:
-    return not (job.recipe.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
@@ -135,7 +131,7 @@ def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
 
 def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
     have, fewest = cluster.resources(job.recipe.cluster, "train"), _fewest(job)
-    if _embedded(job):
+    if not cluster.address_of(job.recipe.cluster):
         os.environ.update(ALONE)
     config = {
         "job": job.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions

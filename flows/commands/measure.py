@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from json import dumps
 from typing import Annotated
 
@@ -46,7 +47,7 @@ def compare(
     where = Store(store or "./runs")
     pairs = side_by_side(read_report(a, where), read_report(b, where), allow or [])
     if json:
-        print_json([pair.to_dict() for pair in pairs])
+        print_json([asdict(pair) for pair in pairs])
         return
     table = Table("of", "metric", "first", "second", "change", "measured differently")
     for pair in pairs:

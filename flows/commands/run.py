@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Column, Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
+from flows.commands.units import age, size
 from flows.progress import console
 from flows.recipe import Overrides
 
@@ -149,7 +150,7 @@ def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, 
     table = Table("stage", "would", "why", "rows", "bytes", "minutes")
     for row in rows:
         minutes = "" if row.minutes is None else f"{row.minutes:.1f}"
-        table.add_row(row.stage, "run" if row.runs else "-", row.why, f"{row.rows:,}", _size(row.bytes), minutes)
+        table.add_row(row.stage, "run" if row.runs else "-", row.why, f"{row.rows:,}", size(row.bytes), minutes)
     console.print(table)
 
 
@@ -163,29 +164,14 @@ def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
         return
     table = Table("stage", "artifact", "state", "rows", "version", "age", "bytes")
     for row in rows:
-        age = "" if row["age"] is None else _age(row["age"])
+        aged = "" if row["age"] is None else age(row["age"])
         table.add_row(
             row["stage"],
             row["kind"],
             row["state"],
             f"{row['rows']:,}",
             str(row["version"] or ""),
-            age,
-            _size(row["bytes"]),
+            aged,
+            size(row["bytes"]),
         )
     console.print(table)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

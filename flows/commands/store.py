@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from flows.commands.options import Json, print_json
-from flows.commands.run import _age, _size
+from flows.commands.units import age, size
 from flows.progress import console
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, and clear away what nobody needs.")
@@ -29,10 +29,10 @@ def usage(store: Where = "./runs", json: Json = False) -> None:
         print_json({"store": Store(store).root, "bytes": total, "artifacts": rows})
         return
     name, users = Column("artifact", overflow="fold"), Column("used by", overflow="fold")
-    table = Table(name, "state", "bytes", "age", users, title=f"{_size(total)} in {Store(store).root}")
+    table = Table(name, "state", "bytes", "age", users, title=f"{size(total)} in {Store(store).root}")
     for row in rows:
-        age = "" if row["age_s"] is None else _age(row["age_s"])
-        table.add_row(row["artifact"], row["state"], _size(row["bytes"]), age, "\n".join(row["used_by"]))
+        aged = "" if row["age_s"] is None else age(row["age_s"])
+        table.add_row(row["artifact"], row["state"], size(row["bytes"]), aged, "\n".join(row["used_by"]))
     console.print(table)
 
 
@@ -72,10 +72,10 @@ def clean(
         return
     table = Table(Column("artifact", overflow="fold"), "what", "why", "bytes")
     for removal in done.removals:
-        table.add_row(removal.folder, removal.what, removal.why, _size(removal.bytes))
+        table.add_row(removal.folder, removal.what, removal.why, size(removal.bytes))
     if done.removals:
         console.print(table)
     for note in dict.fromkeys(done.notes):
         console.print(note, soft_wrap=True, highlight=False)
     said = "freed" if yes else "could be freed; nothing was removed, --yes removes it"
-    console.print(f"{_size(done.bytes)} {said}", soft_wrap=True)
+    console.print(f"{size(done.bytes)} {said}", soft_wrap=True)

@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infra import local_cluster
+
 GMEM = Path(sys.executable).with_name("gmem")
 
-SMALL = [
-    "data.held_out=0.3", "data.shard_size=16", "train.steps=6", "train.batch=8", "train.warmup=2", "train.log_every=2",
-    "train.held_out_every=3", "train.checkpoint_every=3", "train.sample_every=0", "sample.steps=3",
-    "evaluate.samples=8", "evaluate.kernel_subsets=2", "cluster.cpus=2", "cluster.object_store_gib=0.2",
-]  # fmt: skip
-"""The demo's recipe made small enough for a test: every stage, a few pictures, a few steps."""
+
+def pairs(sections: dict[str, dict[str, Any]]) -> list[str]:
+    """Overrides by section as the command line takes them: `train.steps=6`."""
+    return [f"{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
+
+
+SMALL = [*pairs(local_cluster.SMALL), "cluster.cpus=2", "cluster.object_store_gib=0.2"]
+"""The demo's recipe made small enough for a test, on an embedded Ray."""
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +76,11 @@ def gmem(surroundings: dict[str, str]) -> Callable[..., subprocess.CompletedProc
 
 def options(source: Path, store: Path, *more: str) -> list[str]:
     """Command-line options of a small run."""
-    pairs = [*SMALL, f"data.source={source}", "data.max_pixels=100000000", *more]
-    return [part for pair in pairs for part in ("--set", pair)] + ["--store", str(store)]
+    return command_line([*SMALL, f"data.source={source}", "data.max_pixels=100000000", *more], str(store))
+
+
+def command_line(overrides: list[str], store: str) -> list[str]:
+    return [part for pair in overrides for part in ("--set", pair)] + ["--store", store]
 
 
 def last_json(finished: subprocess.CompletedProcess[str]) -> Any:

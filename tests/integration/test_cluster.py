@@ -17,7 +17,7 @@ import pytest
 from infra.local_cluster import LocalCluster, local_cluster, some_pictures
 from storage.checkpoints import latest
 
-from .conftest import GMEM, last_json
+from .conftest import GMEM, command_line, last_json, pairs
 
 pytestmark = [pytest.mark.trials, pytest.mark.timeout(900)]
 
@@ -45,8 +45,7 @@ def options(cluster: LocalCluster, source: Path, **train: int) -> list[str]:
     """Command-line options of the same small run, with another training."""
     sections = cluster.overrides(source)
     store, sections["train"] = sections.pop("store"), sections["train"] | train
-    pairs = [f"{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
-    return [part for pair in pairs for part in ("--set", pair)] + ["--store", store]
+    return command_line(pairs(sections), store)
 
 
 def gmem(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
