@@ -52,12 +52,11 @@ class Targets(NamedTuple):
 
 
 class SnippetEncoder:
-    """An actor that holds the encoder and writes snippets and patch tokens."""
+    """A worker that holds the encoder and writes snippets and patch tokens."""
 
     def __init__(self, threads: int, recipe: Recipe, targets: Targets, options: dict[str, str]) -> None:
         self.recipe, self.targets, self.options, self.device = recipe, targets, options, cluster.settle(threads)
         self.encoder = load_encoder(recipe.encoder.source, self.device, recipe.data.image_size)
-        self.basis: Components | None = None
 
     def describe(self) -> tuple[dict[str, Any], int]:
         """The encoder's identity and its number of patch tokens."""
@@ -71,13 +70,13 @@ class SnippetEncoder:
             total.update(self.encoder(part).tokens)
         return total
 
-    def use(self, basis: Components) -> None:
-        self.basis = Components(basis.mean.to(self.device), basis.basis.to(self.device))
-
-    def run(self, block: Block) -> dict[str, Any]:
-        """Snippets (and projected tokens) of a block and its mirror images, written as fragments; returns what to commit."""
+    def run(self, block: Block, basis: Components | None) -> dict[str, Any]:
+        """Snippets (and tokens projected on `basis`) of a block and its mirror images, written as fragments; returns
+        what to commit."""
         images, orientations = tensor(block.images, self.device), views(block.samples, self.recipe.data.mirror)
-        encoded = [self._encode(images.flip(-1) if flipped else images) for flipped, _ in orientations]
+        if basis:
+            basis = Components(basis.mean.to(self.device), basis.basis.to(self.device))
+        encoded = [self._encode(images.flip(-1) if flipped else images, basis) for flipped, _ in orientations]
         ids = np.concatenate([ids for _, ids in orientations])
         result: dict[str, Any] = {"rows": len(ids)}
         if self.targets.bank:
@@ -90,14 +89,14 @@ class SnippetEncoder:
             result["patches"] = patches.write_fragments(self.targets.patches, block.shard, ids, tokens, self.options)
         return result
 
-    def _encode(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, images: torch.Tensor, basis: Components | None) -> tuple[np.ndarray, np.ndarray]:
         """Snippets [N, D] and projected tokens [N, T, K] (nothing where no tokens are wanted)."""
         snippets, tokens = [], []
         for part in images.split(self.recipe.encoder.batch):
             features = self.encoder(part)
             snippets.append(features.snippet.cpu())
-            if self.basis:
-                tokens.append(self.basis.project(features.tokens).half().cpu())
+            if basis:
+                tokens.append(basis.project(features.tokens).half().cpu())
         return torch.cat(snippets).numpy(), torch.cat(tokens).numpy() if tokens else np.zeros((0, 0, 0))
 
 
@@ -123,34 +122,27 @@ def job(job: Job, report: Report) -> Outcome:
     recipe, images, options = job.recipe, job.artifact("images").uri, job.store.storage_options
     index = read_index(images)
     targets = Targets(*(job.artifact(kind).uri if kind in job.leases else None for kind in ("bank", "patches")))
-    actors = cluster.pool(SnippetEncoder, cluster.resources(recipe.cluster, "bank"), recipe, targets, options)
-    encoder, tokens = ray.get(actors[0].describe.remote())
-
-    writers: dict[str, BankWriter | PatchesWriter] = {}
-    if targets.bank:
-        writers["bank"] = BankWriter(targets.bank, encoder["dim"], encoder, job.leases["bank"], options)
-    if targets.patches:
-        basis = _basis(
-            targets.patches,
-            images,
-            index_shards(index),
-            actors,
-            min(recipe.bank.patch_components, encoder["dim"]),
-            options,
-        )
-        ray.get([actor.use.remote(basis) for actor in actors])
-        writers["patches"] = PatchesWriter(
-            targets.patches, tokens, basis.basis, basis.mean, encoder, job.leases["patches"], options
-        )
-
     expected = expected_ids(index.filter(index["kept"])["sample"].to_numpy(), recipe.data.mirror)
-    done = set.intersection(*(set(writer.done) for writer in writers.values()))
-    first = next(iter(writers.values()))
-    report.total(len(expected), sum(first.done[shard]["rows"] for shard in done))
-    blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
-    extract(blocks, actors, lambda results: _commit(writers, results), report, len(expected))
-    for actor in actors:
-        ray.kill(actor)
+    with cluster.pool(recipe.cluster, "bank", SnippetEncoder, recipe, targets, options) as workers:
+        encoder, tokens = ray.get(workers[0].call(SnippetEncoder.describe))
+        writers: dict[str, BankWriter | PatchesWriter] = {}
+        basis = None
+        if targets.bank:
+            writers["bank"] = BankWriter(targets.bank, encoder["dim"], encoder, job.leases["bank"], options)
+        if targets.patches:
+            rank = min(recipe.bank.patch_components, encoder["dim"])
+            basis = _basis(targets.patches, images, index_shards(index), workers, rank, options)
+            writers["patches"] = PatchesWriter(
+                targets.patches, tokens, basis.basis, basis.mean, encoder, job.leases["patches"], options
+            )
+        done = set.intersection(*(set(writer.done) for writer in writers.values()))
+        first = next(iter(writers.values()))
+        report.total(len(expected), sum(first.done[shard]["rows"] for shard in done))
+        blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
+        asked = ray.put(basis)
+        extract(
+            blocks, workers, SnippetEncoder.run, lambda results: _commit(writers, results), report, len(expected), asked
+        )
     return _finish(job, writers, expected, encoder)
 
 
@@ -159,14 +151,15 @@ def _commit(writers: dict[str, Any], results: list[dict[str, Any]]) -> int:
 
 
 def _basis(
-    uri: str, images: str, shards: list[str], actors: list[Any], rank: int, options: dict[str, str]
+    uri: str, images: str, shards: list[str], workers: list[cluster.Worker], rank: int, options: dict[str, str]
 ) -> Components:
     """The components a resumed run began with, or those of a sample of the pictures."""
     if stored := stored_basis(uri, options):
         return Components(mean=stored[1], basis=stored[0])
     chosen = shards[:: max(1, len(shards) // BASIS_SHARDS)][:BASIS_SHARDS]
     parts = [
-        actors[i % len(actors)].covariance.remote(read_block.remote(images, shard)) for i, shard in enumerate(chosen)
+        workers[i % len(workers)].call(SnippetEncoder.covariance, read_block.remote(images, shard))
+        for i, shard in enumerate(chosen)
     ]
     total, *rest = ray.get(parts)
     for part in rest:

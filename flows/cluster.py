@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from functools import partial
+from importlib import import_module
+from itertools import count, islice
 from typing import Any
 
 import ray
@@ -26,6 +28,13 @@ QUIET = {
 }
 # Lance and fork do not mix; tokenizers and BLAS take the threads Ray reserved.
 WORKER = {"PYTHONWARNINGS": "ignore", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+# For the processes of an embedded Ray. It has no dashboard, which Ray Train asks whether its controller lives, waiting 12 s
+# for an answer at the end of each training: where nobody listens it is told at once. Workers that read pictures wait
+# for the next stage, rather than to start, and import, anew.
+EMBEDDED = {
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+}
 
 
 class ClusterError(RuntimeError):
@@ -59,14 +68,17 @@ def jobs_address(cluster: Cluster) -> str | None:
 _starting = threading.Lock()
 
 
-def warm_up(cluster: Cluster) -> None:
-    """Begins to start Ray in the background; `connected` then waits for it. It ends with the process."""
+def warm_up(cluster: Cluster, modules: tuple[str, ...] = ()) -> None:
+    """Begins to start Ray in the background; `connected` then waits for it. It ends with the process.
+
+    The hosts of an embedded one import `modules` meanwhile.
+    """
     if jobs_address(cluster):
         return
 
     def start() -> None:
         with suppress(ClusterError):  # `connected` tries again, and says what is wrong where somebody listens
-            _join(cluster)
+            _join(cluster, modules)
         # Ray's processes ask the kernel to end them with the thread, not the process, that started them: so it stays.
         threading.Event().wait()
 
@@ -82,28 +94,35 @@ def connected(cluster: Cluster) -> Iterator[None]:
     try:
         yield
     finally:
+        dismiss()
         ray.shutdown()
 
 
-def _join(cluster: Cluster) -> bool:
+def _join(cluster: Cluster, modules: tuple[str, ...] = ()) -> bool:
     """Starts or joins Ray unless this process has done so; whether it was this call that did."""
     with _starting:
         if ray.is_initialized():
             return False
         _init(cluster)
+        if modules and not address_of(cluster):
+            for host in _hire(resources(cluster, "latents")):
+                host.prepare.remote(modules)
         return True
 
 
 def _init(cluster: Cluster) -> None:
     os.environ.update(QUIET)
     address = address_of(cluster)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": WORKER}}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            ray.init(address=address, **common)
+            ray.init(address=address, runtime_env={"env_vars": WORKER}, **common)
         else:
-            _embed(cluster, common)
+            with _environment(
+                WORKER | EMBEDDED
+            ):  # inherited: Ray starts workers ahead only for jobs without any of their own
+                _embed(cluster, common)
     except Exception as error:  # a node that is slow to start is told as a bare Exception
         where = f"the Ray cluster at {address}" if address else "an embedded Ray"
         raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
@@ -130,6 +149,21 @@ def _embed(cluster: Cluster, common: dict[str, Any]) -> None:
             ray.shutdown()
         else:
             return
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @dataclass(frozen=True)
@@ -208,13 +242,99 @@ def settle(threads: int) -> str:
     return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
-def pool(actor: Any, have: Resources, *args: Any) -> list[Any]:
-    """Starts the actors of a stage, whose first argument is their number of threads.
+class Host:
+    """An actor that is a worker of one stage after another, so that what they import is imported once."""
 
-    Ray restarts one that dies and runs its task again.
+    def __init__(self) -> None:
+        self._number, self._worker = -1, None
+
+    def prepare(self, modules: tuple[str, ...]) -> None:
+        for module in modules:
+            import_module(module)
+
+    def call(self, number: int, make: Callable[[], Any], method: str, *args: Any) -> Any:
+        """Calls a method of worker `number`, which is made when it is first called, also after a restart."""
+        if number != self._number:
+            self._worker = None  # before the next is made: its weights may need the room
+            self._worker, self._number = make(), number
+        return getattr(self._worker, method)(*args)
+
+
+class Worker:
+    """One of a stage's workers, wherever its host is."""
+
+    def __init__(self, host: Any, number: int, kind: type, make: Any) -> None:
+        self._host, self._number, self._kind, self._make = host, number, kind, make
+
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        """A reference to the result of a method of the worker's class; what is wrong is raised where that is read."""
+        call = self._host.call.options(name=f"{self._kind.__name__}.{method.__name__}")
+        return call.remote(self._number, self._make, method.__name__, *args)
+
+
+@dataclass
+class Standing:
+    """The hosts of the last stage, which wait for the next: only in an embedded Ray, where nobody else wants their room."""
+
+    reserved: Resources | None = None
+    hosts: list[Any] = field(default_factory=list)
+
+
+_standing = Standing()
+_numbers = count()
+
+
+@contextmanager
+def pool(cluster: Cluster, stage: str, kind: type, *args: Any) -> Iterator[list[Worker]]:
+    """The workers of a stage: objects of class `kind`, made with their number of threads and `args`.
+
+    Ray restarts a host that dies and runs its task again.
     """
-    options = have.options() | {"max_restarts": -1, "max_task_retries": 3}
-    return [ray.remote(actor).options(**options).remote(have.threads, *args) for _ in range(have.actors)]
+    have = resources(cluster, stage)
+    hosts, number, make = _hire(have), next(_numbers), ray.put(partial(kind, have.threads, *args))
+    try:
+        yield [Worker(host, number, kind, make) for host in hosts]
+    except BaseException:
+        dismiss()
+        raise
+    if address_of(cluster):
+        dismiss()
+
+
+def _hire(have: Resources) -> list[Any]:
+    """Those that wait where they reserve the same, or others in their place."""
+    if _standing.reserved != (reserved := replace(have, threads=0)):
+        dismiss()
+        options = have.options() | {"max_restarts": -1, "max_task_retries": 3}
+        _standing.hosts = [ray.remote(Host).options(**options).remote() for _ in range(have.actors)]
+        _standing.reserved = reserved
+    return _standing.hosts
+
+
+def dismiss() -> None:
+    """Ends the hosts that wait for the next stage."""
+    if ray.is_initialized():
+        for host in _standing.hosts:
+            ray.kill(host)
+    _standing.hosts, _standing.reserved = [], None
+
+
+def beside(have: Resources) -> Resources:
+    """For tasks that run while hosts only wait: they reserve less, so that there are as many at a time."""
+    if waiting := _standing.reserved:
+        left = ray.cluster_resources().get("CPU", 0) - waiting.actors * waiting.cpus
+        have = replace(have, cpus=min(have.cpus, max(left, 0) / have.actors))
+    return have
+
+
+def make_room(have: Resources) -> None:
+    """Ends the hosts that wait where a stage of another kind needs what they reserve."""
+    if waiting := _standing.reserved:
+        there = ray.cluster_resources()
+        cpus = have.actors * have.cpus + waiting.actors * waiting.cpus
+        gpus = have.actors * have.gpus + waiting.actors * waiting.gpus
+        if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+            dismiss()
 
 
 def under_way(starts: Iterable[Any], limit: int, passing: tuple[type[Exception], ...] = ()) -> Iterator[Any]:
@@ -236,19 +356,21 @@ def under_way(starts: Iterable[Any], limit: int, passing: tuple[type[Exception],
         yield result
 
 
-def spread(blocks: Iterable[Any], actors: list[Any], depth: int = 2) -> Iterator[Any]:
-    """Hands each block to the actor that is free and yields results as they end.
+def spread(
+    blocks: Iterable[Any], workers: list[Worker], run: Callable[..., Any], *args: Any, depth: int = 2
+) -> Iterator[Any]:
+    """Hands each block to a worker that is free and yields the results of its method `run` as they end.
 
-    `blocks` lazily starts the remote reads; `actors` have a method `run(block)`. At most `depth` blocks per actor are
-    under way, so that they never pile up; a slow actor only delays its own.
+    `blocks` lazily starts the remote reads. At most `depth` blocks per worker are under way, so that they never pile
+    up; a slow worker only delays its own.
     """
     waiting = iter(blocks)
-    free = deque(actor for _ in range(depth) for actor in actors)
-    busy: dict[Any, Any] = {}
+    free = deque(worker for _ in range(depth) for worker in workers)
+    busy: dict[Any, Worker] = {}
     while True:
         for block in islice(waiting, len(free)):
-            actor = free.popleft()
-            busy[actor.run.remote(block)] = actor
+            worker = free.popleft()
+            busy[worker.call(run, block, *args)] = worker
         if not busy:
             return
         ready, _ = ray.wait(list(busy), num_returns=1)

@@ -97,30 +97,27 @@ def job(job: Job, report: Report) -> Outcome:
     guide, index = require_pieces(checkpoint, recipe), read_index(job.artifact("images").uri)
     file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
     plans = _plans(recipe, bank, index)
-    actors = cluster.pool(Evaluator, cluster.resources(recipe.cluster, "evaluate"), job, checkpoint)
-
     pictures = {split: len(ids) for split, ids in plans.items()}
     searched = _searched(recipe, index)
     if searched:
         pictures.setdefault("held_out", min(recipe.evaluate.samples, _count(index, "held_out")))
     report.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
-    found = Found(
-        job=job,
-        checkpoint=checkpoint,
-        guide=guide,
-        references={s: references.of_pictures(job, index, s, n, actors, report) for s, n in pictures.items()},
-        file=references.of_file(job, file, actors) if file else None,
-        shares=_sampled(job, index, plans, actors, report),
-        memorised={},
-        searched=searched,
-        detectors={},
-        tokenizer={},
-    )
-    if searched:
-        found = replace(found, memorised=_memorised(found, index, plans, actors, report))
-    detectors, tokenizer = ray.get(actors[0].identities.remote())
-    for actor in actors:
-        ray.kill(actor)
+    with cluster.pool(recipe.cluster, "evaluate", Evaluator, job, checkpoint) as workers:
+        found = Found(
+            job=job,
+            checkpoint=checkpoint,
+            guide=guide,
+            references={s: references.of_pictures(job, index, s, n, workers, report) for s, n in pictures.items()},
+            file=references.of_file(job, file, workers) if file else None,
+            shares=_sampled(job, index, plans, workers, report),
+            memorised={},
+            searched=searched,
+            detectors={},
+            tokenizer={},
+        )
+        if searched:
+            found = replace(found, memorised=_memorised(found, index, plans, workers, report))
+        detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
     return _outcome(replace(found, detectors=detectors, tokenizer=tokenizer), plans)
 
 
@@ -172,7 +169,7 @@ def _searched(recipe: Recipe, index: pa.Table) -> int:
 
 
 def _sampled(
-    job: Job, index: pa.Table, plans: dict[str, NDArray[np.int64]], actors: list[Any], report: Report
+    job: Job, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[cluster.Worker], report: Report
 ) -> dict[str, Shares]:
     """Samples of every split, with the floor and the ceiling of as many."""
     shares: dict[str, Shares] = {}
@@ -184,13 +181,13 @@ def _sampled(
             )
             for start in range(0, len(ids), CHUNK)
         ]
-        calls = (actors[i % len(actors)].run.remote(chunk) for i, chunk in enumerate(chunks))
+        calls = (workers[i % len(workers)].call(Evaluator.run, chunk) for i, chunk in enumerate(chunks))
         shares[split] = total = Shares()
-        for part in cluster.under_way(calls, 2 * len(actors)):
+        for part in cluster.under_way(calls, 2 * len(workers)):
             report.advance((1 + bool(part.floor) + bool(part.ceiling)) * part.count)
             total.merge(part)
         if not total.floor:
-            total.floor = references.reconstructions(job, index, split, len(ids), actors, report)
+            total.floor = references.reconstructions(job, index, split, len(ids), workers, report)
         if not total.ceiling:  # decoded noise is the same for every split
             report.advance(total.count)
             total.ceiling = next(iter(shares.values())).ceiling
@@ -198,13 +195,13 @@ def _sampled(
 
 
 def _memorised(
-    found: Found, index: pa.Table, plans: dict[str, NDArray[np.int64]], actors: list[Any], report: Report
+    found: Found, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[cluster.Worker], report: Report
 ) -> dict[str, Memorisation]:
     """Samples of every split and held-out pictures, each with its nearest training picture."""
     name = judge(found.job.recipe.evaluate)
     queries = [each.samples[name].features("pool") for each in found.shares.values()]
     queries.append(found.references["held_out"][name].features("pool"))
-    nearest = references.nearest_of(found.job, index, np.concatenate(queries), actors, report)
+    nearest = references.nearest_of(found.job, index, np.concatenate(queries), workers, report)
     parts = _split(nearest, [len(part) for part in queries])
     if np.median(parts[-1].distance) == 0:
         report.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")

@@ -1,4 +1,4 @@
-"""The actor that samples, and looks at what came out."""
+"""The worker that samples, and looks at what came out."""
 
 from __future__ import annotations
 
@@ -58,10 +58,7 @@ class Shares:
 
 
 class Evaluator:
-    """Holds the generator and the detectors; start-up is paid once, by the first call.
-
-    Not by the constructor: what is wrong with weights would be told as the death of an actor.
-    """
+    """Holds the generator and the detectors, each loaded when it is first needed."""
 
     def __init__(self, threads: int, job: Job, checkpoint: Checkpoint) -> None:
         self.job, self.recipe, self.device = job, job.recipe, cluster.settle(threads)

@@ -11,7 +11,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from flows.cluster import spread
+from flows.cluster import Worker, spread
 from flows.progress import Report
 from storage.shards import read_shard
 
@@ -62,17 +62,20 @@ def expected_ids(samples: NDArray[np.int64], mirror: bool) -> NDArray[np.int64]:
 
 def extract(
     blocks: Iterable[Any],
-    actors: list[Any],
+    workers: list[Worker],
+    run: Callable[..., Any],
     commit: Callable[[list[Any]], int],
     report: Report,
     rows: int,
+    *args: Any,
 ) -> None:
-    """Hands the blocks (remote calls, lazily started) to the actors and commits finished shards as they come, the last
-    ones too when the run is interrupted. `commit` takes results and returns rows; `rows` is what the table will have."""
+    """Hands the blocks (remote calls, lazily started) and `args` to the workers' method `run` and commits finished
+    shards as they come, the last ones too when the run is interrupted. `commit` takes results and returns rows; `rows`
+    is what the table will have."""
     finished: list[Any] = []
     last = time.monotonic()
     try:
-        for result in spread(blocks, actors):
+        for result in spread(blocks, workers, run, *args):
             finished.append(result)
             report.advance(result["rows"])
             share = sum(each["rows"] for each in finished) / rows

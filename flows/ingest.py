@@ -41,7 +41,7 @@ def job(job: Job, report: Report) -> Outcome:
     missing = [number for number in range(shards) if number not in done]
     report.total(len(listing), min(len(done) * size, len(listing)))
 
-    have = cluster.resources(job.recipe.cluster, "ingest")
+    have = cluster.beside(cluster.resources(job.recipe.cluster, "ingest"))
     write: Any = ray.remote(write_shard).options(**have.options(), max_retries=3)
 
     def start(number: int, isolated: bool) -> Any:

@@ -31,7 +31,7 @@ LATENTS = Part("latents", VERSION, _parameters, (IMAGES,))
 
 
 class LatentEncoder:
-    """An actor that holds the tokenizer and writes what it encodes."""
+    """A worker that holds the tokenizer and writes what it encodes."""
 
     def __init__(self, threads: int, recipe: Recipe, artifact: str, options: dict[str, str]) -> None:
         self.recipe, self.artifact, self.options, self.device = recipe, artifact, options, cluster.settle(threads)
@@ -62,20 +62,17 @@ def job(job: Job, report: Report) -> Outcome:
     options = job.store.storage_options
     index = read_index(images)
     samples = index.filter(index["kept"])["sample"].to_numpy()
-    actors = cluster.pool(LatentEncoder, cluster.resources(recipe.cluster, "latents"), recipe, artifact.uri, options)
-    tokenizer = ray.get(actors[0].describe.remote())
-    _check(recipe, tokenizer)
-    shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
-    writer = LatentsWriter(artifact.uri, shape, tokenizer, job.leases["latents"], options)
-
-    done = writer.done_shards()
     expected = expected_ids(samples, recipe.data.mirror)
-    report.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
-    blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
-    extract(blocks, actors, writer.commit, report, len(expected))
+    with cluster.pool(recipe.cluster, "latents", LatentEncoder, recipe, artifact.uri, options) as workers:
+        tokenizer = ray.get(workers[0].call(LatentEncoder.describe))
+        _check(recipe, tokenizer)
+        shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
+        writer = LatentsWriter(artifact.uri, shape, tokenizer, job.leases["latents"], options)
+        done = writer.done_shards()
+        report.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
+        blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
+        extract(blocks, workers, LatentEncoder.run, writer.commit, report, len(expected))
     table = writer.finish_latents(expected)
-    for actor in actors:
-        ray.kill(actor)
     return Outcome({"rows": len(expected)}, {"latents": table.version}, {"tokenizer": tokenizer, "shape": list(shape)})
 
 

@@ -13,7 +13,9 @@ import ray
 from numpy.typing import NDArray
 
 from flows import cluster
+from flows.cluster import Worker
 from flows.detectors import INCEPTION, Sums, merge, read_sums, write_sums
+from flows.evaluator import Evaluator
 from flows.extraction import read_block
 from flows.progress import Report
 from flows.stage import Job, StageError
@@ -27,34 +29,34 @@ FLOOR_SEED = REFERENCE_SEED + 1
 FILE_BATCH = 256
 
 
-def of_pictures(job: Job, index: pa.Table, split: str, count: int, actors: list[Any], report: Report) -> Sums:
+def of_pictures(job: Job, index: pa.Table, split: str, count: int, workers: list[Worker], report: Report) -> Sums:
     """Features of `count` pictures of the split, for each detector; read from the store when they are there."""
     path = job.artifact("statistics").path(f"{split}.npz")
     if job.store.files.exists(path):
         report.advance(count)
         return read_sums(job.store.read_bytes(path))
-    merged = _features(job, index, split, count, REFERENCE_SEED, actors, report, False)
+    merged = _features(job, index, split, count, REFERENCE_SEED, workers, report, False)
     job.store.write_bytes(path, write_sums(merged))
     return merged
 
 
-def reconstructions(job: Job, index: pa.Table, split: str, count: int, actors: list[Any], report: Report) -> Sums:
+def reconstructions(job: Job, index: pa.Table, split: str, count: int, workers: list[Worker], report: Report) -> Sums:
     """Features of `count` other pictures of the split as the tokenizer gives them back: the floor of any network."""
-    return _features(job, index, split, count, FLOOR_SEED, actors, report, True)
+    return _features(job, index, split, count, FLOOR_SEED, workers, report, True)
 
 
 def _features(
-    job: Job, index: pa.Table, split: str, count: int, seed: int, actors: list[Any], report: Report, again: bool
+    job: Job, index: pa.Table, split: str, count: int, seed: int, workers: list[Worker], report: Report, again: bool
 ) -> Sums:
     kept = index.filter(pc.equal(index["split"], split))
     rows = np.sort(np.random.default_rng(seed).permutation(len(kept))[:count])
     wanted = set(kept["sample"].to_numpy()[rows].tolist())
     images = job.artifact("images").uri
     calls = (
-        actors[i % len(actors)].reference.remote(read_block.remote(images, shard), wanted, again)
+        workers[i % len(workers)].call(Evaluator.reference, read_block.remote(images, shard), wanted, again)
         for i, shard in enumerate(index_shards(index))
     )
-    return _merged(cluster.under_way(calls, 2 * len(actors)), report)
+    return _merged(cluster.under_way(calls, 2 * len(workers)), report)
 
 
 def _merged(parts: Iterator[Sums], report: Report | None = None) -> Sums:
@@ -91,30 +93,32 @@ def open_adm(path: str) -> AdmReference:
     return file
 
 
-def of_file(job: Job, file: AdmReference, actors: list[Any]) -> File:
+def of_file(job: Job, file: AdmReference, workers: list[Worker]) -> File:
     """The file's statistics, with features of its pictures where it holds any."""
-    features = _file_features(job, file, actors) if file.images_shape else None
+    features = _file_features(job, file, workers) if file.images_shape else None
     moments = file if file.pool else features
     assert moments is not None, "a file holds statistics or pictures"
     return File(moments, features, file.path.name, file.sha256)
 
 
-def _file_features(job: Job, file: AdmReference, actors: list[Any]) -> FeatureSums:
+def _file_features(job: Job, file: AdmReference, workers: list[Worker]) -> FeatureSums:
     path = job.artifact("statistics").path("reference.npz")
     if not job.store.files.exists(path):
         starts = range(0, (file.images_shape or (0,))[0], FILE_BATCH)
         calls = (
-            actors[i % len(actors)].inception.remote(images, np.arange(start, start + len(images)))
+            workers[i % len(workers)].call(Evaluator.inception, images, np.arange(start, start + len(images)))
             for i, (start, images) in enumerate(zip(starts, file.images(FILE_BATCH), strict=True))
         )
-        job.store.write_bytes(path, write_sums(_merged(cluster.under_way(calls, 2 * len(actors)))))
+        job.store.write_bytes(path, write_sums(_merged(cluster.under_way(calls, 2 * len(workers)))))
     return read_sums(job.store.read_bytes(path))[INCEPTION]
 
 
 # --- the training set ------------------------------------------------------------------------------------------------
 
 
-def nearest_of(job: Job, index: pa.Table, queries: NDArray[np.floating], actors: list[Any], report: Report) -> Nearest:
+def nearest_of(
+    job: Job, index: pa.Table, queries: NDArray[np.floating], workers: list[Worker], report: Report
+) -> Nearest:
     """The nearest training picture (its sample number) of every query [Q, D], in the first detector's features.
 
     Features of the training pictures are kept, a file a shard: the next evaluation only searches.
@@ -125,9 +129,9 @@ def nearest_of(job: Job, index: pa.Table, queries: NDArray[np.floating], actors:
         for i, shard in enumerate(index_shards(index)):
             path = job.artifact("statistics").path("training", f"{shard}.npz")
             block = None if job.store.files.exists(path) else read_block.remote(images, shard)
-            yield actors[i % len(actors)].nearest.remote(path, block, asked)
+            yield workers[i % len(workers)].call(Evaluator.nearest, path, block, asked)
 
-    for distance, numbers, count in cluster.under_way(calls(), 2 * len(actors)):
+    for distance, numbers, count in cluster.under_way(calls(), 2 * len(workers)):
         total.keep(distance, numbers)
         report.advance(count)
     return total

@@ -64,6 +64,7 @@ def job(job: Job, report: Report) -> Outcome:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
     artifact, versions = job.artifact("training"), pinned(job)
     _require_room(job, report)
+    cluster.make_room(cluster.resources(job.recipe.cluster, "train"))
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
     with terminable():

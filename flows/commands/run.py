@@ -31,13 +31,14 @@ class StageName(StrEnum):
 
 def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
+    from flows.startup import begin
+
     start = time.monotonic()
     chosen = overrides(set, store)
     plan = _plan(resolved(recipe, set, store))
-    if any(plan.missing(stage) for stage in _stages()):
-        results = _computed(recipe, chosen, plan)
-    else:
-        results = _found(plan)
+    if not any(report.name == plan.recipe.name and report.complete for report in plan.store.artifacts("report")):
+        begin(plan.recipe.cluster)  # there surely is work to do: no need to know first what all the stages make
+    results = _computed(recipe, chosen, plan) if any(plan.missing(stage) for stage in _stages()) else _found(plan)
     summary(results, time.monotonic() - start, _mlflow(plan))
     if json:
         print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
@@ -60,12 +61,13 @@ def _stages() -> tuple[Stage, ...]:
 
 
 def _computed(recipe: str, chosen: dict[str, Any], plan: Plan) -> list[Result]:
-    """The flow, while Ray starts beside Prefect's server: each takes its 10 to 15 seconds."""
-    from flows.cluster import warm_up
+    """What the flow returns."""
+    from flows.startup import begin, wait
 
-    warm_up(plan.recipe.cluster)
+    begin(plan.recipe.cluster)
     from flows.pipeline import pipeline
 
+    wait()
     return _followed(pipeline, recipe, chosen)
 
 
@@ -95,15 +97,16 @@ def stage(
     name: StageName, recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
+    from flows.startup import WORKERS_IMPORT, begin, wait
+
     start = time.monotonic()
     chosen = overrides(set, store)
     plan = _plan(resolved(recipe, set, store))
-    from flows.cluster import warm_up
-
     if plan.missing(next(stage for stage in _stages() if stage.name == name)):
-        warm_up(plan.recipe.cluster)
+        begin(plan.recipe.cluster, () if name in ("ingest", "train") else WORKERS_IMPORT)
     from flows.pipeline import FLOWS
 
+    wait()
     result = _followed(FLOWS[name], recipe, chosen)
     summary([result], time.monotonic() - start, _mlflow(plan))
     if json:
