@@ -14,7 +14,9 @@ import hashlib
 import json
 import logging
 import os
+import random
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 KEPT_FREE = 0.05  # share of the disk that stays free
 COPY_ROWS = 4096
+TRY_AGAIN_SECONDS = 0.1
 
 _reading: list[IO[bytes]] = []
 """Locks that this process holds for as long as it lives."""
@@ -53,7 +56,12 @@ def on_disk(dataset: LanceDataset, columns: Sequence[str], row_bytes: int, folde
             _reading.append(lock)
             (place / "done").touch()
             return lance.dataset(str(place / "table.lance"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # whoever was faster fetches, or reads for good: waiting for the lock could be for ever
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            time.sleep(random.uniform(0, 2 * TRY_AGAIN_SECONDS))
+            continue
         if not (place / "done").exists() and not _fetch(dataset, columns, row_bytes, place):
             lock.close()
             return dataset

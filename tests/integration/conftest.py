@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.cli import main
 from infra import local_cluster
 
 GMEM = Path(sys.executable).with_name("gmem")
@@ -70,6 +72,29 @@ def gmem(surroundings: dict[str, str]) -> Callable[..., subprocess.CompletedProc
         return subprocess.run(
             [GMEM, *arguments], env=surroundings, capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False
         )
+
+    return run
+
+
+@pytest.fixture
+def ask(
+    surroundings: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same for commands that start no server: in this process, which has imported all they need."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        terminate = signal.getsignal(signal.SIGTERM)
+        for name, value in surroundings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["gmem", *arguments])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, terminate)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return run
 

@@ -105,8 +105,8 @@ def test_a_checkpoint_names_exactly_what_it_was_made_of(first: dict[str, dict[st
     assert len(made_of.latent_mean) == len(made_of.latent_std) == 12
 
 
-def test_nothing_is_computed_again(gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]) -> None:
-    again = by_stage(gmem("run", "emoji", "--json", *options(pictures, store)))
+def test_nothing_is_computed_again(ask: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]) -> None:
+    again = by_stage(ask("run", "emoji", "--json", *options(pictures, store)))
     assert not any(stage["fresh"] for stage in again.values())
     assert {name: stage["run_id"] for name, stage in again.items()} == {
         name: stage["run_id"] for name, stage in first.items()
@@ -114,10 +114,10 @@ def test_nothing_is_computed_again(gmem: Gmem, pictures: Path, store: Path, firs
 
 
 def test_the_plan_says_what_would_run_and_why(
-    gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
+    ask: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
 ) -> None:
     def plan(*more: str) -> dict[str, str]:
-        rows = last_json(gmem("plan", "emoji", "--json", *options(pictures, store, *more)))
+        rows = last_json(ask("plan", "emoji", "--json", *options(pictures, store, *more)))
         return {row["stage"]: row["why"] for row in rows if row["runs"]}
 
     assert set(plan("encoder.source=shipped:emoji-evaluator")) == {"bank", "train", "evaluate"}
@@ -127,66 +127,41 @@ def test_the_plan_says_what_would_run_and_why(
 
 
 def test_status_bank_and_sample_commands(
-    gmem: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]], tmp_path: Path
+    ask: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    states = last_json(gmem("status", "emoji", "--json", *options(pictures, store)))
+    near, drawn, mine = tmp_path / "near.png", tmp_path / "drawn.png", options(pictures, store)
+    states = last_json(ask("status", "emoji", "--json", *mine))
     assert {row["state"] for row in states if row["stage"] in ("ingest", "latents", "bank")} == {"complete"}
-    found = last_json(
-        gmem(
-            "bank",
-            "search",
-            "emoji",
-            "--row",
-            "4",
-            "-k",
-            "5",
-            "--sheet",
-            str(tmp_path / "near.png"),
-            "--json",
-            *options(pictures, store),
-        )
-    )
-    assert found["rows"][0]["id"] == 4 and len(found["rows"]) == 5
-    assert Image.open(tmp_path / "near.png").width > 0
-    drawn = last_json(
-        gmem(
-            "sample",
-            "emoji",
-            "--id",
-            "4",
-            "--id",
-            "6",
-            "--out",
-            str(tmp_path / "s.png"),
-            "--json",
-            *options(pictures, store),
-        )
-    )
-    assert drawn["ids"] == [4, 6] and drawn["calls"] == 2
-    assert Image.open(tmp_path / "s.png").width > 0
+    searched = ask("bank", "search", "emoji", "--row", "4", "-k", "5", "--sheet", str(near), "--json", *mine)
+    found = last_json(searched)["rows"]
+    assert found[0]["id"] == 4 and len(found) == 5
+    assert Image.open(near).width > 0
+    sampled = last_json(ask("sample", "emoji", "--id", "4", "--id", "6", "--out", str(drawn), "--json", *mine))
+    assert sampled["ids"] == [4, 6] and sampled["calls"] == 2
+    assert Image.open(drawn).width > 0
 
 
 def test_bad_input_gets_one_sentence_and_exit_code_two(
-    gmem: Gmem, pictures: Path, store: Path, tmp_path: Path, first: dict[str, dict[str, Any]]
+    ask: Gmem, gmem: Gmem, pictures: Path, store: Path, tmp_path: Path, first: dict[str, dict[str, Any]]
 ) -> None:
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "a.jpg").write_text("no picture")
     (tmp_path / "file").write_text("")
-    for arguments in (
-        ["run", "nonsense"],
-        ["run", "emoji", "--set", "train.stps=1"],
-        ["run", "emoji", *options(tmp_path / "missing", tmp_path / "s")],
-        ["run", "emoji", *options(pictures, tmp_path / "file" / "s")],
-        ["stage", "ingest", "emoji", *options(tmp_path / "nothing", tmp_path / "s")],
-        ["bank", "search", "emoji", "--row", "99999", *options(pictures, store)],
+    for command, arguments in (
+        (gmem, ["run", "nonsense"]),
+        (ask, ["run", "emoji", "--set", "train.stps=1"]),
+        (ask, ["run", "emoji", *options(tmp_path / "missing", tmp_path / "s")]),
+        (ask, ["run", "emoji", *options(pictures, tmp_path / "file" / "s")]),
+        (gmem, ["stage", "ingest", "emoji", *options(tmp_path / "nothing", tmp_path / "s")]),
+        (ask, ["bank", "search", "emoji", "--row", "99999", *options(pictures, store)]),
     ):
-        finished = gmem(*arguments)
+        finished = command(*arguments)
         assert finished.returncode == 2, (arguments, finished.stdout, finished.stderr)
         assert "Traceback" not in finished.stderr + finished.stdout, finished.stderr
 
 
 def test_an_interrupted_training_leaves_a_checkpoint_and_no_process_and_goes_on_exactly(
-    gmem: Gmem, pictures: Path, store: Path, surroundings: dict[str, str], first: dict[str, dict[str, Any]]
+    ask: Gmem, gmem: Gmem, pictures: Path, store: Path, surroundings: dict[str, str], first: dict[str, dict[str, Any]]
 ) -> None:
     slow = options(pictures, store, "train.steps=4000", "train.checkpoint_every=100000", "train.seed=5")
     process = subprocess.Popen(
@@ -210,7 +185,7 @@ def test_an_interrupted_training_leaves_a_checkpoint_and_no_process_and_goes_on_
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
-    artifacts = last_json(gmem("status", "emoji", "--json", *slow))
+    artifacts = last_json(ask("status", "emoji", "--json", *slow))
     training = next(row for row in artifacts if row["kind"] == "training")["uri"]
     stopped = latest(training)
     assert stopped is not None and 0 < stopped.step < 4000

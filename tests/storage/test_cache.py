@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
@@ -49,6 +51,20 @@ def test_a_table_is_fetched_once_for_all_who_read_it(table: LanceDataset, tmp_pa
         assert copy.uri.startswith(str(tmp_path)) and copy.schema.names == list(COLUMNS)
         assert copy.to_table()["id"].to_pylist() == list(range(ROWS))
         assert copy.take([7, 3])["value"].to_pylist() == [3.5, 1.5]
+
+
+def test_who_is_second_to_fetch_does_not_wait_for_the_first_to_stop_reading(table, tmp_path: Path, monkeypatch) -> None:
+    faster, flock = list[LanceDataset](), fcntl.flock
+
+    def late(file: Any, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and not faster:
+            flock(file, fcntl.LOCK_UN)  # as the kernel does before it gives another kind of lock
+            monkeypatch.undo()
+            faster.append(on_disk(table, COLUMNS, 16, str(tmp_path)))
+        flock(file, operation)
+
+    monkeypatch.setattr(cache.fcntl, "flock", late)
+    assert on_disk(table, COLUMNS, 16, str(tmp_path)).uri == faster[0].uri
 
 
 def test_each_version_and_choice_of_columns_has_a_copy(table: LanceDataset, tmp_path: Path) -> None:

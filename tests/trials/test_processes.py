@@ -23,6 +23,7 @@ from lancedb import connect
 from PIL import Image
 
 from flows.bank import BANK, PATCHES
+from flows.cluster import EMBEDDED
 from flows.estimate import STAGES
 from flows.evaluate import REPORT
 from flows.ingest import IMAGES
@@ -52,7 +53,7 @@ class Nodes:
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self.port, client = free_ports(2)
-        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+        quiet = EMBEDDED | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_", "MLFLOW_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = kept | quiet | {"PATH": path, "RAY_ADDRESS": f"{HOST}:{self.port}"}
