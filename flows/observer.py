@@ -69,8 +69,13 @@ class Observer:
 
     # --- looking and keeping -----------------------------------------------------------------------------------------
 
-    def look(self, progress: dict[str, Any], settled: bool) -> None:
-        """Measures, shows and saves when it is time to; between bad steps (not `settled`) saving is put off.
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint, whatever the step."""
+        return self.owed or time.monotonic() - self.saved > 60 * self.recipe.train.checkpoint_minutes
+
+    def look(self, progress: dict[str, Any], ready: bool) -> None:
+        """Measures, shows and saves when it is time to; between bad steps, and without the weights of this one (not
+        `ready`), saving is put off.
 
         `progress` is what a resumed training needs besides weights.
         """
@@ -82,8 +87,8 @@ class Observer:
             self.job.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
         if train.distance_every and done % train.distance_every == 0:
             self.job.run.metrics({"fd_preview": self.preview.distance()}, step=done)
-        self.owed |= done % train.checkpoint_every == 0 or time.monotonic() - self.saved > 60 * train.checkpoint_minutes
-        if last or (self.owed and settled):
+        self.owed = self.due() or done % train.checkpoint_every == 0
+        if last or (self.owed and ready):
             self.save(progress, attempts=SAVE_ATTEMPTS if last else 1)
 
     def measure(self) -> None:

@@ -141,6 +141,9 @@ class Train(Section):
     seed: int = 0
     start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
     micro_batch: int = operational(0, "pictures a worker takes through the network at once; 0: its whole share", ge=0)
+    sharded: bool = operational(
+        False, "whether each worker holds a share of weights and optimiser (FSDP2), for networks too large for one GPU"
+    )
     spike: float = operational(
         10, "steps whose loss is more than so many times its running median are skipped; 0: none", ge=0
     )

@@ -19,7 +19,7 @@ from flows.stage import Job
 from gmem.guard import Guard
 from gmem.learner import Batch, Draws, Learner, draw
 from gmem.network import Network
-from gmem.parallel import replicated
+from gmem.parallel import Replicated, Sharded
 from storage import checkpoints
 from storage.checkpoints import Checkpoint
 from storage.errors import LeaseLost, StoreError
@@ -64,14 +64,14 @@ class Worker:
         self.guard = Guard(train.spike, SKIPS_ALLOWED)
         self.attempt = 0  # of drawing random numbers, one more each time the training goes back
         self.returned_to, self.failed_at, self.returns = -1, -1, 0
-        self.signals = torch.zeros(3)
+        self.signals = torch.zeros(4)
         self.learner = Learner(
             self._fresh(),
             learner_config(job.recipe),
             device,
-            replicated if world > 1 else None,
-            world,
+            (Sharded if train.sharded else Replicated)() if world > 1 else None,
             self._summed if world > 1 else None,
+            observed=rank == 0,
         )
         self.observer = Observer(job, channel, self.data, versions, self.learner) if rank == 0 else None
         if found := self._newest():
@@ -99,6 +99,8 @@ class Worker:
                 self._observe(result, clock)
             why = self._asked()
             clock.lap("rest")
+        if why:
+            self.learner.gather()
         if self.observer:
             self.observer.finish(self._progress(), why)
 
@@ -111,6 +113,8 @@ class Worker:
         return batch, draw(self.learner.config, step, total, shape, width, rows, self.attempt)
 
     def _observe(self, result: dict[str, float], clock: Clock) -> None:
+        if seen := self._to_be_seen():
+            self.learner.gather()
         if self.observer is None:
             return
         train, done = self.recipe.train, self.learner.steps
@@ -121,7 +125,14 @@ class Worker:
         self.observer.advance(result["total"])
         if done % train.log_every == 0 or done == train.steps:
             self.observer.log(result, {"images_per_second": clock.rate() * train.batch} | clock.shares())
-        self.observer.look(self._progress(), settled=not self.guard.bad)
+        self.observer.look(self._progress(), ready=seen and not self.guard.bad)
+
+    def _to_be_seen(self) -> bool:
+        """Whether rank 0 may want the weights after this step: what is sharded is gathered by all."""
+        train, done, due = self.recipe.train, self.learner.steps, bool(self.signals[3])
+        every = (train.held_out_every, train.sample_every, train.distance_every, train.checkpoint_every)
+        whole = not self.learner.parallel.sharded
+        return whole or due or done == train.steps or any(steps and done % steps == 0 for steps in every)
 
     # --- what all workers agree on -----------------------------------------------------------------------------------
 
@@ -133,15 +144,16 @@ class Worker:
         return values[: len(shares)]
 
     def _wishes(self) -> list[float]:
-        """That the training stops, that it makes way, that Ray is asked whether it should."""
+        """That the training stops, that it makes way, that Ray is asked whether it should, that a checkpoint is due."""
         observer = self.observer
         return [
-            float(bool(observer and observer.stop)), float(self.notice.given()), float(self.rank == 0 and self.notice.due())
+            float(bool(observer and observer.stop)), float(self.notice.given()),
+            float(self.rank == 0 and self.notice.due()), float(bool(observer and observer.due())),
         ]  # fmt: skip
 
     def _asked(self) -> str:
         """Who wants an end; empty when nobody does."""
-        stop, give_way, ask = self.signals.tolist() if self.world > 1 else self._wishes()
+        stop, give_way, ask, _ = self.signals.tolist() if self.world > 1 else self._wishes()
         if ask:
             self.notice.ask()
         return DRIVER if stop else SYSTEM if give_way else ""

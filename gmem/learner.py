@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gmem import flow, memory, noise
 from gmem.network import Network
+from gmem.parallel import Alone
 from gmem.threads import one_thread
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -109,9 +110,10 @@ def _rows(rows: list[Any], shape: tuple[int, ...]) -> Tensor:
 class Learner:
     """A network in training, with its moving average and its optimiser.
 
-    For several workers, `wrap` puts the trained module into `DistributedDataParallel`, which averages gradients over
-    `ranks` workers; losses are summed and divided by the global batch, so shares of unequal size count rightly. `summed`
-    adds a small tensor up over the workers, which makes the losses that `step` tells those of the global batch.
+    With several workers (`parallel`) gradients are averaged; losses are summed and divided by the global batch, so
+    shares of unequal size count rightly. `summed` adds a small tensor up over the workers, which makes the losses that
+    `step` tells those of the global batch. Where weights are sharded, `ema` and `state` are those of the last `gather`, and
+    only there where training is `observed`.
     """
 
     def __init__(
@@ -119,31 +121,36 @@ class Learner:
         network: Network,
         config: LearnerConfig,
         device: str | torch.device = "cpu",
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
-        ranks: int = 1,
+        parallel: Alone | None = None,
         summed: Callable[[Tensor], Tensor] | None = None,
+        observed: bool = True,
     ) -> None:
-        self.config = config
+        self.config, self.observed = config, observed
         self.device = torch.device(device)
         self.network = network.to(self.device).train()
         self.aligned = network.config.projection_dim > 0 and config.projection_weight > 0
         if network.config.projection_dim and not self.aligned:
             network.projector.requires_grad_(False)
         self.ema = copy.deepcopy(network).requires_grad_(False).eval()
+        self.parallel, self.summed = parallel or Alone(), summed or _same
+        self.model = self.parallel.wrap(_Trained(network, self.aligned), network.blocks)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.average: dict[str, Tensor] = {n: p for n, p in self.ema.named_parameters() if n in self.parameters}
+        if self.parallel.sharded:
+            self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.model = (wrap or _same)(_Trained(network, self.aligned))
-        self.ranks, self.summed = ranks, summed or _same
         self.steps = 0  # draws and data order follow this one
         self.updates = 0  # steps that were not skipped
+        self._gathered: dict[str, Tensor] = {}
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
         self._shift = (
             flow.dimension_shift(math.prod(network.config.latent_shape), config.time_shift_base)
             if config.time_shift_base
             else 1.0
         )
+        self.gather()
 
     def step(self, batch: Batch, draws: Draws, global_batch: int, limit: float = math.inf) -> dict[str, float]:
         """One update. The losses returned are the global batch's means (without `summed`: this worker's share of them).
@@ -154,13 +161,13 @@ class Learner:
         lr = self._set_learning_rate()
         self.optimiser.zero_grad()
         shares = torch.zeros(4, device=self.device)
-        for part, part_draws, sync in self._micro_batches(batch, draws):
+        for part, part_draws, sync in self._micro_batches(batch, draws, global_batch):
             with sync:
                 losses = self._losses(self.model, part, part_draws, mask=True)
-                (losses.total.sum() * (self.ranks / global_batch)).backward()
+                (losses.total.sum() * (self.parallel.ranks / global_batch)).backward()
             shares += torch.stack([loss.detach().sum() for loss in losses]) / global_batch
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.parallel.whole(torch.nn.utils.get_total_norm(gradients))
         # The step's only wait for the device.
         *parts, grad_norm = torch.cat([self.summed(shares), norm[None]]).tolist()
         means = dict(zip(flow.Losses._fields, parts, strict=True))
@@ -171,19 +178,28 @@ class Learner:
         return means | {"grad_norm": grad_norm, "lr": lr, "skipped": float(not applied)}
 
     @torch.no_grad()
-    def loss(self, batch: Batch, draws: Draws, ema: bool = True) -> dict[str, float]:
-        """Mean losses on pictures that are not trained on, snippets whole as in sampling."""
-        network = self.ema if ema else self.network
+    def loss(self, batch: Batch, draws: Draws) -> dict[str, float]:
+        """Mean losses of the averaged network on pictures that are not trained on, snippets whole as in sampling."""
         batch, draws = Batch(*_on(batch, self.device)), Draws(*_on(draws, self.device))
-        losses = self._losses(_Trained(network, self.aligned), batch, draws, mask=False).mean()
+        losses = self._losses(_Trained(self.ema, self.aligned), batch, draws, mask=False).mean()
         return dict(zip(flow.Losses._fields, torch.stack(losses).tolist(), strict=True))
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Makes `ema` and `state` those of this moment, where weights are sharded: all workers call it together."""
+        if not self.parallel.sharded:
+            return
+        self._gathered = {}
+        for name, tensor in self._shares().items():
+            whole = self.parallel.whole(tensor)
+            if self.observed:
+                self._gathered[name] = whole.cpu()
+        if self.observed:
+            self.ema.load_state_dict(_below(self._gathered, "ema."))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which training goes on exactly. The tensors are live: save them before the next step."""
-        tensors = self._weights()
-        if self.updates:
-            for name, parameter in self.parameters.items():
-                tensors |= {f"optimiser.{name}.{m}": self.optimiser.state[parameter][m] for m in MOMENTS}
+        tensors = self._gathered if self.parallel.sharded else self._shares()
         return tensors, {"steps": self.steps, "updates": self.updates}
 
     def load_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
@@ -198,13 +214,16 @@ class Learner:
                 f"this checkpoint is of another network: {len(wrong)} tensors are missing, surplus or of another shape, "
                 f"first {', '.join(sorted(wrong)[:3])}"
             )
-        self.network.load_state_dict(_below(tensors, "network."))
-        self.ema.load_state_dict(_below(tensors, "ema."))
+        placed = self.parallel.placed
+        with torch.no_grad():
+            for name, mine in self._weights().items():
+                mine.copy_(placed(tensors[name], mine))
         self.optimiser.state.clear()
         for name, parameter in self.parameters.items() if updates else ():
-            moments = {m: tensors[f"optimiser.{name}.{m}"].to(self.device, copy=True) for m in MOMENTS}
+            moments = {m: placed(tensors[f"optimiser.{name}.{m}"].clone(), parameter) for m in MOMENTS}
             self.optimiser.state[parameter] = {"step": torch.tensor(float(updates), device=self.device), **moments}
         self.steps, self.updates = int(progress["steps"]), updates
+        self.gather()
 
     def restart(self, network: Network) -> None:
         """Back to step 0 with the weights of `network`."""
@@ -214,8 +233,18 @@ class Learner:
         self.load_state(weights, {"steps": 0, "updates": 0})
 
     def _weights(self) -> dict[str, Tensor]:
-        parts = {"network": self.network, "ema": self.ema}
-        return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
+        """Of the network and of its average, whole or this worker's shares; what is not trained is in both."""
+        weights = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        averages = {f"ema.{name}": value for name, value in (self.ema.state_dict() | self.average).items()}
+        return weights | averages
+
+    def _shares(self) -> dict[str, Tensor]:
+        """Weights and what the optimiser remembers."""
+        tensors = self._weights()
+        if self.updates:
+            for name, parameter in self.parameters.items():
+                tensors |= {f"optimiser.{name}.{m}": self.optimiser.state[parameter][m] for m in MOMENTS}
+        return tensors
 
     def _set_learning_rate(self) -> float:
         """Rises linearly over the warm-up, then stays."""
@@ -223,15 +252,19 @@ class Learner:
         self.optimiser.param_groups[0]["lr"] = lr
         return lr
 
-    def _micro_batches(self, batch: Batch, draws: Draws) -> Iterator[tuple[Batch, Draws, AbstractContextManager]]:
-        """The batch in pieces, with a context that keeps workers from exchanging gradients before the last."""
-        count = len(batch.latent)
-        size = self.config.micro_batch or max(1, count)
-        starts = range(0, max(1, count), size)  # a worker without pictures still takes part
+    def _micro_batches(
+        self, batch: Batch, draws: Draws, global_batch: int
+    ) -> Iterator[tuple[Batch, Draws, AbstractContextManager]]:
+        """The batch in pieces, with a context that keeps workers from exchanging gradients before the last.
+
+        All workers have as many pieces, if need be empty ones: where weights are sharded they fetch them together.
+        """
+        largest = max(len(batch.latent), -(-global_batch // self.parallel.ranks))
+        size = self.config.micro_batch or max(1, largest)
+        starts = range(0, max(1, largest), size)
         for start in starts:
             rows = slice(start, start + size)
-            wait = start != starts[-1] and hasattr(self.model, "no_sync")
-            context = self.model.no_sync() if wait else nullcontext()  # type: ignore[operator]
+            context = self.parallel.waiting(self.model) if start != starts[-1] else nullcontext()
             yield Batch(*_on(batch, self.device, rows)), Draws(*_on(draws, self.device, rows)), context
 
     def _losses(self, model: nn.Module, batch: Batch, draws: Draws, mask: bool) -> flow.Losses:
@@ -256,13 +289,14 @@ class Learner:
 
     @torch.no_grad()
     def _update(self, gradients: list[Tensor], norm: float) -> None:
+        local = self.parallel.local
         if self.config.clip and norm > self.config.clip:
-            torch._foreach_mul_(gradients, self.config.clip / norm)
+            torch._foreach_mul_([local(gradient) for gradient in gradients], self.config.clip / norm)
         self.optimiser.step()
         self.updates += 1
         ramp = (1 + self.updates) / (self.config.ema_ramp + self.updates)
-        average: list[Tensor] = [p for name, p in self.ema.named_parameters() if name in self.parameters]
-        torch._foreach_lerp_(average, list(self.parameters.values()), 1 - min(self.config.ema_decay, ramp))
+        average, weights = ([local(t) for t in each.values()] for each in (self.average, self.parameters))
+        torch._foreach_lerp_(average, weights, 1 - min(self.config.ema_decay, ramp))
 
 
 class _Trained(nn.Module):

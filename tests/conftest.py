@@ -36,6 +36,14 @@ class Row:
 ROWS = pytest.StashKey[list[Row]]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes at once (`-n`): the tests of a file share fixtures and stay together; the longest begin."""
+    for item in items:
+        together = "integration" if item.path.parent.name == "integration" else item.path.name
+        item.add_marker(pytest.mark.xdist_group(together))
+    items.sort(key=lambda item: item.path.parent.name != "integration")
+
+
 @pytest.fixture
 def trial(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """Notes how a trial ended; see above. One that fails before it says so is noted as failed."""

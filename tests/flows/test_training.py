@@ -282,6 +282,20 @@ def test_two_workers_train_as_one_also_when_told_to_make_way_and_when_one_goes_o
     assert near(saved(job)[0], alone[0])
 
 
+def test_two_workers_with_half_of_the_weights_each_train_the_same_and_resume_exactly(
+    trainings, ranks: Any, whole: Job
+) -> None:
+    halves = trainings.job(sharded=True)
+    together(ranks, halves)
+    assert steps(halves) == [4, 8] and near(saved(halves)[0], saved(whole)[0])
+
+    job = trainings.job(sharded=True)
+    together(ranks, job, after=(math.inf, 3))
+    together(ranks, again(trainings, job, sharded=True))
+    assert steps(job) == [3, 4, 8]
+    assert same(saved(job)[0], saved(halves)[0]) and saved(job)[1] == saved(halves)[1]
+
+
 def test_two_workers_go_back_together(trainings, ranks: Any) -> None:
     job = trainings.job(steps=14)
     together(ranks, job, bad=True)

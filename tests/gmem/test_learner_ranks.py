@@ -10,21 +10,22 @@ import torch.distributed as dist
 
 from gmem.learner import Batch, Learner, LearnerConfig, draw
 from gmem.network import Network, NetworkConfig
-from gmem.parallel import replicated
+from gmem.parallel import Alone, Replicated, Sharded
 
 BATCH, STEPS, SHAPE = 7, 4, (4, 4, 4)
-CUTS = (slice(0, 4), slice(4, 5), slice(5, 7))
+CUTS = (slice(0, 3), slice(3, 5), slice(5, 7))
+WAYS = (Replicated, Sharded)
 CONFIG = LearnerConfig(lr=1e-3, precision="fp32", micro_batch=2, drop_rate=0.1)
 
 
-def make_learner(wrap=None, ranks: int = 1, summed=None) -> Learner:
+def make_learner(parallel: Alone | None = None, summed=None) -> Learner:
     torch.manual_seed(0)
     network = Network(
         NetworkConfig(
             2, 32, 2, 1, *SHAPE[:2], snippet_dim=8, projection_dim=6, projection_hidden=16, projection_after=1
         )
     )
-    return Learner(network, CONFIG, wrap=wrap, ranks=ranks, summed=summed)
+    return Learner(network, CONFIG, parallel=parallel, summed=summed)
 
 
 def train(learner: Learner, rows: slice, until: int = STEPS) -> list[float]:
@@ -48,15 +49,20 @@ def summed(shares: torch.Tensor) -> torch.Tensor:
 def work(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(CUTS))
-    learner = make_learner(replicated, len(CUTS), summed)
-    losses = train(learner, CUTS[rank])
-    first = make_learner(replicated, len(CUTS), summed)
-    train(first, CUTS[rank], until=2)
-    tensors, progress = first.state()
-    resumed = make_learner(replicated, len(CUTS), summed)
-    resumed.load_state({name: value.clone() for name, value in tensors.items()}, progress)
-    train(resumed, CUTS[rank])
-    torch.save({"losses": losses, "weights": learner.state()[0], "resumed": resumed.state()[0]}, f"{folder}/{rank}.pt")
+    for way in WAYS:
+        learner = make_learner(way(), summed)
+        losses = train(learner, CUTS[rank])
+        first = make_learner(way(), summed)
+        train(first, CUTS[rank], until=2)
+        first.gather()
+        tensors, progress = first.state()
+        resumed = make_learner(way(), summed)
+        resumed.load_state({name: value.clone() for name, value in tensors.items()}, progress)
+        train(resumed, CUTS[rank])
+        learner.gather()
+        resumed.gather()
+        result = {"losses": losses, "weights": learner.state()[0], "resumed": resumed.state()[0]}
+        torch.save(result, f"{folder}/{way.__name__}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -74,13 +80,15 @@ def test_three_unequal_workers_train_as_one_and_resume_exactly(tmp_path):
     for worker in workers:
         errors = worker.communicate(timeout=150)[1]
         assert worker.returncode == 0, errors.decode()
-    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(CUTS))]
-    for result in results:
-        assert result["losses"] == pytest.approx(expected, rel=1e-4)
-        for name, value in alone.state()[0].items():
-            assert torch.equal(results[0]["weights"][name], result["weights"][name]), name
-            assert torch.equal(result["resumed"][name], result["weights"][name]), name
-            torch.testing.assert_close(result["weights"][name], value, atol=2e-5, rtol=1e-3)
+    for way in WAYS:
+        results = [torch.load(tmp_path / f"{way.__name__}-{rank}.pt", weights_only=True) for rank in range(len(CUTS))]
+        for result in results:
+            assert result["losses"] == pytest.approx(expected, rel=1e-4)
+            assert result["weights"].keys() == alone.state()[0].keys()
+            for name, value in alone.state()[0].items():
+                assert torch.equal(results[0]["weights"][name], result["weights"][name]), name
+                assert torch.equal(result["resumed"][name], result["weights"][name]), name
+                torch.testing.assert_close(result["weights"][name], value, atol=2e-5, rtol=1e-3)
 
 
 if __name__ == "__main__":
