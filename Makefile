@@ -25,7 +25,7 @@ cluster: setup
 	$(VENV)/bin/python -m infra.local_cluster $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 
 trials: setup
 	$(VENV)/bin/python -m pytest -m trials $(TRIALS)

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Column, Table
+from xdist.scheduler import LoadFileScheduling
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,20 @@ class Row:
 ROWS = pytest.StashKey[list[Row]]()
 
 
+class Together(LoadFileScheduling):
+    """For several processes at once (`-n`): the tests of a file share fixtures, and those of the whole chain a store."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "integration" if "/integration/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes at once (`-n`): the tests of a file share fixtures and stay together; the longest begin."""
-    for item in items:
-        together = "integration" if item.path.parent.name == "integration" else item.path.name
-        item.add_marker(pytest.mark.xdist_group(together))
+    """The longest begin."""
     items.sort(key=lambda item: item.path.parent.name != "integration")
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.recipe import assignments
+from infra.alerts import watch
 
 from .conftest import SMALL
 
@@ -99,6 +105,7 @@ def server(surroundings: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         running.wait_until_healthy()
         running.prefect("work-pool", "create", "gmem", "--type", "process")
         running.prefect("deploy", "--all")
+        running.begin("worker", "worker", "start", "--pool", "gmem")
         yield running
     finally:
         running.stop()
@@ -120,7 +127,6 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
     """More steps: the training of the first run is continued and evaluated again, and nothing else is computed."""
     more = [*SMALL, f"data.source={pictures}", "data.max_pixels=100000000", "train.steps=9"]
     overrides = assignments(more) | {"store": str(store)}
-    server.begin("worker", "worker", "start", "--pool", "gmem")
     server.prefect("deployment", "run", "pipeline/emoji", "-p", f"overrides={json.dumps(overrides)}")
     assert server.ended("pipeline") == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
 
@@ -136,3 +142,31 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
     assert made["train"]["rows"] == 9
     assert artifacts["train-progress"]["type"] == "progress"
     assert artifacts["evaluate-pairs-train"]["type"] == "image"
+
+
+@pytest.mark.timeout(300)
+def test_a_person_is_told_of_a_run_that_failed(server: Server, store: Path) -> None:
+    told = queue.Queue[str]()
+
+    class Phone(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Phone) as phone, temporary_settings({PREFECT_API_URL: server.api}):
+        threading.Thread(target=phone.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{phone.server_port}"
+        words = {"text": "{{subject}} {{body}}"}
+        with pytest.raises(ValueError, match="there is no block custom-webhook/person"):
+            watch("custom-webhook/person")
+        CustomWebhookNotificationBlock(name="person", url=url, json_data=words).save("person")
+        for _ in range(2):  # the second takes the place of the first
+            watch("custom-webhook/person")
+        nowhere = json.dumps({"store": str(store), "data": {"source": "/nowhere"}})
+        server.prefect("deployment", "run", "ingest/ingest", "-p", f"overrides={nowhere}")
+        assert server.ended("ingest") == "FAILED"
+        said = told.get(timeout=60)
+        assert "ingest has failed" in said and "/nowhere" in said
+        phone.shutdown()
+    assert told.empty()
