@@ -37,6 +37,11 @@ EMBEDDED = {
 }
 
 
+RESTARTS = 20
+"""How often a host may die, by what it works on or with its node. Its task runs again each time, and as often as Ray tries
+in the seconds before it takes a silent node for dead."""
+
+
 class ClusterError(RuntimeError):
     """A cluster that cannot be reached or a job that failed there, in one sentence."""
 
@@ -288,7 +293,7 @@ _numbers = count()
 def pool(cluster: Cluster, stage: str, kind: type, *args: Any) -> Iterator[list[Worker]]:
     """The workers of a stage: objects of class `kind`, made with their number of threads and `args`.
 
-    Ray restarts a host that dies and runs its task again.
+    Ray restarts a host that dies, up to RESTARTS times, and runs its task again.
     """
     have = resources(cluster, stage)
     hosts, number, make = _hire(have), next(_numbers), ray.put(partial(kind, have.threads, *args))
@@ -305,7 +310,7 @@ def _hire(have: Resources) -> list[Any]:
     """Those that wait where they reserve the same, or others in their place."""
     if _standing.reserved != (reserved := replace(have, threads=0)):
         dismiss()
-        options = have.options() | {"max_restarts": -1, "max_task_retries": 3}
+        options = have.options() | {"max_restarts": RESTARTS, "max_task_retries": -1}
         _standing.hosts = [ray.remote(Host).options(**options).remote() for _ in range(have.actors)]
         _standing.reserved = reserved
     return _standing.hosts

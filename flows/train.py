@@ -65,7 +65,8 @@ def job(job: Job, report: Report) -> Outcome:
     artifact, versions = job.artifact("training"), pinned(job)
     _require_room(job, report)
     cluster.make_room(cluster.resources(job.recipe.cluster, "train"))
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # With us, for it must outlive the workers' nodes; where it may, Ray puts it elsewhere.
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
     with terminable():
         while True:

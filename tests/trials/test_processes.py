@@ -6,6 +6,7 @@ runs the stage again where it did not end by itself, and counts what the store h
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -14,7 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -30,7 +33,7 @@ from flows.ingest import IMAGES
 from flows.job import REQUEST, Request
 from flows.latents import LATENTS
 from flows.progress import MARK
-from flows.recipe import load
+from flows.recipe import Reserved, load
 from flows.stage import Plan, Stage
 from flows.train import TRAINING
 from infra.processes import HOST, Processes, free_ports, listens
@@ -86,12 +89,27 @@ class Nodes:
         """SIGKILL to one worker that does this; waits until there is one."""
         self._victim(title).kill()
 
-    def kill_node_of(self, title: str) -> None:
+    def kill_node_of(self, title: str, replaced: bool = True) -> None:
         """SIGKILL to the raylet whose node does this, and a new node in its place, as a cluster would give it."""
+        raylet = self._raylet(title)
+        raylet.kill()
+        if replaced:
+            self.join(f"again-{raylet.pid}")
+
+    def take_node_of(self, title: str, seconds: int) -> psutil.Process:
+        """Tells Ray that the node which does this goes in so many seconds; a new one comes. Gives the raylet to kill."""
+        raylet = self._raylet(title)
+        self.join(f"instead-{raylet.pid}")
+        node = next(part for part in raylet.cmdline() if part.startswith("--node_id=")).partition("=")[2]
+        asked = ["ray", "drain-node", f"--address={HOST}:{self.port}", f"--node-id={node}", "--reason-message=trial",
+                 "--reason=DRAIN_NODE_REASON_PREEMPTION", f"--deadline-remaining-seconds={seconds}"]  # fmt: skip
+        subprocess.run(asked, env=self.environment, check=True, capture_output=True, timeout=60)
+        return raylet
+
+    def _raylet(self, title: str) -> psutil.Process:
         raylet = self._victim(title).parent()
         assert raylet is not None and "raylet" in raylet.name(), "Ray's workers are children of their node's raylet"
-        raylet.kill()
-        self.join(f"again-{raylet.pid}")
+        return raylet
 
     def _victim(self, title: str) -> psutil.Process:
         for _ in range(400):
@@ -197,6 +215,15 @@ class Work:
     def attempt(self, stage: str) -> Attempt:
         return Attempt(self.nodes, stage, self.plan, self.tracking)
 
+    def with_(self, **sections: dict[str, Any]) -> Work:
+        """The same work, with other values of a few keys that change nothing of what is made."""
+        changed = copy.copy(self)
+        old = self.plan.recipe
+        changed.plan = Plan(old.model_copy(update={
+            name: getattr(old, name).model_copy(update=values) for name, values in sections.items()
+        }))  # fmt: skip
+        return changed
+
     def need(self, *stages: str) -> None:
         """Makes what a trial starts from, where an earlier one has not left it."""
         for stage in STAGES:
@@ -238,7 +265,7 @@ class Work:
     def _train(self) -> tuple[set[int], list[int]]:
         newest = latest(self.plan.artifact(TRAINING))
         assert newest is not None
-        return {STEPS}, [newest.step]
+        return {self.plan.recipe.train.steps}, [newest.step]
 
     def _evaluate(self) -> tuple[set[int], list[int]]:
         manifest = self.plan.artifact(REPORT).manifest()
@@ -331,6 +358,36 @@ def test_training_loses_its_controller(work: Work, nodes: Nodes, trial: Callable
     trial(
         "train: its controller", "SIGKILL", max(0, first.rows - second.done), *work.lost_and_doubled("train"), of=STEPS
     )
+
+
+def test_training_is_told_that_its_node_will_go(work: Work, nodes: Nodes, trial: Callable[..., None]) -> None:
+    """It writes a checkpoint at once, and goes on elsewhere."""
+    work.need("ingest", "latents", "bank")
+    work.forget("train")
+    longer = work.with_(train={"steps": 3 * STEPS, "checkpoint_every": 1000})
+    attempt = longer.attempt("train").until(0.1)
+    raylet = nodes.take_node_of(TITLES["training"], seconds=90)
+    attempt.ended()
+    with suppress(psutil.NoSuchProcess):  # it may have gone by itself once nothing ran there
+        raylet.kill()
+    assert "made way" in "".join(attempt.output) and attempt.done > 0
+    trial("train: its node is drained", "notice of 90 s", 0, *longer.lost_and_doubled("train"), of=3 * STEPS)
+
+
+def test_training_goes_on_with_fewer_workers(work: Work, nodes: Nodes, trial: Callable[..., None]) -> None:
+    """Two workers fill two nodes; where one goes and none comes, the other goes on within its bounds."""
+    work.need("ingest", "latents", "bank")
+    work.forget("train")
+    elastic = {"train_workers": 2, "train_workers_min": 1, "train": Reserved(cpus=2)}
+    two = work.with_(cluster=elastic, train={"steps": 2 * STEPS})
+    attempt = two.attempt("train").until(0.3)
+    rows = attempt.rows
+    nodes.kill_node_of(TITLES["training"], replaced=False)
+    attempt.ended()
+    redone = max(0, rows - attempt.done)
+    trial("train: a node, and no other comes", "SIGKILL", redone, *two.lost_and_doubled("train"), of=2 * STEPS)
+    assert attempt.done > 0 and redone <= 15
+    nodes.join("last")
 
 
 def test_two_processes_build_the_same_stage(work: Work, trial: Callable[..., None]) -> None:
