@@ -37,6 +37,9 @@ EMBEDDED = {
 }
 
 
+READER_CPUS = 0.5
+"""Reserved by a task that reads a shard for the encoders."""
+
 RESTARTS = 20
 """How often a host may die, by what it works on or with its node. Its task runs again each time, and as often as Ray tries
 in the seconds before it takes a silent node for dead."""
@@ -213,8 +216,9 @@ def resources(cluster: Cluster, stage: str) -> Resources:
 
 def _encoding(cluster: Cluster, said: Reserved, gpus: int, cpus: float) -> Resources:
     each = next((g for g in (said.gpus, cluster.actor_gpus) if g is not None), 1.0 if gpus else 0.0)
-    reserved_cpus = said.cpus or cluster.actor_cpus
     actors = cluster.actors or (max(1, int(gpus / each)) if each else max(1, int(cpus // 2)))
+    # On a small machine too, those who read for them must find room, or both would wait for ever.
+    reserved_cpus = min(said.cpus or cluster.actor_cpus, max(cpus - READER_CPUS, READER_CPUS) / actors)
     threads = max(1, round(reserved_cpus) if each else int(cpus // actors))
     return Resources(actors, reserved_cpus, each, threads)
 

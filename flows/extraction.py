@@ -11,7 +11,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from flows.cluster import Worker, spread
+from flows.cluster import READER_CPUS, Worker, spread
 from flows.progress import Report
 from storage.shards import read_shard
 
@@ -32,7 +32,7 @@ class Block(NamedTuple):
     """[N, H, W, 3]"""
 
 
-@ray.remote(num_cpus=0.5, max_retries=3)
+@ray.remote(num_cpus=READER_CPUS, max_retries=3)
 def read_block(root: str, shard: str) -> Block:
     """Decoding, apart from encoding: an encoder on a GPU never waits for one core to decode."""
     pictures = list(read_shard(root, shard))
