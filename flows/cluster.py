@@ -113,8 +113,9 @@ def _join(cluster: Cluster, modules: tuple[str, ...] = ()) -> bool:
             return False
         _init(cluster)
         if modules and not address_of(cluster):
-            for host in _hire(resources(cluster, "latents")):
-                host.prepare.remote(modules)
+            with suppress(Exception):  # only ahead of time: the first pool does what is not done
+                for host in _hire(resources(cluster, "latents")):
+                    host.prepare.remote(modules)
         return True
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
+# Here, since Ray in its thread and Prefect in ours would import it at the same moment, at which one of them fails.
+import pydantic.v1.fields  # noqa: F401
+
 from flows.cluster import warm_up
 from flows.recipe import Cluster
 

@@ -97,12 +97,15 @@ def stage(
     name: StageName, recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
+    from flows.stage import check_inputs
     from flows.startup import WORKERS_IMPORT, begin, wait
 
     start = time.monotonic()
     chosen = overrides(set, store)
     plan = _plan(resolved(recipe, set, store))
-    if plan.missing(next(stage for stage in _stages() if stage.name == name)):
+    wanted = next(stage for stage in _stages() if stage.name == name)
+    if plan.missing(wanted):
+        check_inputs(wanted, plan)
         begin(plan.recipe.cluster, () if name in ("ingest", "train") else WORKERS_IMPORT)
     from flows.pipeline import FLOWS
 
