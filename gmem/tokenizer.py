@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gmem.shipped import shipped_folder, weights_hash
 
@@ -56,7 +56,9 @@ class Tokenizer:
             "factor": self.factor,
             "channels": self.channels,
         }
-        self.model = model.requires_grad_(False).eval().to(self.device, dtype).to(memory_format=torch.channels_last)
+        # The plain way: diffusers' own warns of modules to be kept in float32 also where there are none.
+        moved = nn.Module.to(model.requires_grad_(False).eval(), self.device, dtype)
+        self.model = moved.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def encode(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
