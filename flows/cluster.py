@@ -36,7 +36,6 @@ EMBEDDED = {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
 
-
 READER_CPUS = 0.5
 """Reserved by a task that reads a shard for the encoders."""
 
@@ -128,9 +127,8 @@ def _init(cluster: Cluster) -> None:
         if address:
             ray.init(address=address, runtime_env={"env_vars": WORKER}, **common)
         else:
-            with _environment(
-                WORKER | EMBEDDED
-            ):  # inherited: Ray starts workers ahead only for jobs without any of their own
+            # Inherited, and not the job's own: those would keep Ray from starting workers ahead.
+            with _environment(WORKER | EMBEDDED):
                 _embed(cluster, common)
     except Exception as error:  # a node that is slow to start is told as a bare Exception
         where = f"the Ray cluster at {address}" if address else "an embedded Ray"

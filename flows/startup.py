@@ -20,7 +20,15 @@ WORKERS_IMPORT = (
     "timm",
 )
 
-_prefect = threading.Thread(target=lambda: _start_prefect(), name="prefect-start", daemon=True)
+
+def _start_prefect() -> None:
+    from prefect import get_client
+
+    with suppress(Exception):  # the flow tries again, and says what is wrong
+        get_client(sync_client=True)
+
+
+_prefect = threading.Thread(target=_start_prefect, name="prefect-start", daemon=True)
 
 
 def begin(cluster: Cluster, modules: tuple[str, ...] = WORKERS_IMPORT) -> None:
@@ -40,10 +48,3 @@ def wait() -> None:
     """Until Prefect's server answers; a second client would not wait for one that the first is starting."""
     if _prefect.ident is not None:
         _prefect.join()
-
-
-def _start_prefect() -> None:
-    from prefect import get_client
-
-    with suppress(Exception):  # the flow tries again, and says what is wrong
-        get_client(sync_client=True)
