@@ -25,7 +25,8 @@ cluster: setup
 	$(VENV)/bin/python -m infra.local_cluster $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder -m "not trials and not benchmark"
+	$(VENV)/bin/python -m pytest -m benchmark
 
 trials: setup
 	$(VENV)/bin/python -m pytest -m trials $(TRIALS)
