@@ -11,6 +11,7 @@ from flows.outside import open_network
 from flows.recipe import Recipe
 from flows.stage import Job
 from gmem.learner import Batch, LearnerConfig
+from gmem.memory import Components
 from gmem.network import Network, NetworkConfig
 from gmem.tokenizer import standardise
 from storage.store import Store
@@ -34,11 +35,16 @@ def open_data(job: Job, split: str, versions: Versions) -> TrainingTable:
 
 
 def batch_of(recipe: Recipe, data: TrainingTable, ids: Tensor | NDArray[np.int64]) -> Batch:
-    """The rows of these ids as the learner takes them: latents standardised, patch tokens at full width."""
+    """The rows of these ids as the learner takes them: latents standardised, patch tokens as coefficients."""
     rows = data.batch(ids)
     label = rows["label"] if recipe.network.conditioning == "label" else None
-    tokens = data.patches.full(rows["tokens"]) if data.patches else None
-    return Batch(standardise(rows["latent"].float(), data.mean, data.std), rows["snippet"].float(), tokens, label)
+    latent = standardise(rows["latent"].float(), data.mean, data.std)
+    return Batch(latent, rows["snippet"].float(), rows.get("tokens"), label)
+
+
+def components_of(data: TrainingTable) -> Components | None:
+    """What brings the patch tokens to full width."""
+    return Components(data.patches.mean, data.patches.components) if data.patches else None
 
 
 def make_network(recipe: Recipe, data: TrainingTable) -> Network:
@@ -79,6 +85,7 @@ def learner_config(recipe: Recipe) -> LearnerConfig:
         ema_ramp=train.ema_ramp,
         precision=train.precision,
         micro_batch=train.micro_batch,
+        compile=train.compile,
         mask_rate=train.mask,
         drop_rate=train.drop,
         cosine_weight=train.cosine,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import Any
 
 import ray
@@ -11,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flows.ahead import Ahead
 from flows.cluster import settle
-from flows.learning import Versions, batch_of, learner_config, make_network, open_data
+from flows.learning import Versions, batch_of, components_of, learner_config, make_network, open_data
 from flows.notice import Notice
 from flows.observer import Observer
 from flows.stage import Job
@@ -72,6 +74,7 @@ class Worker:
             (Sharded if train.sharded else Replicated)() if world > 1 else None,
             self._summed if world > 1 else None,
             observed=rank == 0,
+            components=components_of(self.data),
         )
         self.observer = Observer(job, channel, self.data, versions, self.learner) if rank == 0 else None
         if found := self._newest():
@@ -88,29 +91,31 @@ class Worker:
         steps, why, clock = self.recipe.train.steps, "", Clock()
         if self.observer:
             self.observer.begin()
-        while self.learner.steps < steps and not why:
-            batch, draws = self._share(self.learner.steps)
-            clock.lap("data")
-            result = self.learner.step(batch, draws, self.recipe.train.batch, self.guard.limit)
-            clock.lap("compute")
-            if self.guard.judge(result["velocity"], bool(result["skipped"])):
-                self._go_back()
-            else:
-                self._observe(result, clock)
-            why = self._asked()
-            clock.lap("rest")
+        with closing(Ahead(self._share, steps)) as ahead:
+            while self.learner.steps < steps and not why:
+                batch, draws = ahead.take(self.learner.steps, self.attempt)
+                clock.lap("data")
+                result = self.learner.step(batch, draws, self.recipe.train.batch, self.guard.limit)
+                clock.lap("compute")
+                if self.guard.judge(result["velocity"], bool(result["skipped"])):
+                    self._go_back()
+                else:
+                    self._observe(result, clock)
+                why = self._asked()
+                clock.lap("rest")
         if why:
             self.learner.gather()
         if self.observer:
             self.observer.finish(self._progress(), why)
 
-    def _share(self, step: int) -> tuple[Batch, Draws]:
-        """This worker's rows of the global batch of a step, and their random numbers."""
+    def _share(self, step: int, attempt: int) -> tuple[Batch, Draws]:
+        """This worker's rows of the global batch of a step, and their random numbers: ready to be copied to a GPU."""
         total = self.recipe.train.batch
         rows = share(total, self.rank, self.world)
         batch = batch_of(self.recipe, self.data, self.order.ids(step)[rows])
         shape, width = tuple(batch.latent.shape[1:]), batch.snippet.shape[1]
-        return batch, draw(self.learner.config, step, total, shape, width, rows, self.attempt)
+        draws = draw(self.learner.config, step, total, shape, width, rows, attempt)
+        return (batch.pinned(), draws.pinned()) if self.learner.device.type == "cuda" else (batch, draws)
 
     def _observe(self, result: dict[str, float], clock: Clock) -> None:
         if seen := self._to_be_seen():
@@ -176,12 +181,10 @@ class Worker:
         return {"guard": self.guard.state(), "attempt": self.attempt}
 
     def _restore(self, found: Resumed) -> None:
-        checkpoint, tensors, progress = found
+        _, tensors, progress = found
         self.learner.load_state(tensors, progress["learner"])
         self.guard.load_state(progress["guard"])
         self.attempt = max(self.attempt, progress["attempt"])
-        if self.observer:
-            self.observer.held_out = checkpoint.manifest.held_out_loss
 
     def _go_back(self) -> None:
         """To the newest checkpoint, from which other random numbers are drawn; to the one before when that fails too.

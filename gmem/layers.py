@@ -1,7 +1,8 @@
 """The parts of the network: positions, normalisation, attention, SwiGLU, modulation, embeddings.
 
 Named as in the published checkpoints. Two of them come with their own gradient: it writes once what automatic
-differentiation would write several times, which halves the memory traffic that a small network on a CPU is bound by.
+differentiation would write several times, which halves the memory traffic that a small network on a CPU is bound by. A
+compiler fuses the plain expressions better than that, and does not know complex numbers: it is given those expressions.
 """
 
 from __future__ import annotations
@@ -86,7 +87,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """x / rms(x) · weight · (1 + scale) + shift, for x [B, T, d], shift and scale [B, 1, d]; float32."""
-        return _ModulatedNorm.apply(x, self.weight * (1 + scale.float()), shift.float())
+        multiplier, shift = self.weight * (1 + scale.float()), shift.float()
+        if torch.compiler.is_compiling():
+            inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPSILON)
+            return x * inverse * multiplier + shift
+        return _ModulatedNorm.apply(x, multiplier, shift)
 
 
 class Rotary(nn.Module):
@@ -107,14 +112,17 @@ class Rotary(nn.Module):
         self.register_buffer("freqs_sin", angle.sin())
 
     def turns(self) -> Tensor:
-        """The turns as complex numbers [T, 1, head / 2], one for each pair of neighbouring dimensions."""
-        return torch.complex(self.freqs_cos[:, None, ::2], self.freqs_sin[:, None, ::2])
+        """Cosine and sine [T, 1, head / 2, 2] of the turn of each pair of neighbouring dimensions."""
+        return torch.stack([self.freqs_cos[:, None, ::2], self.freqs_sin[:, None, ::2]], dim=-1)
 
 
 def turn(x: Tensor, turns: Tensor) -> Tensor:
     """x [B, T, heads, head] turned pairwise: one complex product, float32."""
+    if torch.compiler.is_compiling():
+        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), turns.unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2)
+    return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -139,7 +147,11 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(_SwiGLU.apply(self.w12(x)))
+        both = self.w12(x)
+        if torch.compiler.is_compiling():
+            gate, value = both.chunk(2, dim=-1)
+            return self.w3(F.silu(gate) * value)
+        return self.w3(_SwiGLU.apply(both))
 
 
 class Modulation(nn.Sequential):

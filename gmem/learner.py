@@ -43,6 +43,7 @@ class LearnerConfig:
     ema_ramp: float = 10.0  # after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp
     precision: Precision = "auto"  # "auto": bf16 autocast where the device multiplies bf16 faster
     micro_batch: int = 0  # pictures per forward pass; 0: all at once
+    compile: bool = False  # whether blocks are compiled: fused on GPUs, after a minute or two; rounds otherwise
     mask_rate: float = 0.4
     drop_rate: float = 0.0  # share of snippets or labels dropped whole, for guidance
     cosine_weight: float = 1.0
@@ -67,8 +68,12 @@ class Batch(NamedTuple):
 
     latent: Tensor  # [b, C, H, W]
     snippet: Tensor  # [b, D]
-    tokens: Tensor | None = None  # [b, T, D']
+    tokens: Tensor | None = None  # [b, T, D'], or [b, T, K] on the learner's `components`
     label: Tensor | None = None  # [b]
+
+    def pinned(self) -> Batch:
+        """In memory from which a GPU copies while it computes."""
+        return self._replace(**{name: part.pin_memory() for name, part in self._asdict().items() if part is not None})
 
 
 class Draws(NamedTuple):
@@ -78,6 +83,10 @@ class Draws(NamedTuple):
     time: Tensor  # [b], standard normal
     mask: Tensor  # [b, D], uniform in [0, 1)
     drop: Tensor  # [b], uniform in [0, 1)
+
+    def pinned(self) -> Draws:
+        """In memory from which a GPU copies while it computes."""
+        return self._replace(**{name: part.pin_memory() for name, part in self._asdict().items()})
 
 
 def draw(
@@ -113,7 +122,8 @@ class Learner:
     With several workers (`parallel`) gradients are averaged; losses are summed and divided by the global batch, so
     shares of unequal size count rightly. `summed` adds a small tensor up over the workers, which makes the losses that
     `step` tells those of the global batch. Where weights are sharded, `ema` and `state` are those of the last `gather`, and
-    only there where training is `observed`.
+    only there where training is `observed`. Patch tokens that come as coefficients on `components` are brought to full
+    width here, on the device: they are many times smaller.
     """
 
     def __init__(
@@ -124,15 +134,22 @@ class Learner:
         parallel: Alone | None = None,
         summed: Callable[[Tensor], Tensor] | None = None,
         observed: bool = True,
+        components: memory.Components | None = None,
     ) -> None:
         self.config, self.observed = config, observed
         self.device = torch.device(device)
-        self.network = network.to(self.device).train()
+        self.components = components.to(self.device) if components else None
+        self.parallel, self.summed = parallel or Alone(), summed or _same
         self.aligned = network.config.projection_dim > 0 and config.projection_weight > 0
         if network.config.projection_dim and not self.aligned:
             network.projector.requires_grad_(False)
-        self.ema = copy.deepcopy(network).requires_grad_(False).eval()
-        self.parallel, self.summed = parallel or Alone(), summed or _same
+        whole = self.device if observed or not self.parallel.sharded else "cpu"  # where it only tells names and shapes
+        self.ema = copy.deepcopy(network).requires_grad_(False).eval().to(whole)
+        self.network = network.train()
+        if not self.parallel.sharded:  # what is sharded goes to the device layer by layer, and never as a whole
+            network.to(self.device)
+        for block in network.blocks if config.compile else ():
+            block.compile()
         self.model = self.parallel.wrap(_Trained(network, self.aligned), network.blocks)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.average: dict[str, Tensor] = {n: p for n, p in self.ema.named_parameters() if n in self.parameters}
@@ -282,10 +299,17 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             velocity, projected = model(flow.interpolate(latent, epsilon, t), t, snippet, label)
         return flow.losses(
-            velocity, flow.target(latent, epsilon), projected, tokens,
+            velocity, flow.target(latent, epsilon), projected, self._full(tokens),
             weight=flow.data_weight(t) if self.network.config.prediction == "data" else None,
             cosine_weight=self.config.cosine_weight, projection_weight=self.config.projection_weight,
         )  # fmt: skip
+
+    def _full(self, tokens: Tensor | None) -> Tensor | None:
+        """Patch tokens [b, t, D'] on the network's grid. What is linear is done first to the few coefficients."""
+        if tokens is None or not self.aligned:
+            return None
+        tokens = flow.match_tokens(tokens.float(), self.network.config.grid**2)
+        return self.components.reconstruct(tokens) if self.components else tokens
 
     @torch.no_grad()
     def _update(self, gradients: list[Tensor], norm: float) -> None:

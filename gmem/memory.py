@@ -47,7 +47,10 @@ class Components:
 
     def reconstruct(self, code: Tensor) -> Tensor:
         """The nearest vectors [..., D] with these codes [..., k], float32."""
-        return code.float() @ self.basis + self.mean
+        return F.linear(code.float(), self.basis.T, self.mean)
+
+    def to(self, device: torch.device | str) -> Components:
+        return Components(self.mean.to(device), self.basis.to(device))
 
 
 class Covariance:

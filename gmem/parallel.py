@@ -20,12 +20,13 @@ class Alone:
     sharded = False
 
     def wrap(self, module: nn.Module, layers: nn.ModuleList) -> nn.Module:
-        """The module to call in training; `layers` are those of its parts that take turns. Optimisers come after it."""
+        """The module to call in training, where it is on the device; `layers` are those of its parts that take turns.
+        Optimisers come after it."""
         return module
 
     @contextmanager
     def waiting(self, module: nn.Module) -> Iterator[None]:
-        """Meanwhile workers add gradients up, each for itself."""
+        """Meanwhile gradients are accumulated, and not exchanged."""
         yield
 
     def local(self, tensor: Tensor) -> Tensor:
@@ -53,7 +54,9 @@ class Replicated(Alone):
 
     def wrap(self, module: nn.Module, layers: nn.ModuleList) -> nn.Module:
         on_cpu = next(module.parameters()).device.type == "cpu"
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=on_cpu)
+        return DistributedDataParallel(
+            module, broadcast_buffers=False, find_unused_parameters=on_cpu, gradient_as_bucket_view=True
+        )
 
     @contextmanager
     def waiting(self, module: nn.Module) -> Iterator[None]:
@@ -63,7 +66,7 @@ class Replicated(Alone):
 
 class Sharded(Alone):
     """Every worker holds its share of weights, gradients, average and optimiser, and fetches a layer when it is needed
-    (FSDP2); gradients are averaged."""
+    (FSDP2); gradients are averaged. Sharding moves a layer to the process group's device."""
 
     sharded = True
 

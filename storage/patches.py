@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 from safetensors.torch import load, save
@@ -123,10 +122,3 @@ class Patches:
     @property
     def version(self) -> int:
         return self.dataset.version
-
-    def full(self, projected: Tensor) -> Tensor:
-        """[..., T, K] coefficients to [..., T, D] float32."""
-        components = self.components.to(projected.device)
-        return torch.addmm(
-            self.mean.to(projected.device), projected.float().reshape(-1, len(components)), components
-        ).reshape(*projected.shape[:-1], components.shape[1])

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import math
 
@@ -7,6 +8,7 @@ import torch
 
 from gmem import threads
 from gmem.learner import Batch, Draws, Learner, LearnerConfig, draw
+from gmem.memory import Components
 from gmem.network import Network, NetworkConfig
 
 SHAPE, SNIPPET, TOKENS = (4, 4, 4), 16, 24
@@ -116,6 +118,20 @@ def test_micro_batches_change_nothing_but_rounding():
     assert a[-1] == pytest.approx(b[-1], rel=1e-4)
 
 
+def test_compiled_blocks_change_nothing_but_rounding(monkeypatch):
+    plain = run(Learner(make_network(), CONFIG), 0, 2)
+    traced = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)  # all but writing and compiling C++
+    monkeypatch.setattr(torch, "compile", traced)
+    learner = Learner(make_network(), dataclasses.replace(CONFIG, compile=True))
+    torch._dynamo.utils.counters.clear()
+    compiled = run(learner, 0, 2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert [pytest.approx(step, rel=1e-4, abs=1e-6) for step in plain] == compiled
+    assert learner.state()[0].keys() == Learner(make_network(), CONFIG).state()[0].keys() | {
+        n for n in learner.state()[0] if n.startswith("optimiser.")
+    }
+
+
 def test_a_step_that_is_not_finite_is_skipped():
     learner = Learner(make_network(), CONFIG)
     run(learner, 0, 1)
@@ -186,10 +202,25 @@ def test_alignment_needs_tokens_unless_its_weight_is_zero():
     assert learner.step(batch, draws, 4)["projection"] == 0
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_tokens_may_come_as_coefficients(patch):
+    """The loss is that of full tokens, also where the network's grid is coarser than theirs."""
+    components = Components(torch.randn(TOKENS), torch.linalg.qr(torch.randn(TOKENS, 5)).Q.T.contiguous())
+    batch, draws = make_batch(4), draw(CONFIG, 0, 4, SHAPE, SNIPPET, slice(None))
+    codes = components.project(batch.tokens)
+    full = Learner(make_network(patch=patch), CONFIG).step(
+        batch._replace(tokens=components.reconstruct(codes)), draws, 4
+    )
+    coded = Learner(make_network(patch=patch), CONFIG, components=components).step(
+        batch._replace(tokens=codes), draws, 4
+    )
+    assert coded == pytest.approx(full, rel=1e-5)
+
+
 def test_labels_and_data_prediction_train():
     network = make_network(conditioning="label", classes=3, projection_dim=0, prediction="data")
     learner = Learner(network, CONFIG)
-    batch = make_batch(8)._replace(label=torch.arange(8) % 3, tokens=None)
+    batch = make_batch(8)._replace(label=torch.arange(8) % 3 - 1, tokens=None)  # every third has none
     draws = draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(None))
     results = [learner.step(batch, draws, 8) for _ in range(15)]
     assert results[-1]["velocity"] < results[0]["velocity"]
