@@ -119,7 +119,8 @@ class Network(nn.Module):
     """v(x_t, t, snippet), the velocity of a latent at time t (0 is noise, 1 is data).
 
     `snippet` is unit-length and masked already (`gmem.memory`); None stands for the zero snippet, the input of the
-    unconditional branch of guidance. `label` counts with conditioning "label" only; None or `classes` means no label.
+    unconditional branch of guidance. `label` counts with conditioning "label" only; None, `classes` or a negative number
+    means no label.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -197,7 +198,7 @@ class Network(nn.Module):
                 condition = condition + self.condition_projection(self.config.snippet_scale * snippet.float())
             elif self.config.conditioning == "label":
                 label = torch.full_like(t, self.config.classes, dtype=torch.long) if label is None else label.long()
-                condition = condition + self.y_embedder(label)
+                condition = condition + self.y_embedder(label.where(label >= 0, self.config.classes))
         return condition
 
     def _patches(self, x: Tensor) -> Tensor:
