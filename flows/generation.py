@@ -30,6 +30,7 @@ def sampler_config(sample: Sample) -> SamplerConfig:
         guidance_scale=sample.guidance,
         guidance_start=sample.guidance_from,
         guidance_end=sample.guidance_until,
+        precision=sample.precision,
     )
 
 

@@ -34,7 +34,7 @@ class Observer:
         self.artifact = job.artifact("training")
         self.held_out_data = open_data(job, "held_out", versions)
         self.preview = Preview(self.recipe, data, learner.ema)
-        self.held_out: float | None = None
+        self.held_out: tuple[int, float] | None = None  # the last measurement's step and loss
         self.saved, self.told, self.told_steps = time.monotonic(), 0.0, learner.steps
         self.stop = self.owed = False
 
@@ -81,7 +81,7 @@ class Observer:
         """
         train, done = self.recipe.train, self.learner.steps
         last = done == train.steps
-        if done % train.held_out_every == 0 or last:
+        if last or not done % train.held_out_every or not done % train.checkpoint_every:
             self.measure()
         if (train.sample_every and done % train.sample_every == 0) or last:
             self.job.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
@@ -104,7 +104,7 @@ class Observer:
             draws = draw(config, 0, rows.stop, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows)
             for name, value in self.learner.loss(batch, draws).items():
                 sums[name] = sums.get(name, 0.0) + value * len(batch.latent) / len(ids)
-        self.held_out = sums["velocity"] + config.cosine_weight * sums["cosine"]
+        self.held_out = self.learner.steps, sums["velocity"] + config.cosine_weight * sums["cosine"]
         self.job.run.metrics({f"held_out/{name}": value for name, value in sums.items()}, step=self.learner.steps)
 
     def save(self, progress: dict[str, Any], attempts: int = 1) -> None:
@@ -141,6 +141,7 @@ class Observer:
 
     def _manifest(self) -> CheckpointManifest:
         inputs = {kind: self.job.artifact(kind).reference(version) for kind, version in self.data.versions.items()}
+        step, loss = self.held_out or (-1, None)
         return CheckpointManifest(
             step=self.learner.steps,
             network=asdict(self.learner.network.config),
@@ -149,7 +150,7 @@ class Observer:
             encoder=self.data.encoder,
             latent_mean=self.data.mean.tolist(),
             latent_std=self.data.std.tolist(),
-            held_out_loss=self.held_out,
+            held_out_loss=loss if step == self.learner.steps else None,  # that of other weights ranks nothing
             training=self.artifact.fingerprint,
             code_version=installed("gmem-pipeline"),
             mlflow_run=self.job.run_id,

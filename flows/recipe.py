@@ -127,7 +127,9 @@ class Train(Section):
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, reached by a ramp")
     ema_ramp: float = Field(10, ge=0, description="after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast precision; weights stay in fp32")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "bf16", description="autocast precision, auto: bf16 where that multiplies faster; weights stay in fp32"
+    )
     times: Literal["logit-normal", "uniform"] = "logit-normal"
     shift_base: int | None = Field(
         None, ge=1, description="base dimension of the time shift for large latents, such as 4096"
@@ -141,6 +143,9 @@ class Train(Section):
     seed: int = 0
     start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
     micro_batch: int = operational(0, "pictures a worker takes through the network at once; 0: its whole share", ge=0)
+    compile: bool = operational(
+        False, "whether the network's blocks are compiled: faster on GPUs, after a minute or two of compiling"
+    )
     sharded: bool = operational(
         False, "whether each worker holds a share of weights and optimiser (FSDP2), for networks too large for one GPU"
     )
@@ -149,7 +154,9 @@ class Train(Section):
     )
     log_every: int = operational(50, "steps between logged metrics", ge=1)
     sample_every: int = operational(0, "steps between grids of fixed snippets; 0: only at the end", ge=0)
-    held_out_every: int = operational(1000, "steps between evaluations of the held-out loss", ge=1)
+    held_out_every: int = operational(
+        1000, "steps between evaluations of the held-out loss, beside those at checkpoints", ge=1
+    )
     distance_every: int = operational(0, "steps between small Fréchet distances on fixed seeds; 0: none", ge=0)
     checkpoint_every: int = operational(5000, "steps between checkpoints", ge=1)
     checkpoint_minutes: float = operational(30, "minutes between checkpoints", gt=0)
@@ -174,6 +181,9 @@ class Sample(Section):
     )
     guidance_from: float = Field(0.0, ge=0, le=1, description="guided from this time on (t = 1 is data)")
     guidance_until: float = Field(1.0, ge=0, le=1)
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of the network's matrix products; GPUs are several times as fast with less"
+    )
     seed: int = 0
     batch: int = operational(64, "pictures sampled at once", ge=1)
 

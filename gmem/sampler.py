@@ -9,18 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from gmem import dopri5, noise
 from gmem.flow import like, shift
+from gmem.precision import Precision, multiplying
 
 Kind = Literal["ode", "sde"]
 Method = Literal["euler", "heun", "dopri5"]
 Diffusion = Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"]
 Last = Literal["none", "mean", "tweedie", "euler"]
+
+CHOICES: dict[str, Any] = {
+    "kind": Kind,
+    "method": Method,
+    "diffusion": Diffusion,
+    "last": Last,
+    "precision": Precision,
+}
 
 VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]  # x, t, snippet, label
 Wiener = Callable[[int], Tensor]  # number of a step, from 0 -> standard normal [B, C, H, W]
@@ -41,11 +50,12 @@ class SamplerConfig:
     guidance_scale: float = 1.0
     guidance_start: float = 0.0  # guided where start ≤ t ≤ end, conditional elsewhere
     guidance_end: float = 1.0
+    precision: Precision = "fp32"  # of the network's matrix products
     rtol: float = 1e-3  # dopri5 only
     atol: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name, kind in {"kind": Kind, "method": Method, "diffusion": Diffusion, "last": Last}.items():
+        for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"sample.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(kind))}")
         if self.kind == "sde" and self.method == "dopri5":
@@ -122,15 +132,23 @@ class _Guided:
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-        velocity = self.network(x, t, self.snippet, self.label)
-        self.calls += 1
+        velocity = self._call(self.network, x, t, self.snippet, self.label)
         place = t.clamp_max(1)  # dopri5 looks past the end
         inside = (place >= self.config.guidance_start) & (place <= self.config.guidance_end)
         if self.config.guidance_scale == 1 or not inside.any():
             return velocity
-        other = self.guide(x, t, self.snippet, self.label) if self.guide else self.network(x, t, None, None)
-        self.calls += 1
+        if self.guide:
+            other = self._call(self.guide, x, t, self.snippet, self.label)
+        else:
+            other = self._call(self.network, x, t, None, None)
         return torch.where(like(inside, x), torch.lerp(other, velocity, self.config.guidance_scale), velocity)
+
+    def _call(
+        self, network: VelocityNetwork, x: Tensor, t: Tensor, snippet: Tensor | None, label: Tensor | None
+    ) -> Tensor:
+        self.calls += 1
+        with multiplying(x.device.type, self.config.precision):
+            return network(x, t, snippet, label)
 
 
 def _intervals(config: SamplerConfig, end: float) -> Iterator[tuple[int, float, float]]:

@@ -7,16 +7,15 @@ here because theirs reads its weights with an unrestricted pickle, and does not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmem.metrics.adm import file_sha256
+from gmem.precision import multiplying
 
 DETECTOR = "inception-v3-2015-12-05"
 RESIZE = "bilinear to 299 px as TensorFlow 1, no antialiasing"
@@ -79,7 +78,7 @@ class FidInception(nn.Module):
                 f"The detector takes uint8 pictures [B, 3, H, W], not {images.dtype} {tuple(images.shape)}."
             )
         x = (resize(images.float()) - 128) / 128
-        with _full_float32(images.device.type):
+        with multiplying(images.device.type, "fp32"):  # anything less would move the FID
             for name in _BEFORE_SPATIAL:
                 x = getattr(self, name)(x)
             spatial = self.Mixed_6d.branch1x1(x)[:, :SPATIAL_CHANNELS]
@@ -127,22 +126,6 @@ def resize(images: Tensor) -> Tensor:
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     return interpolate_bilinear_2d_like_tensorflow1x(images, size=(SIZE, SIZE), align_corners=False)
-
-
-@contextmanager
-def _full_float32(device: str) -> Iterator[None]:
-    """Full float32 whatever the caller's autocast and TF32 settings are: both would move the FID."""
-    backends: Any = torch.backends  # whose stubs do not know `conv`
-    units = (backends.cudnn.conv, backends.cuda.matmul)
-    before = [unit.fp32_precision for unit in units]
-    try:
-        for unit in units:
-            unit.fp32_precision = "ieee"
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for unit, precision in zip(units, before, strict=True):
-            unit.fp32_precision = precision
 
 
 def _downloaded(url: str) -> Path:

@@ -155,6 +155,18 @@ def test_a_sample_does_not_depend_on_its_batch(config):
         torch.testing.assert_close(part, whole[rows], atol=1e-5, rtol=1e-5)
 
 
+def test_less_precise_products_give_nearly_the_same_samples():
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(2, 32, 2, latent_channels=4, latent_size=4, snippet_dim=16)).eval()
+    noise, snippets = noise_for(0, range(3), (4, 4, 4)), torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
+    full, half = (
+        sample(network, noise, snippets, SamplerConfig(steps=6, precision=precision)).latent
+        for precision in ("fp32", "bf16")
+    )
+    assert full.dtype == half.dtype == torch.float32
+    assert 1e-5 < (full - half).abs().max() < 0.05
+
+
 def test_guidance_outside_its_interval_is_conditional():
     def network(x, t, snippet, label):
         return torch.full_like(x, 0.0 if snippet is None else 1.0)
