@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from flows import cluster
+from flows.cluster.workers import Worker, pool, settle
 from flows.extraction import Block, expected_ids, extract, read_block, tensor, views
 from flows.ingest import IMAGES
 from flows.progress import Report
@@ -55,7 +55,7 @@ class SnippetEncoder:
     """A worker that holds the encoder and writes snippets and patch tokens."""
 
     def __init__(self, threads: int, recipe: Recipe, targets: Targets, options: dict[str, str]) -> None:
-        self.recipe, self.targets, self.options, self.device = recipe, targets, options, cluster.settle(threads)
+        self.recipe, self.targets, self.options, self.device = recipe, targets, options, settle(threads)
         self.encoder = load_encoder(recipe.encoder.source, self.device, recipe.data.image_size)
 
     def describe(self) -> tuple[dict[str, Any], int]:
@@ -123,7 +123,7 @@ def job(job: Job, report: Report) -> Outcome:
     index = read_index(images)
     targets = Targets(*(job.artifact(kind).uri if kind in job.leases else None for kind in ("bank", "patches")))
     expected = expected_ids(index.filter(index["kept"])["sample"].to_numpy(), recipe.data.mirror)
-    with cluster.pool(recipe.cluster, "bank", SnippetEncoder, recipe, targets, options) as workers:
+    with pool(recipe.cluster, "bank", SnippetEncoder, recipe, targets, options) as workers:
         encoder, tokens = ray.get(workers[0].call(SnippetEncoder.describe))
         writers: dict[str, BankWriter | PatchesWriter] = {}
         basis = None
@@ -151,7 +151,7 @@ def _commit(writers: dict[str, Any], results: list[dict[str, Any]]) -> int:
 
 
 def _basis(
-    uri: str, images: str, shards: list[str], workers: list[cluster.Worker], rank: int, options: dict[str, str]
+    uri: str, images: str, shards: list[str], workers: list[Worker], rank: int, options: dict[str, str]
 ) -> Components:
     """The components a resumed run began with, or those of a sample of the pictures."""
     if stored := stored_basis(uri, options):

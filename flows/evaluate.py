@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from flows import cluster, references, reporting
+from flows import references, reporting
 from flows.bank import BANK
+from flows.cluster.calls import under_way
+from flows.cluster.workers import Worker, pool
 from flows.detectors import identities, judge
 from flows.evaluator import Chunk, Evaluator, Shares
 from flows.generation import require_pieces, require_snippets
@@ -102,7 +104,7 @@ def job(job: Job, report: Report) -> Outcome:
     if searched:
         pictures.setdefault("held_out", min(recipe.evaluate.samples, _count(index, "held_out")))
     report.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
-    with cluster.pool(recipe.cluster, "evaluate", Evaluator, job, checkpoint) as workers:
+    with pool(recipe.cluster, "evaluate", Evaluator, job, checkpoint) as workers:
         found = Found(
             job=job,
             checkpoint=checkpoint,
@@ -169,7 +171,7 @@ def _searched(recipe: Recipe, index: pa.Table) -> int:
 
 
 def _sampled(
-    job: Job, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[cluster.Worker], report: Report
+    job: Job, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[Worker], report: Report
 ) -> dict[str, Shares]:
     """Samples of every split, with the floor and the ceiling of as many."""
     shares: dict[str, Shares] = {}
@@ -183,7 +185,7 @@ def _sampled(
         ]
         calls = (workers[i % len(workers)].call(Evaluator.run, chunk) for i, chunk in enumerate(chunks))
         shares[split] = total = Shares()
-        for part in cluster.under_way(calls, 2 * len(workers)):
+        for part in under_way(calls, 2 * len(workers)):
             report.advance((1 + bool(part.floor) + bool(part.ceiling)) * part.count)
             total.merge(part)
         if not total.floor:
@@ -195,7 +197,7 @@ def _sampled(
 
 
 def _memorised(
-    found: Found, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[cluster.Worker], report: Report
+    found: Found, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[Worker], report: Report
 ) -> dict[str, Memorisation]:
     """Samples of every split and held-out pictures, each with its nearest training picture."""
     name = judge(found.job.recipe.evaluate)

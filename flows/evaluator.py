@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows import cluster
+from flows.cluster.workers import settle
 from flows.detectors import Detector, Sums, features_of, judge, load_detectors, merge, read_sums, write_sums
 from flows.extraction import Block
 from flows.generation import load_generator, sampler_config
@@ -61,7 +61,7 @@ class Evaluator:
     """Holds the generator and the detectors, each loaded when it is first needed."""
 
     def __init__(self, threads: int, job: Job, checkpoint: Checkpoint) -> None:
-        self.job, self.recipe, self.device = job, job.recipe, cluster.settle(threads)
+        self.job, self.recipe, self.device = job, job.recipe, settle(threads)
         self.checkpoint = checkpoint
         self.tables: dict[str, TrainingTable] = {}
         self.bank: Bank | None = None

@@ -11,7 +11,9 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from flows.cluster import READER_CPUS, Worker, spread
+from flows.cluster.calls import spread
+from flows.cluster.resources import READER_CPUS
+from flows.cluster.workers import Worker
 from flows.progress import Report
 from storage.shards import read_shard
 

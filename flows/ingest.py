@@ -8,7 +8,9 @@ import pyarrow as pa
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from flows import cluster
+from flows.cluster.calls import under_way
+from flows.cluster.resources import resources
+from flows.cluster.workers import beside
 from flows.progress import Report
 from flows.stage import Job, Outcome, Part, Plan, Stage
 from flows.weights import identity
@@ -41,17 +43,17 @@ def job(job: Job, report: Report) -> Outcome:
     missing = [number for number in range(shards) if number not in done]
     report.total(len(listing), min(len(done) * size, len(listing)))
 
-    have = cluster.beside(cluster.resources(job.recipe.cluster, "ingest"))
+    have = beside(resources(job.recipe.cluster, "ingest"))
     write: Any = ray.remote(write_shard).options(**have.options(), max_retries=3)
 
     def start(number: int, isolated: bool) -> Any:
         return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, isolated)
 
-    for result in cluster.under_way((start(n, False) for n in missing), 2 * have.actors, CRASHES):
+    for result in under_way((start(n, False) for n in missing), 2 * have.actors, CRASHES):
         report.advance(result.kept + result.rejected)
     if crashed := sorted(set(missing) - done_shards(root)):
         report.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
-    for result in cluster.under_way((start(n, True) for n in crashed), 2 * have.actors):
+    for result in under_way((start(n, True) for n in crashed), 2 * have.actors):
         report.advance(result.kept + result.rejected)
     index = write_index(root, shards, plan)
     return _outcome(index, report)

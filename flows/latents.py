@@ -8,7 +8,7 @@ import numpy as np
 import ray
 import torch
 
-from flows import cluster
+from flows.cluster.workers import pool, settle
 from flows.extraction import Block, expected_ids, extract, read_block, tensor, views
 from flows.ingest import IMAGES
 from flows.progress import Report
@@ -34,7 +34,7 @@ class LatentEncoder:
     """A worker that holds the tokenizer and writes what it encodes."""
 
     def __init__(self, threads: int, recipe: Recipe, artifact: str, options: dict[str, str]) -> None:
-        self.recipe, self.artifact, self.options, self.device = recipe, artifact, options, cluster.settle(threads)
+        self.recipe, self.artifact, self.options, self.device = recipe, artifact, options, settle(threads)
         self.tokenizer = load_tokenizer(recipe.tokenizer.source, self.device)
 
     def describe(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def job(job: Job, report: Report) -> Outcome:
     index = read_index(images)
     samples = index.filter(index["kept"])["sample"].to_numpy()
     expected = expected_ids(samples, recipe.data.mirror)
-    with cluster.pool(recipe.cluster, "latents", LatentEncoder, recipe, artifact.uri, options) as workers:
+    with pool(recipe.cluster, "latents", LatentEncoder, recipe, artifact.uri, options) as workers:
         tokenizer = ray.get(workers[0].call(LatentEncoder.describe))
         _check(recipe, tokenizer)
         shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)

@@ -14,11 +14,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
-from flows import cluster
+from flows.cluster.address import jobs_address
+from flows.cluster.connection import connected
+from flows.cluster.submission import submit
 from flows.progress import shown
 from flows.recipe import load, overrides_of
 from flows.stage import Plan, Result, Stage, build, found
-from flows.submission import submit
 from storage.tracking import Tracking
 
 
@@ -31,7 +32,7 @@ class Session:
         self.parent: str | None = None
 
     def join_cluster(self) -> None:
-        self._stack.enter_context(cluster.connected(self.plan.recipe.cluster))
+        self._stack.enter_context(connected(self.plan.recipe.cluster))
 
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)
@@ -84,7 +85,7 @@ def attempt(stage: Stage, current: Session) -> Result:
     if not plan.missing(stage):
         return found(stage, plan, current.tracking, current.parent)
     with shown(stage.name) as report:
-        if address := cluster.jobs_address(plan.recipe.cluster):
+        if address := jobs_address(plan.recipe.cluster):
             return submit(stage, plan, current.tracking, current.parent, address, report)
         current.join_cluster()
         return build(stage, plan, current.tracking, current.parent, report)

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from flows import cluster
-from flows.cluster import Worker
+from flows.cluster.calls import under_way
+from flows.cluster.workers import Worker
 from flows.detectors import INCEPTION, Sums, merge, read_sums, write_sums
 from flows.evaluator import Evaluator
 from flows.extraction import read_block
@@ -56,7 +56,7 @@ def _features(
         workers[i % len(workers)].call(Evaluator.reference, read_block.remote(images, shard), wanted, again)
         for i, shard in enumerate(index_shards(index))
     )
-    return _merged(cluster.under_way(calls, 2 * len(workers)), report)
+    return _merged(under_way(calls, 2 * len(workers)), report)
 
 
 def _merged(parts: Iterator[Sums], report: Report | None = None) -> Sums:
@@ -109,7 +109,7 @@ def _file_features(job: Job, file: AdmReference, workers: list[Worker]) -> Featu
             workers[i % len(workers)].call(Evaluator.inception, images, np.arange(start, start + len(images)))
             for i, (start, images) in enumerate(zip(starts, file.images(FILE_BATCH), strict=True))
         )
-        job.store.write_bytes(path, write_sums(_merged(cluster.under_way(calls, 2 * len(workers)))))
+        job.store.write_bytes(path, write_sums(_merged(under_way(calls, 2 * len(workers)))))
     return read_sums(job.store.read_bytes(path))[INCEPTION]
 
 
@@ -131,7 +131,7 @@ def nearest_of(
             block = None if job.store.files.exists(path) else read_block.remote(images, shard)
             yield workers[i % len(workers)].call(Evaluator.nearest, path, block, asked)
 
-    for distance, numbers, count in cluster.under_way(calls(), 2 * len(workers)):
+    for distance, numbers, count in under_way(calls(), 2 * len(workers)):
         total.keep(distance, numbers)
         report.advance(count)
     return total

@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 from ray.exceptions import RayError
 
-from flows.cluster import explained, reserved
+from flows.cluster.errors import explained
+from flows.cluster.resources import reserved
 from flows.progress import Report
 from flows.recipe import Recipe
 from storage.sources import Listing, list_source

@@ -8,7 +8,7 @@ from contextlib import suppress
 # Here, since Ray in its thread and Prefect in ours would import it at the same moment, at which one of them fails.
 import pydantic.v1.fields  # noqa: F401
 
-from flows.cluster import warm_up
+from flows.cluster.connection import warm_up
 from flows.recipe import Cluster
 
 # By the workers of latents, bank and evaluate: a third of a small run's time, unless somebody does it ahead.

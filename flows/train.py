@@ -16,9 +16,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flows import cluster
 from flows.bank import BANK, PATCHES
 from flows.channel import Channel
+from flows.cluster.address import address_of
+from flows.cluster.errors import ClusterError, explained
+from flows.cluster.resources import resources
+from flows.cluster.workers import make_room
 from flows.latents import LATENTS
 from flows.learning import Versions
 from flows.notice import Listening
@@ -64,7 +67,7 @@ def job(job: Job, report: Report) -> Outcome:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
     artifact, versions = job.artifact("training"), pinned(job)
     _require_room(job, report)
-    cluster.make_room(cluster.resources(job.recipe.cluster, "train"))
+    make_room(resources(job.recipe.cluster, "train"))
     # With us, for it must outlive the workers' nodes; where it may, Ray puts it elsewhere.
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
@@ -76,7 +79,7 @@ def job(job: Job, report: Report) -> Outcome:
             if newest and newest.step >= job.recipe.train.steps:
                 break
             if newest is None or (before and before.step == newest.step):
-                raise cluster.ClusterError("the training's workers ended without getting any further; see Ray's logs")
+                raise ClusterError("the training's workers ended without getting any further; see Ray's logs")
             report.note(f"a worker was asked to make way; going on from step {newest.step} with other workers")
     job.store.files.remove(artifact.path(RAY))
     return _outcome(job, artifact)
@@ -95,17 +98,17 @@ def pinned(job: Job) -> Versions:
 
 def _require_room(job: Job, report: Report) -> None:
     """Ray waits without a word for what a cluster does not have, and an embedded one will never have more."""
-    have, fewest, there = cluster.resources(job.recipe.cluster, "train"), _fewest(job), ray.cluster_resources()
+    have, fewest, there = resources(job.recipe.cluster, "train"), _fewest(job), ray.cluster_resources()
     for kind, each in (("CPU", have.cpus), ("GPU", have.gpus)):
         if fewest * each > there.get(kind, 0):
             text = f"{fewest} training workers need {fewest * each:g} {kind}s, Ray has {there.get(kind, 0):g}"
-            if not cluster.address_of(job.recipe.cluster):
+            if not address_of(job.recipe.cluster):
                 raise StageError(f"{text}; lower cluster.train_workers or raise cluster.cpus")
             report.note(f"{text}: waiting for more nodes, or lower cluster.train_workers")
 
 
 def _fewest(job: Job) -> int:
-    workers = cluster.resources(job.recipe.cluster, "train").actors
+    workers = resources(job.recipe.cluster, "train").actors
     return min(job.recipe.cluster.train_workers_min or workers, workers)
 
 
@@ -132,8 +135,8 @@ def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
 
 
 def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
-    have, fewest = cluster.resources(job.recipe.cluster, "train"), _fewest(job)
-    if not cluster.address_of(job.recipe.cluster):
+    have, fewest = resources(job.recipe.cluster, "train"), _fewest(job)
+    if not address_of(job.recipe.cluster):
         os.environ.update(ALONE)
     config = {
         "job": job.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions
@@ -192,7 +195,7 @@ def terminable() -> Iterator[None]:
 def _explained(error: BaseException) -> Exception:
     """The worker's own words."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    return cluster.explained(failures[0] if failures else error)
+    return explained(failures[0] if failures else error)
 
 
 def chosen(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:

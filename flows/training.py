@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flows.ahead import Ahead
-from flows.cluster import settle
+from flows.cluster.workers import settle
 from flows.learning import Versions, batch_of, components_of, learner_config, make_network, open_data
 from flows.notice import Notice
 from flows.observer import Observer

@@ -111,7 +111,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
 @pytest.fixture(scope="session")
 def a_ray() -> Iterator[None]:
     """An embedded Ray with three CPUs, which is more than it needs to find."""
-    from flows.cluster import connected
+    from flows.cluster.connection import connected
     from flows.recipe import Cluster
 
     with connected(Cluster(cpus=3, object_store_gib=0.1)):

@@ -317,12 +317,11 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
 def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from flows import cluster
     from flows.evaluator import Chunk, Evaluator, Shares
     from storage.checkpoints import CheckpointManifest, save
     from storage.samples import read_samples
 
-    monkeypatch.setattr(cluster, "settle", lambda threads: "cpu")
+    monkeypatch.setattr("flows.evaluator.settle", lambda threads: "cpu")
     config = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=4, snippet_dim=6)
     job = trainings.job()
     fingerprints = job.fingerprints | {"samples": "a" * 12}

@@ -151,7 +151,7 @@ def test_the_cluster_wants_its_token(cluster: LocalCluster, tmp_path: Path, vari
     changed = {key: value.format(wrong=wrong) for key, value in variables.items()}
     asked = (
         "import json, os; from flows.recipe import load; from flows.stage import Plan; from flows.train import STAGE;"
-        "from flows.submission import Jobs; Jobs(os.environ['RAY_ADDRESS'], STAGE, Plan(load('emoji'))).attempts()"
+        "from flows.cluster.submission import Jobs; Jobs(os.environ['RAY_ADDRESS'], STAGE, Plan(load('emoji'))).attempts()"
     )
     done = subprocess.run(
         [sys.executable, "-c", asked], env=cluster.environment | changed, cwd=tmp_path, capture_output=True, text=True,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.cluster import connected
+from flows.cluster.connection import connected
 from flows.ingest import IMAGES, STAGE
 from flows.progress import Terminal
 from flows.recipe import Cluster, load

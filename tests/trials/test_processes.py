@@ -1,6 +1,6 @@
 """Processes killed in the middle of a stage, on a cluster of nodes: the work ends with the same rows.
 
-The stages run as they do on a cluster (flows/job.py), one after the other on one store; each trial kills something,
+The stages run as they do on a cluster (flows/cluster/job.py), one after the other on one store; each trial kills something,
 runs the stage again where it did not end by itself, and counts what the store holds in the end.
 """
 
@@ -26,11 +26,11 @@ from lancedb import connect
 from PIL import Image
 
 from flows.bank import BANK, PATCHES
-from flows.cluster import EMBEDDED
+from flows.cluster.connection import EMBEDDED
+from flows.cluster.job import REQUEST, Request
 from flows.estimate import STAGES
 from flows.evaluate import REPORT
 from flows.ingest import IMAGES
-from flows.job import REQUEST, Request
 from flows.latents import LATENTS
 from flows.progress import MARK
 from flows.recipe import Reserved, load
@@ -125,7 +125,7 @@ class Attempt:
     def __init__(self, nodes: Nodes, stage: str, plan: Plan, tracking: Tracking) -> None:
         request = Request.of(next(s for s in STAGES if s.name == stage), plan, tracking, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.job"],
+            [sys.executable, "-m", "flows.cluster.job"],
             env=nodes.environment | {REQUEST: request.model_dump_json()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""A stage's job on a cluster: ``python -m flows.job`` builds what the request in its environment asks for.
+"""A stage's job on a cluster: ``python -m flows.cluster.job`` builds what the request in its environment asks for.
 
 It runs on a node of the cluster, as the driver of the same work that an embedded run does in the flow's process, and
 tells of it in lines on standard output (flows/progress.py). What it makes is in the store; only an error is told.
@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows import cluster
+from flows.cluster.connection import connected
 from flows.progress import Lines, Report
 from flows.recipe import Recipe
 from flows.stage import Plan, Stage, StageError, build
@@ -86,7 +86,7 @@ def perform(request: Request, report: Report) -> None:
                 f"the cluster would make other {part.kind} than the flow asked for: weights that the recipe names by a "
                 f"path must be the same on the cluster's nodes as where the flow runs"
             )
-    with cluster.connected(here):
+    with connected(here):
         build(stage, plan, request.tracking, request.parent, report)
 
 

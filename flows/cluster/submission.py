@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from flows.cluster import ClusterError
-from flows.job import REQUEST, Request
+from flows.cluster.errors import ClusterError
+from flows.cluster.job import REQUEST, Request
 from flows.progress import Failure, Report, replay
 from flows.stage import Plan, Result, Stage, StageError, check_inputs, result_of
 from flows.train import GRACE_SECONDS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 PACKAGES = ("flows", "gmem", "storage")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0
 """Seconds for which a cluster that does not answer is asked again, before the attempt is given up."""
 
@@ -123,7 +123,7 @@ class Jobs:
         try:
             with shipped() as code:
                 self.client.submit_job(
-                    entrypoint="python -m flows.job",
+                    entrypoint="python -m flows.cluster.job",
                     submission_id=job,
                     runtime_env={"working_dir": code, "env_vars": variables},
                     metadata={"stage": request.stage, "recipe": request.recipe.name, "store": request.recipe.store},

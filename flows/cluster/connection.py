@@ -1,0 +1,136 @@
+"""Ray, embedded or far away: started ahead of time, joined, left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+
+from flows.cluster.address import address_of, jobs_address
+from flows.cluster.errors import ClusterError
+from flows.cluster.resources import resources
+from flows.cluster.workers import dismiss, hire
+from flows.recipe import Cluster
+
+# Set before Ray's processes start: nothing is sent to the outside, our own virtual environment is used, and workers are
+# no nicer than other programs, beside which they would otherwise stand still.
+QUIET = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# For workers, near and far: they too send nothing to the outside, and keep libraries' warnings to themselves.
+WORKER = {"PYTHONWARNINGS": "ignore", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+# For the processes of an embedded Ray. It has no dashboard, which Ray Train asks whether its controller lives, waiting 12 s
+# for an answer at the end of each training: where nobody listens it is told at once. Workers that read pictures wait
+# for the next stage, rather than to start, and import, anew.
+EMBEDDED = {
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+}
+
+_starting = threading.Lock()
+
+
+def warm_up(cluster: Cluster, modules: tuple[str, ...] = ()) -> None:
+    """Begins to start Ray in the background; `connected` then waits for it. It ends with the process.
+
+    The hosts of an embedded one import `modules` meanwhile.
+    """
+    if jobs_address(cluster):
+        return
+
+    def start() -> None:
+        with suppress(ClusterError):  # `connected` tries again, and says what is wrong where somebody listens
+            _join(cluster, modules)
+        # Ray's processes ask the kernel to end them with the thread, not the process, that started them: so it stays.
+        threading.Event().wait()
+
+    threading.Thread(target=start, name="ray-start", daemon=True).start()
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Ray for as long as the context lasts; joins what is already running, or being started, in this process."""
+    if not _join(cluster):
+        yield
+        return
+    try:
+        yield
+    finally:
+        dismiss()
+        ray.shutdown()
+
+
+def _join(cluster: Cluster, modules: tuple[str, ...] = ()) -> bool:
+    """Starts or joins Ray unless this process has done so; whether it was this call that did."""
+    with _starting:
+        if ray.is_initialized():
+            return False
+        _init(cluster)
+        if modules and not address_of(cluster):
+            with suppress(Exception):  # only ahead of time: the first pool does what is not done
+                for host in hire(resources(cluster, "latents")):
+                    host.prepare.remote(modules)
+        return True
+
+
+def _init(cluster: Cluster) -> None:
+    os.environ.update(QUIET)
+    address = address_of(cluster)
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if address:
+            ray.init(address=address, runtime_env={"env_vars": WORKER}, **common)
+        else:
+            # Inherited, and not the job's own: those would keep Ray from starting workers ahead.
+            with _environment(WORKER | EMBEDDED):
+                _embed(cluster, common)
+    except Exception as error:  # a node that is slow to start is told as a bare Exception
+        where = f"the Ray cluster at {address}" if address else "an embedded Ray"
+        raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # Ray puts its own there, which ends the process without a word.
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _embed(cluster: Cluster, common: dict[str, Any]) -> None:
+    """Starts Ray on this machine. Ray gives its node half a minute, which a busy machine may need just to load it: so twice."""
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cluster.cpus,
+                include_dashboard=False,
+                object_store_memory=int(cluster.object_store_gib * 2**30),
+                **common,
+            )
+        except Exception:
+            if last:
+                raise
+            ray.shutdown()
+        else:
+            return
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

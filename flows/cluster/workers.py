@@ -1,0 +1,127 @@
+"""The workers of a stage: hosts that serve one stage after another, hired, made again when they die, dismissed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
+from itertools import count
+from typing import Any
+
+import ray
+
+from flows.cluster.address import address_of
+from flows.cluster.resources import Resources, resources
+from flows.recipe import Cluster
+
+RESTARTS = 20
+"""How often a host may die, by what it works on or with its node. Its task runs again each time, and as often as Ray tries
+in the seconds before it takes a silent node for dead."""
+
+
+def settle(threads: int) -> str:
+    """The device of this worker: the GPU Ray gave it, or the CPU with so many threads.
+
+    Ray gives a worker as many threads as CPUs it reserved, which would leave half of a small machine idle.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+class Host:
+    """An actor that is a worker of one stage after another, so that what they import is imported once."""
+
+    def __init__(self) -> None:
+        self._number, self._worker = -1, None
+
+    def prepare(self, modules: tuple[str, ...]) -> None:
+        for module in modules:
+            import_module(module)
+
+    def call(self, number: int, make: Callable[[], Any], method: str, *args: Any) -> Any:
+        """Calls a method of worker `number`, which is made when it is first called, also after a restart."""
+        if number != self._number:
+            self._worker = None  # before the next is made: its weights may need the room
+            self._worker, self._number = make(), number
+        return getattr(self._worker, method)(*args)
+
+
+class Worker:
+    """One of a stage's workers, wherever its host is."""
+
+    def __init__(self, host: Any, number: int, kind: type, make: Any) -> None:
+        self._host, self._number, self._kind, self._make = host, number, kind, make
+
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        """A reference to the result of a method of the worker's class; what is wrong is raised where that is read."""
+        call = self._host.call.options(name=f"{self._kind.__name__}.{method.__name__}")
+        return call.remote(self._number, self._make, method.__name__, *args)
+
+
+@dataclass
+class Standing:
+    """The hosts of the last stage, which wait for the next: only in an embedded Ray, where nobody else wants their room."""
+
+    reserved: Resources | None = None
+    hosts: list[Any] = field(default_factory=list)
+
+
+_standing = Standing()
+_numbers = count()
+
+
+@contextmanager
+def pool(cluster: Cluster, stage: str, kind: type, *args: Any) -> Iterator[list[Worker]]:
+    """The workers of a stage: objects of class `kind`, made with their number of threads and `args`.
+
+    Ray restarts a host that dies, up to RESTARTS times, and runs its task again.
+    """
+    have = resources(cluster, stage)
+    hosts, number, make = hire(have), next(_numbers), ray.put(partial(kind, have.threads, *args))
+    try:
+        yield [Worker(host, number, kind, make) for host in hosts]
+    except BaseException:
+        dismiss()
+        raise
+    if address_of(cluster):
+        dismiss()
+
+
+def hire(have: Resources) -> list[Any]:
+    """Those that wait where they reserve the same, or others in their place."""
+    if _standing.reserved != (reserved := replace(have, threads=0)):
+        dismiss()
+        options = have.options() | {"max_restarts": RESTARTS, "max_task_retries": -1}
+        _standing.hosts = [ray.remote(Host).options(**options).remote() for _ in range(have.actors)]
+        _standing.reserved = reserved
+    return _standing.hosts
+
+
+def dismiss() -> None:
+    """Ends the hosts that wait for the next stage."""
+    if ray.is_initialized():
+        for host in _standing.hosts:
+            ray.kill(host)
+    _standing.hosts, _standing.reserved = [], None
+
+
+def beside(have: Resources) -> Resources:
+    """For tasks that run while hosts only wait: they reserve less, so that there are as many at a time."""
+    if waiting := _standing.reserved:
+        left = ray.cluster_resources().get("CPU", 0) - waiting.actors * waiting.cpus
+        have = replace(have, cpus=min(have.cpus, max(left, 0) / have.actors))
+    return have
+
+
+def make_room(have: Resources) -> None:
+    """Ends the hosts that wait where a stage of another kind needs what they reserve."""
+    if waiting := _standing.reserved:
+        there = ray.cluster_resources()
+        cpus = have.actors * have.cpus + waiting.actors * waiting.cpus
+        gpus = have.actors * have.gpus + waiting.actors * waiting.gpus
+        if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+            dismiss()

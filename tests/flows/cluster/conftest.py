@@ -1,0 +1,15 @@
+"""The demo's recipe on an empty store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.recipe import load
+from flows.stage import Plan
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(load("emoji", {"store": str(tmp_path / "store")}))
