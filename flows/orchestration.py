@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from flows.cluster.address import jobs_address
 from flows.cluster.connection import connected
 from flows.cluster.submission import submit
+from flows.overrides import overrides_of
 from flows.progress import shown
-from flows.recipe import load, overrides_of
+from flows.recipe_files import load
 from flows.stage import Plan, Result, Stage, build, found
 from storage.tracking import Tracking
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.recipe import Recipe, assignments, load
+from flows.recipe import Recipe
+from flows.recipe_files import assignments, load
 
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (see 'gmem recipe list') or a YAML file")]
 Set = Annotated[

@@ -12,7 +12,8 @@ import typer
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.progress import Terminal, console
-from flows.recipe import Recipe, assignments
+from flows.recipe import Recipe
+from flows.recipe_files import assignments
 
 app = typer.Typer(no_args_is_help=True, help="Train a small tokenizer or encoder on a recipe's pictures.")
 

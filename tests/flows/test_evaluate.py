@@ -22,7 +22,8 @@ from flows.evaluate import OUTSIDE, OWN, REPORT, STAGE
 from flows.importing import import_network
 from flows.importing_bank import import_bank
 from flows.ingest import IMAGES
-from flows.recipe import Recipe, load
+from flows.recipe import Recipe
+from flows.recipe_files import load
 from flows.stage import Plan, Result, StageError, build
 from gmem.metrics import random_inception, read_adm
 from gmem.network import Network, NetworkConfig

@@ -10,7 +10,8 @@ import torch
 
 from flows.generation import load_generator, sampler_config
 from flows.outside import guide_identity, open_guide, open_network
-from flows.recipe import Recipe, RecipeError, load
+from flows.recipe import Recipe
+from flows.recipe_files import RecipeError, load
 from flows.stage import StageError
 from gmem.network import Network, NetworkConfig
 from storage.checkpoints import Checkpoint, CheckpointManifest, save

@@ -15,7 +15,8 @@ from PIL import Image
 from flows.cluster.connection import connected
 from flows.ingest import IMAGES, STAGE
 from flows.progress import Terminal
-from flows.recipe import Cluster, load
+from flows.recipe import Cluster
+from flows.recipe_files import load
 from flows.stage import Plan, build
 from storage.shards import index_shards, read_index, read_shard
 from storage.store import StoreError

@@ -33,7 +33,8 @@ from flows.evaluate import REPORT
 from flows.ingest import IMAGES
 from flows.latents import LATENTS
 from flows.progress import MARK
-from flows.recipe import Reserved, load
+from flows.recipe import Reserved
+from flows.recipe_files import load
 from flows.stage import Plan, Stage
 from flows.train import TRAINING
 from infra.processes import HOST, Processes, free_ports, listens

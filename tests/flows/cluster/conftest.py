@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import load
+from flows.recipe_files import load
 from flows.stage import Plan
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flows.cluster.address import jobs_address
-from flows.recipe import Cluster, RecipeError, load
+from flows.recipe import Cluster
+from flows.recipe_files import RecipeError, load
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001"])

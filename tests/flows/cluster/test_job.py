@@ -8,7 +8,7 @@ import pytest
 
 from flows.cluster.job import Request, difference, perform, versions
 from flows.progress import Lines
-from flows.recipe import load
+from flows.recipe_files import load
 from flows.stage import Plan, StageError
 from flows.train import STAGE as TRAIN
 from storage.tracking import Tracking
