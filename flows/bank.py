@@ -12,9 +12,10 @@ import torch
 from flows.cluster.workers import Worker, pool, settle
 from flows.extraction import Block, expected_ids, extract, read_block, tensor, views
 from flows.ingest import IMAGES
+from flows.plan import Plan
 from flows.progress import Report
 from flows.recipe import Recipe
-from flows.stage import Job, Outcome, Part, Plan, Stage
+from flows.stage import Job, Outcome, Part, Stage
 from flows.weights import identity
 from gmem.encoder import load_encoder
 from gmem.memory import Components, Covariance

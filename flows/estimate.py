@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows import bank, evaluate, ingest, latents, train
+from flows.plan import Plan
 from flows.recipe import Recipe
-from flows.stage import Part, Plan, Stage
+from flows.stage import Part, Stage
 
 STAGES: tuple[Stage, ...] = (ingest.STAGE, latents.STAGE, bank.STAGE, train.STAGE, evaluate.STAGE)
 UNIT = {part.kind: stage.unit for stage in STAGES for part in stage.parts}
@@ -61,11 +62,9 @@ def _bytes(stage: str, recipe: Recipe, rows: int) -> int:
 
 def _minutes(stage: Stage, plan: Plan, rows: int) -> float | None:
     """By the rate of the newest finished artifact of the same kind and recipe, on whatever machine made it."""
-    part = stage.parts[0]
-    made = [m for a in plan.store.artifacts(part.kind) if a.name == plan.recipe.name and (m := a.manifest())]
-    if not made:
+    newest = plan.newest(stage.parts[0])
+    if newest is None:
         return None
-    newest = max(made, key=lambda m: m.created)
     return rows / max(newest.counts.get("rows", 0), 1) * newest.times.get("seconds", 0.0) / 60
 
 

@@ -20,11 +20,12 @@ from flows.evaluator import Chunk, Evaluator, Shares
 from flows.generation import require_pieces, require_snippets
 from flows.ingest import IMAGES
 from flows.outside import bank_identity, guide_identity, network_identity, open_bank, open_network
+from flows.plan import Plan
 from flows.progress import Report
 from flows.recipe import Recipe
 from flows.references import open_adm
 from flows.reporting import Found
-from flows.stage import Job, Outcome, Part, Plan, Stage, StageError
+from flows.stage import Job, Outcome, Part, Stage, StageError
 from flows.train import TRAINING, chosen
 from flows.weights import identity
 from gmem.metrics import Memorisation, Nearest, memorisation

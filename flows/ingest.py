@@ -11,8 +11,9 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 from flows.cluster.calls import under_way
 from flows.cluster.resources import resources
 from flows.cluster.workers import beside
+from flows.plan import Plan
 from flows.progress import Report
-from flows.stage import Job, Outcome, Part, Plan, Stage
+from flows.stage import Job, Outcome, Part, Stage
 from flows.weights import identity
 from storage.shards import ShardPlan, done_shards, write_index, write_shard
 from storage.sources import list_source

@@ -11,9 +11,10 @@ import torch
 from flows.cluster.workers import pool, settle
 from flows.extraction import Block, expected_ids, extract, read_block, tensor, views
 from flows.ingest import IMAGES
+from flows.plan import Plan
 from flows.progress import Report
 from flows.recipe import Recipe
-from flows.stage import Job, Outcome, Part, Plan, Stage, StageError
+from flows.stage import Job, Outcome, Part, Stage, StageError
 from flows.weights import identity
 from gmem.tokenizer import load_tokenizer
 from storage.latents import LatentsWriter, write_fragments

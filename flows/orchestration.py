@@ -14,13 +14,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
+from flows.building import build, found
 from flows.cluster.address import jobs_address
 from flows.cluster.connection import connected
 from flows.cluster.submission import submit
 from flows.overrides import overrides_of
+from flows.plan import Plan
 from flows.progress import shown
 from flows.recipe_files import load
-from flows.stage import Plan, Result, Stage, build, found
+from flows.stage import Result, Stage
 from storage.tracking import Tracking
 
 

@@ -26,9 +26,10 @@ from flows.latents import LATENTS
 from flows.learning import Versions
 from flows.notice import Listening
 from flows.outside import network_identity
+from flows.plan import Plan
 from flows.progress import Report
 from flows.recipe import Recipe
-from flows.stage import Job, Outcome, Part, Plan, Stage, StageError
+from flows.stage import Job, Outcome, Part, Stage, StageError
 from flows.training import loop
 from storage.bank import Bank
 from storage.checkpoints import Checkpoint, best, latest

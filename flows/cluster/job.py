@@ -17,10 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from flows.building import build
 from flows.cluster.connection import connected
+from flows.plan import Plan
 from flows.progress import Lines, Report
 from flows.recipe import Recipe
-from flows.stage import Plan, Stage, StageError, build
+from flows.stage import Stage, StageError
 from storage.tracking import Tracking
 
 REQUEST = "GMEM_REQUEST"

@@ -27,8 +27,9 @@ from urllib.parse import urlsplit
 
 from flows.cluster.errors import ClusterError
 from flows.cluster.job import REQUEST, Request
+from flows.plan import Plan, check_inputs, result_of
 from flows.progress import Failure, Report, replay
-from flows.stage import Plan, Result, Stage, StageError, check_inputs, result_of
+from flows.stage import Result, Stage, StageError
 from flows.train import GRACE_SECONDS
 from storage.tracking import Tracking
 

@@ -35,7 +35,7 @@ def open_bank(recipe: Recipe, uri: str | None = None) -> Bank:
 
         return outside.open_bank(uri, Store(recipe.store))
     from flows.bank import BANK
-    from flows.stage import Plan
+    from flows.plan import Plan
     from storage.bank import Bank
 
     artifact = Plan(recipe).artifact(BANK)

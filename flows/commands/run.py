@@ -17,8 +17,9 @@ from flows.progress import console
 if TYPE_CHECKING:
     from prefect import State
 
+    from flows.plan import Plan
     from flows.recipe import Recipe
-    from flows.stage import Plan, Result, Stage
+    from flows.stage import Result, Stage
 
 
 class StageName(StrEnum):
@@ -46,7 +47,7 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
 
 def _plan(recipe: Recipe) -> Plan:
     """The recipe on its store; what cannot be written or read is refused before servers are started."""
-    from flows.stage import Plan
+    from flows.plan import Plan
 
     plan = Plan(recipe)
     plan.store.require_writable()
@@ -85,7 +86,7 @@ def _followed(flow: Any, recipe: str, chosen: dict[str, Any]) -> Any:
 
 def _found(plan: Plan) -> list[Result]:
     """Everything is there: no server is needed to say so, only a run in MLflow that links to those which made it."""
-    from flows.stage import found
+    from flows.building import found
     from storage.tracking import Tracking
 
     tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
@@ -97,7 +98,7 @@ def stage(
     name: StageName, recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
-    from flows.stage import check_inputs
+    from flows.plan import check_inputs
     from flows.startup import WORKERS_IMPORT, begin, wait
 
     start = time.monotonic()

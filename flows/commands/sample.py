@@ -102,7 +102,7 @@ def _generate(
 
 def _checkpoint(recipe: Recipe, network: str | None) -> Checkpoint:
     from flows.outside import open_network
-    from flows.stage import Plan
+    from flows.plan import Plan
     from flows.train import TRAINING, chosen
     from storage.store import Store
 

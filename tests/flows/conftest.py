@@ -93,7 +93,6 @@ class Trainings:
         number = held.number if held else self.stack.enter_context(artifact.lease("test")).number
         run = self.stack.enter_context(self.tracking.stage_run("train", None, {}, artifact.folder))
         return Job(
-            stage="train",
             recipe=recipe(self.store.root, **train),
             fingerprints=self.fingerprints | {"training": artifact.fingerprint},
             leases={"training": number},

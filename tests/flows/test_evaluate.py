@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.bank import BANK
+from flows.building import build
 from flows.cli import app
 from flows.comparison import read_report, side_by_side
 from flows.detectors import named
@@ -22,9 +23,10 @@ from flows.evaluate import OUTSIDE, OWN, REPORT, STAGE
 from flows.importing import import_network
 from flows.importing_bank import import_bank
 from flows.ingest import IMAGES
+from flows.plan import Plan
 from flows.recipe import Recipe
 from flows.recipe_files import load
-from flows.stage import Plan, Result, StageError, build
+from flows.stage import Result, StageError
 from gmem.metrics import random_inception, read_adm
 from gmem.network import Network, NetworkConfig
 from storage.shards import ShardPlan, write_index, write_shard
@@ -250,7 +252,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
     def job(**changes: Any) -> Job:
         evaluate = plan.recipe.evaluate.model_copy(update=changes.pop("evaluate", {}))
         chosen = plan.recipe.model_copy(update={"evaluate": evaluate, **changes})
-        return Job(stage="evaluate", recipe=chosen, fingerprints={}, leases={}, tracking_uri="", run_id="")
+        return Job(recipe=chosen, fingerprints={}, leases={}, tracking_uri="", run_id="")
 
     _, bank = _subject(job())
     torch.save(torch.randn(3, 8), home / "narrow.pth")
@@ -295,9 +297,7 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
     many = {name: each.gaussian() for name, each in sums(30, 2)["inception"].statistics.items()}
     identity = {"detector": DETECTOR, "detector_hash": "ab", "resize": "none"}
     found = Found(
-        job=Job(
-            stage="evaluate", recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""
-        ),
+        job=Job(recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""),
         checkpoint=open_network(uris["large"], plan.store),
         guide=None,
         references={"train": sums(20, 1)},

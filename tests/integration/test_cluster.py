@@ -150,7 +150,7 @@ def test_the_cluster_wants_its_token(cluster: LocalCluster, tmp_path: Path, vari
     wrong.write_text("0" * 64)
     changed = {key: value.format(wrong=wrong) for key, value in variables.items()}
     asked = (
-        "import json, os; from flows.recipe_files import load; from flows.stage import Plan; from flows.train import STAGE;"
+        "import json, os; from flows.recipe_files import load; from flows.plan import Plan; from flows.train import STAGE;"
         "from flows.cluster.submission import Jobs; Jobs(os.environ['RAY_ADDRESS'], STAGE, Plan(load('emoji'))).attempts()"
     )
     done = subprocess.run(

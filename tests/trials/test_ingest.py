@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.building import build
 from flows.cluster.connection import connected
 from flows.ingest import IMAGES, STAGE
+from flows.plan import Plan
 from flows.progress import Terminal
 from flows.recipe import Cluster
 from flows.recipe_files import load
-from flows.stage import Plan, build
 from storage.shards import index_shards, read_index, read_shard
 from storage.store import StoreError
 from storage.tracking import Tracking

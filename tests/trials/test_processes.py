@@ -32,10 +32,11 @@ from flows.estimate import STAGES
 from flows.evaluate import REPORT
 from flows.ingest import IMAGES
 from flows.latents import LATENTS
+from flows.plan import Plan
 from flows.progress import MARK
 from flows.recipe import Reserved
 from flows.recipe_files import load
-from flows.stage import Plan, Stage
+from flows.stage import Stage
 from flows.train import TRAINING
 from infra.processes import HOST, Processes, free_ports, listens
 from storage.checkpoints import latest

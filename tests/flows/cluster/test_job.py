@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from flows.cluster.job import Request, difference, perform, versions
+from flows.plan import Plan
 from flows.progress import Lines
-from flows.recipe_files import load
-from flows.stage import Plan, StageError
+from flows.stage import StageError
 from flows.train import STAGE as TRAIN
 from storage.tracking import Tracking
 
@@ -22,11 +20,6 @@ def test_a_request_travels_as_json_and_is_understood(plan: Plan) -> None:
     request = request_for(plan)
     assert Request.model_validate_json(request.model_dump_json()) == request
     assert request.fingerprints == {"training": plan.fingerprint(TRAIN.parts[0])}
-
-
-def test_a_job_knows_the_source_from_the_flow(plan: Plan, tmp_path: Path) -> None:
-    there = Plan(load("emoji", {"store": str(tmp_path), "data": {"source": "/elsewhere"}}), plan.source_fingerprint)
-    assert there.source_fingerprint == plan.source_fingerprint  # nothing is listed again
 
 
 def test_a_job_refuses_inputs_that_differ_on_the_cluster(plan: Plan) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from flows.cluster.errors import ClusterError
 from flows.cluster.submission import PACKAGES, Jobs, Output, shipped
-from flows.stage import Plan
+from flows.plan import Plan
 from flows.train import STAGE as TRAIN
 from storage.store import Store
 
