@@ -11,7 +11,6 @@ from flows.recipe import Recipe
 from flows.stage import Part, Stage
 
 STAGES: tuple[Stage, ...] = (ingest.STAGE, latents.STAGE, bank.STAGE, train.STAGE, evaluate.STAGE)
-UNIT = {part.kind: stage.unit for stage in STAGES for part in stage.parts}
 
 
 @dataclass(frozen=True)

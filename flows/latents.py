@@ -69,7 +69,7 @@ def job(job: Job, report: Report) -> Outcome:
         _check(recipe, tokenizer)
         shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
         writer = LatentsWriter(artifact.uri, shape, tokenizer, job.leases["latents"], options)
-        done = writer.done_shards()
+        done = set(writer.done)
         report.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
         blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
         extract(blocks, workers, LatentEncoder.run, writer.commit, report, len(expected))

@@ -9,34 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-GAP, BAND, PAPER, INK = 4, 14, (255, 255, 255), (70, 70, 70)
+COLUMNS, GAP, BAND, PAPER, INK = 8, 4, 14, (255, 255, 255), (70, 70, 70)
 SMALLEST = 96
 """Small pictures are enlarged to about this side, in whole steps, so that people can see them."""
 
 
-def grid(images: NDArray[np.uint8], columns: int = 8) -> bytes:
+def grid(images: NDArray[np.uint8]) -> bytes:
     """PNG of uint8 [N, H, W, 3], row by row."""
-    return sheet(list(images), [""] * len(images), columns)
+    return sheet(list(images), [""] * len(images))
 
 
-def pairs(sources: NDArray[np.uint8], samples: NDArray[np.uint8], columns: int = 8) -> bytes:
+def pairs(sources: NDArray[np.uint8], samples: NDArray[np.uint8]) -> bytes:
     """PNG in which each source uint8 [N, H, W, 3] stands above the sample [N, H, W, 3] made from its snippet."""
     joined = np.concatenate([sources, samples], axis=1)
-    return sheet(list(joined), [""] * len(joined), columns)
+    return sheet(list(joined), [""] * len(joined))
 
 
-def sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str], columns: int = 8) -> bytes:
+def sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> bytes:
     """PNG of pictures uint8 [H, W, 3], which may differ in size, each with a caption below where there is one."""
     if not images:
         raise ValueError("there are no pictures to draw")
     scale = max(1, round(SMALLEST / min(image.shape[1] for image in images)))
     width = scale * max(image.shape[1] for image in images)
     height = scale * max(image.shape[0] for image in images) + (BAND if any(captions) else 0)
-    rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
+    rows = -(-len(images) // COLUMNS)
+    canvas = Image.new("RGB", (COLUMNS * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
     for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = GAP + place % columns * (width + GAP), GAP + place // columns * (height + GAP)
+        left, top = GAP + place % COLUMNS * (width + GAP), GAP + place // COLUMNS * (height + GAP)
         large = Image.fromarray(image).resize(
             (scale * image.shape[1], scale * image.shape[0]), Image.Resampling.NEAREST
         )

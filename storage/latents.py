@@ -101,9 +101,6 @@ class LatentsWriter(FragmentWriter):
     ) -> None:
         super().__init__(table_uri(artifact), schema(shape, tokenizer), lease, storage_options)
 
-    def done_shards(self) -> set[str]:
-        return set(self.done)
-
     def finish_latents(self, expected: NDArray[np.int64]) -> LanceDataset:
         """Checks that each expected id is there once, and writes mean and deviation into the metadata."""
         self.verify(expected)

@@ -49,7 +49,6 @@ class Lease:
         self._files, self._artifact, self._state = files, artifact, state
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease-{state.number}", daemon=True)
-        self.lost = threading.Event()
 
     @property
     def number(self) -> int:
@@ -81,7 +80,6 @@ class Lease:
                 self._write()
             except LeaseLost as problem:
                 log.warning("%s", problem)
-                self.lost.set()
                 return
             except StoreError as problem:
                 log.warning("The lease could not be renewed, trying again: %s", problem)

@@ -72,9 +72,6 @@ class PatchesWriter(FragmentWriter):
         schema = columns(tokens, len(components)).with_metadata(metadata)
         super().__init__(table_uri(artifact), schema, lease, storage_options)
 
-    def done_shards(self) -> set[str]:
-        return set(self.done)
-
 
 def stored_basis(artifact: str, storage_options: Options = None) -> tuple[Tensor, Tensor] | None:
     """Components [K,D] and mean [D] of a table that was begun, finished or not; None where there is none.

@@ -8,7 +8,6 @@ by (tracking URI, run id): any process can write to it.
 from __future__ import annotations
 
 import atexit
-import io
 import json
 import logging
 import tempfile
@@ -25,10 +24,7 @@ from storage.errors import StoreError
 from storage.mlflow_access import client, cut, flatten, is_final, patiently, problems
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
-    from numpy.typing import NDArray
-    from PIL.Image import Image
 
     from storage.checkpoints import Checkpoint
 
@@ -91,23 +87,6 @@ class Run:
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._put(lambda mlflow: _log_tags(mlflow, self.id, values))
-
-    def image(self, name: str, image: Image | NDArray[Any], step: int | None = None) -> None:
-        """A picture (PIL, or uint8 [H, W, 3]); with a step it joins a series that MLflow shows along training."""
-        if step is not None:
-            self._put(lambda mlflow: mlflow.log_image(self.id, image, key=name, step=step, synchronous=True))
-        else:
-            self._put(lambda mlflow: mlflow.log_image(self.id, image, artifact_file=f"{name}.png"))
-
-    def figure(self, name: str, figure: Figure) -> None:
-        """A matplotlib figure, drawn here and now."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
-        self.artifact(f"{name}.png", buffer.getvalue())
-
-    def text(self, name: str, text: str) -> None:
-        """A text file; the ending of its name says how it is shown (md, yaml, json, txt)."""
-        self.artifact(name, text.encode())
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table that MLflow shows and compares; rows are added when it is there already."""

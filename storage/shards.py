@@ -68,10 +68,8 @@ class ShardPlan:
 
 
 class ShardResult(NamedTuple):
-    shard: str
     kept: int
     rejected: int
-    bytes: int
 
 
 class Picture(NamedTuple):
@@ -121,7 +119,7 @@ def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan, i
     part = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), part)
     files.write(f"{root}/parts/{shard}.parquet", part.getvalue())
-    return ShardResult(shard, kept, len(rows) - kept, buffer.tell() if kept else 0)
+    return ShardResult(kept, len(rows) - kept)
 
 
 def done_shards(root: str) -> set[int]:

@@ -48,9 +48,9 @@ class Tracking:
         return f"mlflow ui --backend-store-uri {quote(self.uri)}" if self.uri.startswith(SQLITE) else self.uri
 
     @contextmanager
-    def pipeline_run(self, parameters: Mapping[str, Any], name: str | None = None) -> Iterator[str]:
+    def pipeline_run(self, parameters: Mapping[str, Any]) -> Iterator[str]:
         """The parent run of one pipeline run; gives its id, and ends it as the block ends."""
-        with self._run(name or f"pipeline {self.experiment}", parameters, {"gmem.kind": "pipeline"}) as run:
+        with self._run(f"pipeline {self.experiment}", parameters, {"gmem.kind": "pipeline"}) as run:
             yield run.id
 
     @contextmanager

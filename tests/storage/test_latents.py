@@ -42,7 +42,7 @@ def test_a_table_is_filled_and_finished(artifact: str) -> None:
     committer = writer(artifact)
     assert committer.commit([described(artifact, 0), described(artifact, 1)]) == 12
     assert committer.commit([described(artifact, 2)]) == 6
-    assert committer.done_shards() == {"shard-0", "shard-1", "shard-2"}
+    assert set(committer.done) == {"shard-0", "shard-1", "shard-2"}
     committer.finish_latents(np.arange(18))
 
     table = Latents.open(artifact)
@@ -72,7 +72,7 @@ def test_what_was_written_and_not_committed_is_as_if_it_never_was(artifact: str)
     described(artifact, 1)  # killed here: the fragment's file lies there, nobody committed it
 
     second = writer(artifact, lease=2)
-    assert second.done_shards() == {"shard-0"}
+    assert set(second.done) == {"shard-0"}
     assert second.commit([described(artifact, 0), described(artifact, 1)]) == 6, "a shard is never committed twice"
     second.finish_latents(np.arange(12))
     table = Latents.open(artifact)
@@ -105,7 +105,7 @@ def test_a_commit_that_slips_in_while_another_takes_over_is_undone_whole(artifac
     lance.LanceDataset.commit(table_uri(artifact), transaction)
 
     new = writer(artifact, lease=3)
-    assert new.done_shards() == set()
+    assert not new.done
     new.commit([described(artifact, 0)])
     new.finish_latents(np.arange(6))
 
@@ -172,7 +172,7 @@ def test_a_damaged_newest_version_is_told_with_its_remedy(artifact: str) -> None
         writer(artifact, lease=2)
     newest.unlink()
     again = writer(artifact, lease=2)
-    assert again.done_shards() == set()
+    assert not again.done
     again.commit([described(artifact, 0)])
     again.finish_latents(np.arange(6))
 

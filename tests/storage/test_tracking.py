@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from werkzeug.serving import make_server
@@ -38,9 +37,7 @@ def test_parent_and_child_runs_with_everything_in_them(tracking: Tracking, tmp_p
         with tracking.stage_run("train", parent, {"train.steps": 2000}) as run:
             for step in range(30):
                 run.metrics({"loss/total": 1.0 / (step + 1), "rate": 5.0}, step)
-            run.image("grid", np.zeros((8, 8, 3), np.uint8), step=10)
-            run.image("final", np.zeros((8, 8, 3), np.uint8))
-            run.text("notes/read.md", "# hello")
+            run.artifact("notes/read.md", b"# hello")
             run.table("summary", [{"stage": "train", "rows": 3}, {"stage": "bank", "rows": 4}])
             run.dataset("bank", "s3://x/bank", 17, "training", rows=5)
             run.tags({"note": "y"})
@@ -66,7 +63,7 @@ def test_parent_and_child_runs_with_everything_in_them(tracking: Tracking, tmp_p
     assert used.dataset.name == "bank" and used.dataset.digest == "17" and used.tags[0].value == "training"
     assert json.loads(used.dataset.source)["uri"] == "s3://x/bank"
     files = {file.path for file in mlflow.list_artifacts(run.id)}
-    assert files == {"images", "final.png", "notes", "summary.json"}
+    assert files == {"notes", "summary.json"}
     assert str(tmp_path) not in below.info.artifact_uri and "mlflow-artifacts/emoji" in below.info.artifact_uri
     assert mlflow.get_run(failed.id).info.status == "FAILED"
     assert mlflow.get_run(failed.id).data.tags["gmem.error"] == "no more disk"
@@ -148,7 +145,7 @@ def test_logging_waits_for_nothing_and_a_bad_entry_stops_nothing(tracking: Track
     assert time.monotonic() - began < 1.0
     nowhere.close(timeout=1.0)
     with tracking.stage_run("train", None, {}) as run:
-        run.image("bad", "no picture")  # type: ignore[arg-type]
+        run.artifact("bad", "no bytes")  # type: ignore[arg-type]
         run.metrics({"bad name €$?": 1.0})
         run.metrics({"good": float("nan")}, 1)
         assert run.flush(20)
@@ -213,7 +210,7 @@ def test_a_server_that_goes_away_for_a_while(tmp_path: Path, monkeypatch: pytest
         first.metrics({"loss": 1.0}, 1)
     run = Run(tracking.uri, first.id)
     run.metrics({"loss": 2.0}, 2)
-    run.text("note.txt", "while it was away")
+    run.artifact("note.txt", b"while it was away")
     assert not run.flush(2.0)
     with server(tmp_path, port, monkeypatch):
         assert run.flush(30)
