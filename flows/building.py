@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from contextlib import ExitStack
 from importlib.metadata import version as installed
 from time import monotonic
@@ -33,10 +31,8 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, repo
     check_inputs(stage, plan)
     start = monotonic()
     with ExitStack() as stack:
-        holder = f"{socket.gethostname()}:{os.getpid()}"
-        leases = {
-            p.kind: stack.enter_context(plan.artifact(p).lease(holder, recipe.tracking.lease_wait)) for p in missing
-        }
+        holder, wait = f"stage {stage.name}", recipe.tracking.lease_wait
+        leases = {part.kind: stack.enter_context(plan.artifact(part).lease(holder, wait)) for part in missing}
         # Whoever held the lease before us may have finished the work.
         if not (missing := plan.missing(stage)):
             return found(stage, plan, tracking, parent)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -148,7 +146,7 @@ def imported_once(
         return Imported(uri, artifact.uri, False, there.counts, there.details)
     artifact.store.require_writable()
     tracking, start = Tracking.open(None, artifact.store, EXPERIMENT), monotonic()
-    with artifact.lease(f"{socket.gethostname()}:{os.getpid()}") as lease:
+    with artifact.lease(f"gmem import {what}") as lease:
         if there := artifact.manifest():  # whoever held the lease before us made it
             return Imported(uri, artifact.uri, False, there.counts, there.details)
         with tracking.stage_run(f"import {what}", None, {"name": artifact.name} | said) as run:

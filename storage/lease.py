@@ -91,7 +91,7 @@ def held(files: Files, artifact: str, holder: str, wait: float | None = None, tt
 
     Args:
         artifact: its URI.
-        holder: who is building, in words that help whoever is told.
+        holder: what is building, in words for whoever is told, such as "stage latents"; process and machine are added.
         wait: seconds to wait for a living holder before LeaseHeld is raised; None waits as long as it takes. A holder
             counts as living once its counter was seen to move, so a dead one is waited out in any case.
         ttl: seconds after which others may take this lease over when its counter stands still.
