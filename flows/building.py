@@ -24,8 +24,8 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, repo
     Lease, manifest and MLflow run belong to the process that does the work: on a cluster that is the job, which goes
     on, and finishes, without the flow that submitted it.
     """
-    recipe = plan.recipe
-    missing = plan.missing(stage)
+    plan = plan.settled()
+    recipe, missing = plan.recipe, plan.missing(stage)
     if not missing:
         return found(stage, plan, tracking, parent)
     check_inputs(stage, plan)
@@ -43,6 +43,7 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, repo
         job = Job(
             recipe=recipe,
             fingerprints=plan.fingerprints(stage),
+            parameters={part.kind: plan.parameters(part) for part in stage.wanted(recipe)},
             leases={kind: lease.number for kind, lease in leases.items()},
             tracking_uri=tracking.uri,
             run_id=run.id,
@@ -80,7 +81,7 @@ def _log_inputs(stage: Stage, plan: Plan, run: Run) -> None:
 
 
 def _parameters(stage: Stage, plan: Plan) -> dict[str, Any]:
-    return {f"{part.kind}.{k}": v for part in stage.wanted(plan.recipe) for k, v in part.parameters(plan).items()}
+    return {f"{part.kind}.{k}": v for part in stage.wanted(plan.recipe) for k, v in plan.parameters(part).items()}
 
 
 def _description(part: Part, plan: Plan, outcome: Outcome, run_id: str, seconds: float) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _description(part: Part, plan: Plan, outcome: Outcome, run_id: str, seconds:
         if made := plan.artifact(needed).manifest():
             inputs[needed.kind] = plan.artifact(needed).reference(made.details.get("version"))
     return {
-        "parameters": part.parameters(plan),
+        "parameters": plan.parameters(part),
         "inputs": inputs,
         "counts": outcome.counts,
         "times": {"seconds": seconds},

@@ -72,9 +72,11 @@ def _terminate(_signal: int, _frame: Any) -> None:
 
 
 def _say(text: str) -> None:
+    from rich.text import Text
+
     from flows.progress import console
 
-    console.print(f"[red]gmem:[/] {text}", markup=True, soft_wrap=True)
+    console.print(Text.assemble(("gmem:", "red"), " ", text), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from flows.train import TRAINING, chosen
 from flows.weights import identity
 from gmem.metrics import Memorisation, Nearest, memorisation
 from storage.bank import Bank
-from storage.checkpoints import Checkpoint
+from storage.checkpoints import Checkpoint, at
 from storage.shards import read_index
 
 VERSION = 2
@@ -128,10 +128,9 @@ def _subject(job: Job) -> tuple[Checkpoint, Bank]:
     """The network and the bank to sample from; they are checked to belong together."""
     evaluate = job.recipe.evaluate
     if evaluate.network:
-        checkpoint: Checkpoint | None = open_network(evaluate.network, job.store)
-    else:
-        checkpoint = chosen(job.recipe, job.artifact("training"))
-    assert checkpoint is not None, "the training is an input and therefore complete"
+        checkpoint = open_network(evaluate.network, job.store)
+    else:  # not simply the newest: the training may have gone on since
+        checkpoint = at(job.artifact("training"), job.parameters["report"]["step"])
     bank = open_bank(evaluate.bank or job.artifact("bank").uri, job.store)
     if checkpoint.manifest.encoder:
         bank.require_encoder(checkpoint.manifest.encoder)
@@ -146,14 +145,19 @@ def _subject(job: Job) -> tuple[Checkpoint, Bank]:
 
 
 def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.int64]]:
-    """Ids of the snippets to sample from, by split: random ones, none twice, as many as there are pictures to compare."""
+    """Ids of the snippets to sample from, by split: random ones, none twice, as many as there are pictures to compare.
+
+    Of the recipe's own bank those of its pictures: rows that were added since have neither latent nor picture.
+    """
+    origin = None if recipe.evaluate.bank else "dataset"
     plans: dict[str, NDArray[np.int64]] = {}
     for split in SPLITS:
         count = min(recipe.evaluate.samples, _count(index, split))
         if count >= 2:
-            available = bank.table.count_rows(f"split = '{split}' AND flipped IS NOT TRUE")
+            own = f" AND origin = '{origin}'" if origin else ""
+            available = bank.table.count_rows(f"split = '{split}' AND flipped IS NOT TRUE{own}")
             if min(count, available) >= 2:
-                plans[split] = bank.sample_ids(split, min(count, available), recipe.sample.seed)
+                plans[split] = bank.sample_ids(split, min(count, available), recipe.sample.seed, origin=origin)
     if not plans:
         raise StageError(
             "evaluation needs at least 2 pictures, and 2 snippets of the bank, of one split; add pictures or raise data.held_out"

@@ -13,7 +13,8 @@ from flows.cluster.resources import resources
 from flows.cluster.workers import beside
 from flows.plan import Plan
 from flows.progress import Report
-from flows.stage import Job, Outcome, Part, Stage
+from flows.recipe import Recipe
+from flows.stage import Job, Outcome, Part, Stage, StageError
 from flows.weights import identity
 from storage.shards import ShardPlan, done_shards, write_index, write_shard
 from storage.sources import list_source
@@ -26,9 +27,13 @@ CRASHES = (WorkerCrashedError, OutOfMemoryError)
 
 def _parameters(plan: Plan) -> dict[str, Any]:
     """What is in the source counts, not where the source lies; of a shipped one the content, the same in every copy."""
-    shipped = plan.recipe.data.source.startswith("asset:")
-    listing = identity(plan.recipe.source) if shipped else plan.source_fingerprint
+    listing = _shipped(plan.recipe) or plan.source_fingerprint
     return plan.recipe.data.identity("source", "mirror") | {"listing": listing}
+
+
+def _shipped(recipe: Recipe) -> str | None:
+    """The content of a shipped source."""
+    return identity(recipe.source) if recipe.data.source.startswith("asset:") else None
 
 
 IMAGES = Part("images", VERSION, _parameters)
@@ -38,6 +43,11 @@ def job(job: Job, report: Report) -> Outcome:
     """Writes the shards that are not written yet, several at once, then numbers the pictures."""
     data, root, size = job.recipe.data, job.artifact("images").uri, job.recipe.data.shard_size
     listing = list_source(job.recipe.source)
+    if job.parameters["images"]["listing"] not in (listing.fingerprint, _shipped(job.recipe)):
+        raise StageError(
+            f"the pictures in {job.recipe.data.source} are not those that were listed when the run began; let whatever "
+            "changes them end, and run again (on a cluster: all nodes must see the same files, times included)"
+        )
     plan = ShardPlan(job.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
     shards = -(-len(listing) // size)
     done = done_shards(root)

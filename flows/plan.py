@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,17 @@ class Plan:
         self.recipe = recipe.located(self.store.root)
         if source_fingerprint:  # a job on a cluster is told what the flow saw
             self.source_fingerprint = source_fingerprint
+        self._settled: dict[Part, tuple[dict[str, Any], str]] | None = None
+
+    def settled(self) -> Plan:
+        """The same, but what a part is made of stays what it was when it was first asked for.
+
+        While a stage is built others may train the network on, add to the bank or change the pictures: the artifacts
+        that it holds the leases of are still those that it began.
+        """
+        settled = copy.copy(self)
+        settled._settled = {}
+        return settled
 
     @cached_property
     def listing(self) -> Listing:
@@ -31,8 +43,21 @@ class Plan:
         return self.listing.fingerprint
 
     def fingerprint(self, part: Part) -> str:
+        return self._described(part)[1]
+
+    def parameters(self, part: Part) -> dict[str, Any]:
+        """What decides a part's content, besides its inputs and the version of the stage's code."""
+        return self._described(part)[0]
+
+    def _described(self, part: Part) -> tuple[dict[str, Any], str]:
+        if self._settled is not None and part in self._settled:
+            return self._settled[part]
         inputs = {needed.kind: self.fingerprint(needed) for needed in part.needs(self.recipe)}
-        return fingerprint(part.kind, part.version, part.parameters(self), inputs)
+        parameters = part.parameters(self)
+        described = parameters, fingerprint(part.kind, part.version, parameters, inputs)
+        if self._settled is not None:
+            self._settled[part] = described
+        return described
 
     def fingerprints(self, stage: Stage) -> dict[str, str]:
         """By kind, of what a stage makes and of everything that this rests on."""
@@ -68,7 +93,7 @@ class Plan:
         manifest = self.newest(part)
         if manifest is None:
             return "not there yet"
-        before, now = _flat(manifest.parameters), _flat(part.parameters(self))
+        before, now = _flat(manifest.parameters), _flat(self.parameters(part))
         changed = [
             f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
             for key in sorted(before.keys() | now.keys())

@@ -15,7 +15,8 @@ from uuid import UUID
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)
+"""Most of what is shown came from elsewhere, and may hold brackets: where it is marked up, it says so."""
 MARK = "@gmem "  # begins a line of a submitted job's output that is an event
 
 
@@ -220,12 +221,15 @@ class Failure:
 
 def replay(line: str, report: Report) -> Failure | None:
     """Passes the event of a line on to `report`, and notes anything else; returns what an error line says."""
-    text, mark, event = line.partition(MARK)
+    text, _, event = line.partition(MARK)
+    try:
+        name, value, values = json.loads(event)
+    except ValueError:  # no event of ours, whatever it holds
+        name, value, values, text = "", "", {}, line
     if text.strip():
         report.note(text.strip())
-    if not mark:
+    if not name:
         return None
-    name, value, values = json.loads(event)
     if name == "error":
         return Failure(value, values["bad_input"])
     getattr(report, name)(value, **values)

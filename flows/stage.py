@@ -70,6 +70,8 @@ class Job(BaseModel):
 
     recipe: Recipe
     fingerprints: dict[str, str]
+    parameters: dict[str, dict[str, Any]] = {}
+    """Of each kind that the stage makes: what decided its fingerprint, and so must decide its content."""
     leases: dict[str, int]
     """Numbers of the leases held for what is missing; an input has none."""
     tracking_uri: str

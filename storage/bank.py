@@ -173,12 +173,15 @@ class Bank:
         """float16 [N,D] in the order of `ids`, as the encoder gave them (not unit length)."""
         return torch.from_numpy(to_matrix(self.rows(ids, ["snippet"])["snippet"]).copy())
 
-    def sample_ids(self, split: str | None, n: int, seed: int, mirrored: bool = False) -> NDArray[np.int64]:
+    def sample_ids(
+        self, split: str | None, n: int, seed: int, mirrored: bool = False, origin: str | None = None
+    ) -> NDArray[np.int64]:
         """`n` ids drawn at random from a split (None: all rows), without repeating one before all were drawn.
 
-        The same bank content, split, n and seed give the same ids. Mirror images only where `mirrored` says so.
+        The same bank content, split, n and seed give the same ids. Mirror images only where `mirrored` says so,
+        and rows of one `origin` only where it is given.
         """
-        conditions = [f"split = '{split}'"] if split else []
+        conditions = [f"{name} = '{value}'" for name, value in (("split", split), ("origin", origin)) if value]
         if not mirrored:
             conditions.append("flipped IS NOT TRUE")
         found = self.dataset.to_table(columns=["id"], filter=" AND ".join(conditions) or None)

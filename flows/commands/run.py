@@ -142,7 +142,7 @@ def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
             table.add_row(*first, "/".join(uri.split("/")[-2:]), str(r.version or ""))
     console.print(table)
     for line in results[-1].details.get("lines", []):
-        console.print(line, soft_wrap=True)
+        console.print(line, markup=True, soft_wrap=True)
     console.print(f"MLflow: {mlflow_command}", soft_wrap=True)
 
 

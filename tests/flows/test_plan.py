@@ -36,3 +36,16 @@ def test_an_input_that_is_not_wanted_is_not_asked_for(plan: Plan) -> None:
     stage = Stage("evaluate", "samples", (now,), lambda job, report: pytest.fail("nothing is built"))
     assert plan.why(stage) == "changed: memorisation False -> True"
     assert plan.fingerprints(stage).keys() == {"report", "samples"}
+
+
+def test_what_is_being_built_stays_what_it_was_begun_as(plan: Plan) -> None:
+    """Whatever others do meanwhile, such as training on the network that is being evaluated."""
+    step = [2000]
+    inner = Part("samples", 1, lambda _: {"step": step[0]})
+    part = Part("report", 1, lambda _: {"step": step[0]}, (inner,))
+    settled = plan.settled()
+    begun = settled.artifact(part)
+    step[0] = 3000
+    assert settled.artifact(part).uri == begun.uri and settled.parameters(part) == {"step": 2000}
+    assert settled.fingerprint(inner) != plan.fingerprint(inner)
+    assert plan.artifact(part).uri == plan.settled().artifact(part).uri != begun.uri

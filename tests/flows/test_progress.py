@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.progress import Lines, Rate, replay
+from flows.progress import MARK, Lines, Rate, Terminal, console, replay
 from flows.stage import StageError
 
 
@@ -31,12 +31,26 @@ def test_events_come_back_as_they_were_told(capsys: pytest.CaptureFixture[str]) 
     lines.advance(3, loss=0.5)
     lines.note("half way")
     print("a library speaks")
+    print("at [/tmp/x.py:3]")
+    print(MARK + "is not always ours")
     print("50 %|###   ", end="")  # a bar without an end of line
     lines.advance(5)
     told = capsys.readouterr().out.splitlines()
     assert all(replay(line, heard) is None for line in told)
     assert (heard.rate.rows, heard.rate.done, heard.rate.values) == (10, 10, {"loss": 0.5})
-    assert heard.notes == ["half way", "a library speaks", "50 %|###"]
+    assert heard.notes == [
+        "half way",
+        "a library speaks",
+        "at [/tmp/x.py:3]",
+        f"{MARK}is not always ours".strip(),
+        "50 %|###",
+    ]
+
+
+def test_brackets_of_foreign_words_are_shown_as_they_are() -> None:
+    with console.capture() as shown, Terminal("train") as terminal:
+        terminal.note("a library speaks at [/tmp/x.py:3] of [red]")
+    assert "[/tmp/x.py:3] of [red]" in shown.get()
 
 
 @pytest.mark.parametrize(("problem", "bad_input"), [(StageError("mend the recipe"), True), (OSError("no disk"), False)])

@@ -115,6 +115,9 @@ def test_sampling_is_deterministic_and_repeats_only_when_it_must(bank: Bank) -> 
     twice = bank.sample_ids("held_out", 12, seed=0)
     assert sorted(twice) == sorted([*range(0, 60, 10), *range(0, 60, 10)])
     assert len(set(bank.sample_ids("train", 48, seed=0, mirrored=True))) == 48
+    bank.append(snippets(9, 3), "external", ENCODER, splits=["train"] * 3)
+    assert np.array_equal(bank.sample_ids("train", 24, seed=1, origin="dataset"), ids)
+    assert not np.array_equal(bank.sample_ids("train", 24, seed=1), ids)
     with pytest.raises(ValueError, match="no rows of split"):
         bank.sample_ids("test", 1, seed=0)
 
