@@ -47,7 +47,7 @@ def _estimate(stage: Stage, plan: Plan, rows: int) -> Estimate:
 
 
 def _bytes(stage: str, recipe: Recipe, rows: int) -> int:
-    """Bytes a stage writes: fp16 tables exactly, pictures at 1.5 bytes a pixel, checkpoints not counted."""
+    """About the bytes a stage writes: snippets 768 wide, pictures at 1.5 bytes a pixel, no index and no checkpoints."""
     tokens = recipe.grid**2 if recipe.train.align else 0
     each = {
         "ingest": int(1.5 * recipe.data.image_size**2),

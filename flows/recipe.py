@@ -210,9 +210,11 @@ class Reserved(Section):
     """What each actor, task or training worker of one stage reserves, and how long an attempt at it may take."""
 
     cpus: float | None = operational(
-        None, "CPUs; none: cluster.actor_cpus (training with GPUs: its share, less one)", gt=0
+        None, "CPUs; none: cluster.actor_cpus (ingest and training: 1; training with GPUs: its share, less one)", gt=0
     )
-    gpus: float | None = operational(None, "GPUs; none: cluster.actor_gpus (training: 1 where there are any)", ge=0)
+    gpus: float | None = operational(
+        None, "GPUs; none: cluster.actor_gpus (ingest: 0; training: 1 where there are any)", ge=0
+    )
     memory_gib: float = operational(0, "memory; 0: not counted", ge=0)
     labels: dict[str, str] = operational({}, "labels its node must have, such as {ray.io/accelerator-type: H100}")
     minutes: float | None = operational(

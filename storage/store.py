@@ -180,7 +180,10 @@ class Artifact:
         return Input(uri=self.folder, fingerprint=self.fingerprint, version=version)
 
     def summary(self) -> dict[str, Any]:
-        """For a table: state (`complete`, `building`, `absent`, `damaged`), age in seconds, bytes, counts, holder."""
+        """For a table: state, age in seconds, bytes, counts, holder.
+
+        The state is `complete`, `building`, `unfinished` (begun, and nobody is at work on it), `absent` or `damaged`.
+        """
         try:
             manifest, state = self.manifest(), "complete"
         except StoreError:

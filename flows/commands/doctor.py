@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.progress import console
-from flows.recipe import Recipe
+from flows.recipe import Recipe, absolute
 
 PACKAGES = (
     "torch",
@@ -52,22 +52,17 @@ def doctor(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
 
 
 def examine(recipe: Recipe) -> list[Finding]:
-    checks: list[Callable[[], Finding]] = [
-        lambda: (
-            "Python",
-            platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12")),
-            platform.python_version(),
-        ),
-        *(lambda name=name: _package(name) for name in PACKAGES),
-        _memory,
-        _gpu,
-        lambda: _disk(recipe),
-        lambda: _store(recipe),
-        lambda: _source(recipe),
-        *(lambda key=key, source=source: _weights(key, source) for key, source in _named_weights(recipe)),
-        *(lambda name=name, url=url: _server(name, url) for name, url in _servers(recipe)),
+    supported = platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))
+    return [
+        ("Python", supported, platform.python_version()),
+        *(_package(name) for name in PACKAGES),
+        _memory(),
+        _gpu(),
+        _disk(recipe),
+        _store(recipe),
+        *_named(recipe),
+        *(_server(name, url) for name, url in _servers(recipe)),
     ]
-    return [check() for check in checks]
 
 
 def _package(name: str) -> Finding:
@@ -115,35 +110,92 @@ def _store(recipe: Recipe) -> Finding:
     return "store", True, f"{recipe.store} can be written"
 
 
-def _source(recipe: Recipe) -> Finding:
-    source = recipe.source
-    if not source:
-        return "data.source", False, "not set; name a folder or WebDataset shards"
-    there = "://" in source or any(c in source for c in "{*") or Path(source).exists()
-    return "data.source", there, source if there else f"{source} does not exist; set data.source"
+# --- what the recipe names -------------------------------------------------------------------------------------------
 
 
-def _named_weights(recipe: Recipe) -> list[tuple[str, str]]:
-    named = {
-        "tokenizer.source": recipe.tokenizer.source,
-        "encoder.source": recipe.encoder.source,
-        "evaluate.encoder": recipe.evaluate.encoder,
-    }
-    return list(named.items()) + (
-        [("evaluate.inception", recipe.evaluate.inception)] if recipe.evaluate.inception else []
-    )
+def _pictures(_named: str, recipe: Recipe) -> str:
+    from storage.sources import list_source
+
+    reasons = list_source(recipe.source).table["reason"]
+    if not (usable := reasons.null_count):
+        raise ValueError(f"nothing in {recipe.source} can be used ({reasons[0]}); correct data.source")
+    return f"{recipe.source} ({usable:,} pictures)"
 
 
-def _weights(key: str, source: str) -> Finding:
+def _weights(named: str, _recipe: Recipe) -> str:
     from flows.weights import identity
 
-    if not source:
-        return key, False, "not set; name weights in the recipe"
+    found = identity(named)
+    return f"{named} ({'fetched from the hub when first used' if found == named else found})"
+
+
+def _network(named: str, recipe: Recipe) -> str:
+    from flows.outside import open_network
+    from storage.store import Store
+
+    return open_network(named, Store(recipe.store)).uri
+
+
+def _guide(named: str, recipe: Recipe) -> str:
+    return _network(named, recipe) if recipe.sample.earlier is None else f"{named} of the same training"
+
+
+def _bank(named: str, recipe: Recipe) -> str:
+    from flows.outside import open_bank
+    from storage.store import Store
+
+    return open_bank(named, Store(recipe.store)).artifact
+
+
+def _file(named: str, _recipe: Recipe) -> str:
+    if named.startswith(("http://", "https://")):
+        _, there, told = _server("", named)
+        if not there:
+            raise ValueError(told)
+    elif not Path(named).is_file():
+        raise ValueError(f"there is no file {named}; name an existing one")
+    return named
+
+
+LOOKS: dict[str, Callable[[str, Recipe], str]] = {
+    "data.source": _pictures,
+    "tokenizer.source": _weights,
+    "encoder.source": _weights,
+    "train.start_from": _network,
+    "sample.guide": _guide,
+    "evaluate.network": _network,
+    "evaluate.bank": _bank,
+    "evaluate.encoder": _weights,
+    "evaluate.further_encoders": _weights,
+    "evaluate.inception": _file,
+    "evaluate.reference": _file,
+}
+"""How each key that names something is looked at: gives what is there, or raises what is wrong."""
+
+NEEDED = ("data.source", "tokenizer.source", "encoder.source")
+
+
+def _named(recipe: Recipe) -> list[Finding]:
+    """What is behind each key of the recipe that names something."""
+    found = []
+    for key, look in LOOKS.items():
+        section, _, field = key.partition(".")
+        value = getattr(getattr(recipe, section), field)
+        sources = value if isinstance(value, list) else [value] if value else []
+        if not sources and key in NEEDED:
+            found.append((key, False, f"not set; set {key}"))
+        found += [_looked(key, look, absolute(source), recipe) for source in sources]
+    return found
+
+
+def _looked(key: str, look: Callable[[str, Recipe], str], named: str, recipe: Recipe) -> Finding:
     try:
-        found = identity(source)
-    except (ValueError, OSError) as error:
-        return key, False, str(error)
-    return key, True, f"{source} ({'fetched from the hub when first used' if found == source else found})"
+        return key, True, look(named, recipe)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what was to be found out
+        return key, False, str(error) or type(error).__name__
+
+
+# --- servers ---------------------------------------------------------------------------------------------------------
 
 
 def _servers(recipe: Recipe) -> list[tuple[str, str]]:

@@ -27,9 +27,7 @@ def sample(
     ids: Annotated[
         list[int] | None, typer.Option("--id", help="from the snippet of this row of the bank; repeatable")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="random snippets of this split: train or held_out; none: all")
-    ] = "train",
+    split: Annotated[str, typer.Option(help="random snippets of this split: train or held_out")] = "train",
     network: Annotated[
         str | None, typer.Option(metavar="URI", help="a checkpoint, training or imported network; none: the recipe's")
     ] = None,

@@ -1,0 +1,54 @@
+"""What the doctor says of everything that a recipe names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.commands.doctor import LOOKS, NEEDED, Finding, _named
+from flows.recipe import PATHS
+from flows.recipe_files import load
+
+
+def looked(store: Path, **sections: dict[str, Any]) -> dict[str, Finding]:
+    return {found[0]: found for found in _named(load("emoji", {"store": str(store), **sections}))}
+
+
+def test_every_key_that_may_name_a_path_is_looked_at() -> None:
+    assert {f"{section}.{key}" for section, keys in PATHS.items() for key in keys} < set(LOOKS)
+
+
+def test_the_demo_has_what_it_names(tmp_path: Path) -> None:
+    found = looked(tmp_path)
+    assert all(there for _, there, _ in found.values()) and {*NEEDED, "evaluate.encoder"} <= found.keys()
+
+
+def test_what_is_missing_is_told_key_by_key(tmp_path: Path) -> None:
+    named = {
+        "data": {"source": str(tmp_path / "pictures")},
+        "train": {"start_from": "weights/none-000000000000"},
+        "sample": {"guide": "weights/none-000000000000"},
+        "evaluate": {
+            "network": "weights/none-000000000000",
+            "bank": "bank/none-000000000000",
+            "further_encoders": ["shipped:none"],
+            "inception": str(tmp_path / "inception.pth"),
+            "reference": str(tmp_path / "reference.npz"),
+        },
+    }
+    found = looked(tmp_path, **named)
+    missing = {f"{section}.{key}" for section, keys in named.items() for key in keys}
+    assert {key for key, (_, there, _) in found.items() if not there} == missing
+    assert all(found[key][2] for key in missing)
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_what_must_be_named_and_is_not_is_said(tmp_path: Path, key: str) -> None:
+    section, _, field = key.partition(".")
+    assert looked(tmp_path, **{section: {field: ""}})[key] == (key, False, f"not set; set {key}")
+
+
+def test_an_earlier_guide_is_there_once_the_training_is(tmp_path: Path) -> None:
+    assert looked(tmp_path, sample={"guide": "earlier:500"})["sample.guide"][1]
