@@ -34,6 +34,8 @@ from storage.checkpoints import Checkpoint, at
 from storage.shards import read_index
 
 VERSION = 2
+REPORT_VERSION = 3
+"""Rises alone where what is said of the samples changes, and they do not."""
 SPLITS = ("train", "held_out")
 CHUNK = 256
 """Samples written together: what a kill can cost, and the unit that actors share out."""
@@ -90,7 +92,7 @@ OUTSIDE = Part(
     (IMAGES, replace(BANK, wanted=lambda recipe: recipe.evaluate.bank is None)),
     wanted=lambda recipe: recipe.evaluate.network is not None,
 )
-REPORT = Part("report", VERSION, _reported, (OWN, OUTSIDE, STATISTICS))
+REPORT = Part("report", REPORT_VERSION, _reported, (OWN, OUTSIDE, STATISTICS))
 
 
 def job(job: Job, report: Report) -> Outcome:

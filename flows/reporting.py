@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flows.detectors import INCEPTION, Sums, judge
 from flows.evaluator import Shares
+from flows.generation import sampler_config
 from flows.outside import artifact_at
 from flows.pictures import grid, pairs
 from flows.recipe import Recipe
@@ -107,7 +108,7 @@ def _protocol(found: Found, split: str, detector: str, count: int) -> Protocol:
         reference_count=None,
         count=count,
         seed=sample.seed,
-        sampler=f"{sample.kind} {sample.method}",
+        sampler=str(sampler_config(sample)),
         steps=sample.steps,
         calls=found.shares[split].calls,
         guidance=guidance_text(sample.guidance, sample.guidance_from, sample.guidance_until, guide),

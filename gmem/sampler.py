@@ -69,6 +69,17 @@ class SamplerConfig:
         if self.last != "none" and not 0 < self.last_size < 1:
             raise ValueError(f"sample.last_size is {self.last_size}; give a number between 0 and 1, or last: none")
 
+    def __str__(self) -> str:
+        """Every setting that moves a sample, besides steps and guidance: two texts are equal where the samplers are."""
+        name = f"{self.kind} {self.method}"
+        if self.method == "dopri5":  # chooses its own steps
+            return f"{name} rtol {self.rtol:g} atol {self.atol:g}"
+        name += f" shift {self.shift:g}"
+        if self.kind == "ode":
+            return name
+        last = "none" if self.last == "none" else f"{self.last} {self.last_size:g}"
+        return f"{name} diffusion {self.diffusion} norm {self.diffusion_norm:g} last {last}"
+
 
 class Sample(NamedTuple):
     """Standardised latents [B, C, H, W], and how often a network was evaluated for each (guided: twice a point)."""

@@ -15,9 +15,10 @@ class Protocol:
 
     detector: network that made the features, with the hash of its weights; resize: how pictures reach its size;
     reference: the pictures compared with, with the hash of their statistics, and how many they were (None if the file
-    does not say); count: number of samples; seed: of the sampler's noise; steps and calls: integration steps, and
-    network calls for one sample; guidance: "none", or scale, interval and guide; snippets: how snippets or labels were
-    drawn; latents: tokenizer that decodes them, and what they are.
+    does not say); count: number of samples; seed: of the sampler's noise; sampler: kind and method with all their
+    settings; steps and calls: integration steps, and the most network calls that a sample took; guidance: "none", or
+    scale, interval and guide; snippets: how snippets or labels were drawn; latents: tokenizer that decodes them, and
+    what they are.
     """
 
     detector: str

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -203,3 +204,28 @@ def test_dopri5_says_when_the_velocity_is_not_finite():
 def test_impossible_settings_are_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         SamplerConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (SamplerConfig("ode", "euler", shift=0.3), "ode euler shift 0.3"),
+        (SamplerConfig(), "sde heun shift 1 diffusion linear norm 1 last mean 0.004"),
+        (SamplerConfig(last="none"), "sde heun shift 1 diffusion linear norm 1 last none"),
+        (SamplerConfig("ode", "dopri5"), "ode dopri5 rtol 0.001 atol 1e-06"),
+    ],
+)
+def test_a_sampler_is_named_with_all_that_moves_its_samples(config, text):
+    assert str(config) == text
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        (SamplerConfig("ode", "heun"), {"kind": "sde", "method": "euler", "shift": 0.5}),
+        (SamplerConfig("ode", "dopri5"), {"rtol": 1e-4, "atol": 1e-5}),
+        (SamplerConfig(), {"shift": 0.5, "diffusion": "sigma", "diffusion_norm": 2.0, "last": "euler", "last_size": 0.04}),
+    ],
+)  # fmt: skip
+def test_another_setting_is_another_sampler(base, changes):
+    assert all(str(replace(base, **{name: value})) != str(base) for name, value in changes.items())
