@@ -53,7 +53,7 @@ class Shares:
         """Adds another actor's. What comes out of the object store cannot be written to: begin with an empty one."""
         for mine, theirs in ((self.samples, other.samples), (self.floor, other.floor), (self.ceiling, other.ceiling)):
             merge(mine, theirs)
-        self.calls = other.calls
+        self.calls = max(self.calls, other.calls)
         self.count += other.count
 
 
@@ -154,7 +154,7 @@ class Evaluator:
         sample, parts, calls = self.recipe.sample, [], 0
         for start in range(0, len(chunk.ids), sample.batch):
             part = slice(start, start + sample.batch)
-            made, calls = self.generator.images(
+            made, taken = self.generator.images(
                 snippets[part].to(self.device),
                 torch.from_numpy(chunk.indices[part]),
                 sampler_config(sample),
@@ -162,6 +162,7 @@ class Evaluator:
                 labels[part].to(self.device),
             )
             parts.append(made.cpu())
+            calls = max(calls, taken)
         return torch.cat(parts), calls
 
     def _keep(self, chunk: Chunk, images: Tensor) -> None:

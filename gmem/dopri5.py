@@ -16,11 +16,12 @@ from gmem.flow import like
 SAFETY, LARGEST, SMALLEST = 0.9, 10.0, 0.2  # of the factor by which a step size may change
 LIMIT = 1000
 
-Velocity = Callable[[Tensor, Tensor], Tensor]  # x [B, …], t [B] -> dx/dt [B, …]
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, …], t [B], whose is looked at [B] -> dx/dt [B, …]
 
 
 def integrate(velocity: Velocity, x: Tensor, rtol: float, atol: float) -> Tensor:
-    """x(1) from x(0) [B, …] for dx/dt = velocity(x, t [B]).
+    """x(1) from x(0) [B, …] for dx/dt = velocity(x, t [B], waiting [B]), where what is given for samples that do not wait
+    any more is not looked at.
 
     The last step goes past 1 and the value at 1 is read from its interpolant, as in torchdiffeq. ValueError when a
     sample needs more than 1,000 steps.
@@ -31,14 +32,14 @@ def integrate(velocity: Velocity, x: Tensor, rtol: float, atol: float) -> Tensor
     error = (RK45.E * 2 / 3).tolist()  # Shampine's estimate, which torchdiffeq takes, is two thirds of the original
     times = [*RK45.C[1:].tolist(), 1.0]
     t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    slope = velocity(x, t.float())
-    step = _first_step(velocity, x, slope, rtol, atol)
     result, waiting = x.clone(), torch.ones_like(t, dtype=torch.bool)
+    slope = velocity(x, t.float(), waiting)
+    step = _first_step(lambda x, t: velocity(x, t, waiting), x, slope, rtol, atol)
     for _ in range(LIMIT):
         slopes = [slope]
         for time, weights in zip(times, stages, strict=True):
             end = x + like(step.float(), x) * _combine(slopes, weights)
-            slopes.append(velocity(end, (t + time * step).float()))
+            slopes.append(velocity(end, (t + time * step).float(), waiting))
         deviation = like(step.float(), x) * _combine(slopes, error)
         ratio = _norm(deviation / (atol + rtol * torch.maximum(x.abs(), end.abs()))).double()
         if not ratio[waiting].isfinite().all():
@@ -59,7 +60,9 @@ def integrate(velocity: Velocity, x: Tensor, rtol: float, atol: float) -> Tensor
     raise ValueError(f"dopri5 did not arrive within {LIMIT} steps; raise rtol or atol")
 
 
-def _first_step(velocity: Velocity, x: Tensor, slope: Tensor, rtol: float, atol: float) -> Tensor:
+def _first_step(
+    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, slope: Tensor, rtol: float, atol: float
+) -> Tensor:
     """A step size for each sample (Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, II.4)."""
     scale = atol + rtol * x.abs()
     size, speed = _norm(x / scale), _norm(slope / scale)

@@ -82,7 +82,8 @@ class SamplerConfig:
 
 
 class Sample(NamedTuple):
-    """Standardised latents [B, C, H, W], and how often a network was evaluated for each (guided: twice a point)."""
+    """Standardised latents [B, C, H, W], and the most evaluations of a network that one of them took (guided: twice a
+    point)."""
 
     latent: Tensor
     calls: int
@@ -124,11 +125,14 @@ def sample(
     else:
         places = range(len(noise)) if indices is None else indices
         latent = _sde(guided, noise, config, wiener or wiener_for(seed, places, noise))
-    return Sample(latent, guided.calls)
+    return Sample(latent, int(guided.calls.max()))
 
 
 class _Guided:
-    """The velocity to follow, x [B, C, H, W] and t [B] or a number; counts network calls."""
+    """The velocity to follow, x [B, C, H, W] and t [B] or a number; counts network calls, for each sample where they differ.
+
+    A call does not count for samples that are not `wanted` [B]: it is made because others of the batch need it.
+    """
 
     def __init__(
         self,
@@ -139,11 +143,12 @@ class _Guided:
         guide: VelocityNetwork | None,
     ) -> None:
         self.network, self.snippet, self.label, self.config, self.guide = network, snippet, label, config, guide
-        self.calls = 0
+        self.calls = torch.zeros((), dtype=torch.int64)
 
-    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | float, wanted: Tensor | bool = True) -> Tensor:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         velocity = self._call(self.network, x, t, self.snippet, self.label)
+        self.calls = self.calls + wanted
         place = t.clamp_max(1)  # dopri5 looks past the end
         inside = (place >= self.config.guidance_start) & (place <= self.config.guidance_end)
         if self.config.guidance_scale == 1 or not inside.any():
@@ -152,12 +157,12 @@ class _Guided:
             other = self._call(self.guide, x, t, self.snippet, self.label)
         else:
             other = self._call(self.network, x, t, None, None)
+        self.calls = self.calls + (inside & wanted)
         return torch.where(like(inside, x), torch.lerp(other, velocity, self.config.guidance_scale), velocity)
 
     def _call(
         self, network: VelocityNetwork, x: Tensor, t: Tensor, snippet: Tensor | None, label: Tensor | None
     ) -> Tensor:
-        self.calls += 1
         with multiplying(x.device.type, self.config.precision):
             return network(x, t, snippet, label)
 

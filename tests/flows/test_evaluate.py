@@ -316,6 +316,18 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
     assert results_of(found)["train/floor"] == []
 
 
+def test_the_most_calls_of_a_sample_do_not_depend_on_who_ends_last() -> None:
+    from flows.evaluator import Shares
+
+    totals = []
+    for order in ((26, 38), (38, 26)):
+        total = Shares()
+        for calls in order:
+            total.merge(Shares(calls=calls, count=1))
+        totals.append(total.calls)
+    assert totals == [38, 38]
+
+
 def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
