@@ -65,6 +65,7 @@ class Evaluator:
         self.checkpoint = checkpoint
         self.tables: dict[str, TrainingTable] = {}
         self.bank: Bank | None = None
+        self.search: Nearest | None = None
 
     @cached_property
     def generator(self) -> Generator:
@@ -99,18 +100,20 @@ class Evaluator:
     def nearest(
         self, path: str, block: Block | None, queries: NDArray[np.floating]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-        """Distance [Q] of each query [Q, D] to the nearest training picture of a shard, its sample number [Q], and how
-        many there are.
+        """Distance [Q] of each query [Q, D] to the nearest training picture of this shard and those before, its sample
+        number [Q], and how many pictures the shard has.
 
-        The pictures' features are in the file at `path`, or are written to it when a block is given.
+        The pictures' features are in the file at `path`, or are written to it when a block is given. Queries are
+        prepared once: every call of a worker comes with the same.
         """
         name, store = judge(self.recipe.evaluate), self.job.store
         if block is not None:
             store.write_bytes(path, write_sums({name: self._training_features(name, block)}))
-        features, search = read_sums(store.read_bytes(path))[name], Nearest(queries, self.device)
+        features = read_sums(store.read_bytes(path))[name]
+        self.search = self.search or Nearest(queries, self.device)
         if features.count:
-            search.update(features.features("pool"), features.index)
-        return search.distance, search.id, features.count
+            self.search.update(features.features("pool"), features.index)
+        return self.search.distance, self.search.id, features.count
 
     def _training_features(self, name: str, block: Block) -> FeatureSums:
         rows, sums = [i for i, split in enumerate(block.splits) if split == "train"], FeatureSums((), ("pool",))

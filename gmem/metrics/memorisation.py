@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmem.metrics.distances import blocks, squared_distances
+from gmem.metrics.distances import blocks
+from gmem.precision import multiplying
 from gmem.metrics.statistics import Array, as_features
 
 _CANDIDATES = 3  # of each block, ranked again exactly: rounding may swap neighbours that are nearly as near
@@ -19,8 +21,9 @@ class Nearest:
     """The nearest training feature of each query [Q, D], found while the training features pass by in chunks.
 
     Chunks may be spread over workers with the same queries: `merge` keeps the nearer find, and of two equally near
-    ones the lower id, so the result does not depend on the order. Candidates are found by matrix products and their
-    distance is then computed directly in float64, so an exact copy has distance 0.
+    ones the lower id, so the result does not depend on the order. Candidates are found by matrix products, and the
+    distance of those which may be nearer than what is known, for all the products' rounding, is then computed directly
+    in float64: so an exact copy has distance 0. The longer a search goes on, the fewer those are.
     """
 
     def __init__(self, queries: Tensor | NDArray, device: str | torch.device = "cpu", block: int = 4096) -> None:
@@ -28,6 +31,20 @@ class Nearest:
         self.distance: Array = np.full(len(self.queries), np.inf)
         self.id: NDArray[np.int64] = np.full(len(self.queries), -1, dtype=np.int64)
         self._device, self._block = torch.device(device), block
+
+    @cached_property
+    def _centre(self) -> NDArray:
+        """What is taken from queries and training features [D]: the matrix product cancels less around the origin."""
+        return self.queries.mean(axis=0)
+
+    @cached_property
+    def _centred(self) -> tuple[Tensor, Tensor]:
+        """The queries as the products take them [Q, D], and their squared lengths [Q]."""
+        return self._around_centre(self.queries)
+
+    def _around_centre(self, features: NDArray) -> tuple[Tensor, Tensor]:
+        moved = torch.from_numpy((features - self._centre).astype(self.queries.dtype)).to(self._device)
+        return moved, moved.square().sum(dim=1)
 
     def update(self, features: Tensor | NDArray, ids: Tensor | NDArray) -> None:
         """Looks through training features [N, D] with their ids [N]."""
@@ -40,8 +57,12 @@ class Nearest:
         if names.shape != (len(rows),):
             raise ValueError(f"{len(rows)} training features need as many ids, and there are {names.shape}.")
         for part in blocks(len(rows), self._block):
+            passing = self._around_centre(rows[part])
             for asked in blocks(len(self.queries), self._block):
-                self._search(asked, rows[part], names[part])
+                with multiplying(self._device.type, "fp32"):
+                    found = self._candidates(asked, *passing)
+                for numbers, candidates in found:
+                    self._rank(numbers, rows[part][candidates], names[part][candidates])
 
     def merge(self, other: Nearest) -> None:
         """Takes over what another worker found nearer, for the same queries."""
@@ -55,15 +76,36 @@ class Nearest:
             raise ValueError(f"{len(self.distance)} queries need as many finds, and there are {len(distance)}.")
         self._keep_nearer(slice(0, len(self.distance)), distance, ids)
 
-    def _search(self, asked: slice, rows: NDArray, names: NDArray[np.int64]) -> None:
-        centre = rows.mean(axis=0)  # the matrix product cancels less around the origin
-        x, y = (torch.from_numpy(f - centre).to(self._device) for f in (self.queries[asked], rows))
-        found = squared_distances(x, y).topk(min(_CANDIDATES, len(rows)), dim=1, largest=False).indices.cpu().numpy()
-        for candidate in found.T:
-            step = self.queries[asked].astype(np.float64) - rows[candidate]
-            self._keep_nearer(asked, np.sqrt((step**2).sum(axis=1)), names[candidate])
+    def _candidates(self, asked: slice, y: Tensor, yy: Tensor) -> list[tuple[NDArray, NDArray]]:
+        """Numbers of queries, and as many rows of y [N, D], squared lengths yy [N], each perhaps nearer than what is
+        known; up to three times, of the nearest rows, the second nearest and the third."""
+        x, xx = (part[asked] for part in self._centred)
+        products = torch.addmm(yy[None], x, y.T, alpha=-2)  # |x - y|² - |x|²
+        known = torch.from_numpy(self.distance[asked] ** 2).to(self._device)
+        low = (products.amin(dim=1) + xx).double() - self._rounding(xx, yy.max())
+        near = (low <= known).nonzero()[:, 0]
+        if not len(near):
+            return []
+        values, found = products[near].topk(min(_CANDIDATES, len(y)), dim=1, largest=False)
+        squares, slack = (values + xx[near, None]).double(), self._rounding(xx[near, None], yy[found])
+        best = torch.minimum((squares + slack).amin(dim=1), known[near])
+        wanted = (squares - slack <= best[:, None]).cpu().numpy()
+        numbers, places = asked.start + near.cpu().numpy(), found.cpu().numpy()
+        return [(numbers[rows], column[rows]) for rows, column in zip(wanted.T, places.T, strict=True)]
 
-    def _keep_nearer(self, asked: slice, distance: Array, names: NDArray[np.int64]) -> None:
+    def _rounding(self, xx: Tensor, yy: Tensor) -> Tensor:
+        """How far a squared distance by products may be off, by the squared lengths: (D + 5) u (|x| + |y|)² for sums in
+        any order of numbers rounded by u = eps / 2, those rounded by the centring included; and twice that."""
+        dim = self.queries.shape[1]
+        return (dim + 5) * torch.finfo(xx.dtype).eps * (xx.double().sqrt() + yy.double().sqrt()) ** 2
+
+    def _rank(self, numbers: NDArray, rows: NDArray, names: NDArray[np.int64]) -> None:
+        """Computes the distance of each of the queries to its row, and keeps the nearer ones."""
+        for part in blocks(len(numbers), self._block):
+            step = self.queries[numbers[part]].astype(np.float64) - rows[part]
+            self._keep_nearer(numbers[part], np.sqrt((step**2).sum(axis=1)), names[part])
+
+    def _keep_nearer(self, asked: slice | NDArray, distance: Array, names: NDArray[np.int64]) -> None:
         known, ids = self.distance[asked], self.id[asked]
         nearer = (distance < known) | ((distance == known) & (names < ids))
         self.distance[asked] = np.where(nearer, distance, known)

@@ -34,6 +34,28 @@ def test_the_nearest_is_the_one_of_every_pair(parts: int) -> None:
     np.testing.assert_array_equal(found.id, IDS[distances.argmin(axis=1)])
 
 
+def test_only_what_may_be_nearer_than_what_is_known_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is missed for it where the products' rounding is worst: far from the origin, and of equal pictures."""
+    ranked: list[int] = []
+    rank = Nearest._rank
+    monkeypatch.setattr(
+        Nearest, "_rank", lambda self, numbers, *rest: ranked.append(len(numbers)) or rank(self, numbers, *rest)
+    )
+    random = np.random.default_rng(0)
+    shards = [(random.normal(size=(256, 32)) + 1000).astype("f4") for _ in range(20)]
+    shards[7][3] = shards[2][9]
+    queries = np.concatenate(
+        [(random.normal(size=(500, 32)) + 1000).astype("f4"), shards[2][9:10], shards[4][:5] + 1e-3]
+    )
+    search, known = Nearest(queries, block=128), np.full(len(queries), np.inf)
+    for number, shard in enumerate(shards[::-1]):
+        search.update(shard, np.arange(256) + 256 * (20 - number))
+        known = np.minimum(known, np.linalg.norm(queries[:, None].astype("f8") - shard, axis=2).min(axis=1))
+        np.testing.assert_allclose(search.distance, known, rtol=1e-12)
+    assert search.distance[500] == 0 and search.id[500] == 256 * 3 + 9  # the lower of two equal ones
+    assert sum(ranked) < 0.2 * 3 * 2 * len(shards) * len(queries)
+
+
 def test_of_two_equal_training_pictures_the_lower_id_is_named() -> None:
     search = Nearest(TRAINING[:5])
     search.update(np.concatenate([TRAINING, TRAINING]), np.concatenate([IDS + 5000, IDS]))
