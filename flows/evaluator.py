@@ -154,19 +154,10 @@ class Evaluator:
         return normalise(self.bank.snippets(chunk.ids.tolist())), torch.from_numpy(labels.astype(np.int64)), None
 
     def _generate(self, chunk: Chunk, snippets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        sample, parts, calls = self.recipe.sample, [], 0
-        for start in range(0, len(chunk.ids), sample.batch):
-            part = slice(start, start + sample.batch)
-            made, taken = self.generator.images(
-                snippets[part].to(self.device),
-                torch.from_numpy(chunk.indices[part]),
-                sampler_config(sample),
-                sample.seed,
-                labels[part].to(self.device),
-            )
-            parts.append(made.cpu())
-            calls = max(calls, taken)
-        return torch.cat(parts), calls
+        sample, indices = self.recipe.sample, torch.from_numpy(chunk.indices)
+        made = self.generator.batches(snippets, indices, sampler_config(sample), sample.seed, labels, size=sample.batch)
+        images, calls = zip(*((part.cpu(), taken) for part, taken in made), strict=True)
+        return torch.cat(images), max(calls)
 
     def _keep(self, chunk: Chunk, images: Tensor) -> None:
         pictures = images.permute(0, 2, 3, 1).numpy()

@@ -69,22 +69,10 @@ class Preview:
 
     def _samples(self, count: int) -> Tensor:
         """uint8 [count, 3, H, W]"""
-        rows = self.data.batch(self.ids[:count])
-        snippets, labels = normalise(rows["snippet"].float()).to(self.device), rows["label"].to(self.device)
-        parts = []
-        for start in range(0, len(snippets), self.recipe.sample.batch):
-            chosen = slice(start, start + self.recipe.sample.batch)
-            indices = torch.arange(len(snippets))[chosen]
-            parts.append(
-                self.generator.images(
-                    snippets[chosen],
-                    indices,
-                    self.sampler,
-                    self.recipe.sample.seed,
-                    labels[chosen],
-                )[0]
-            )
-        return torch.cat(parts)
+        rows, sample = self.data.batch(self.ids[:count]), self.recipe.sample
+        snippets, indices = normalise(rows["snippet"].float()), torch.arange(len(rows["snippet"]))
+        made = self.generator.batches(snippets, indices, self.sampler, sample.seed, rows["label"], size=sample.batch)
+        return torch.cat([images for images, _ in made])
 
     def _features(self, images: Tensor) -> Tensor:
         return torch.cat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Generator:
     def images(
         self, snippets: Tensor, indices: Tensor, config: SamplerConfig, seed: int, labels: Tensor | None = None
     ) -> tuple[Tensor, int]:
-        """uint8 [B, 3, H, W] for unit-length snippets [B, D], and how often the network was called.
+        """uint8 [B, 3, H, W] for unit-length snippets [B, D], and the most network calls that one of them took.
 
         Sample number `indices[i]` has its own noise under `seed`: it does not depend on the batch it is in. `labels`
         [B] (-1: none) count for a network that is conditioned on them.
@@ -39,6 +40,22 @@ class Generator:
         label = self._label(labels)
         made = sample(self.network, noise, snippets, config, seed=seed, indices=indices, label=label, guide=self.guide)
         return self.decode(made.latent), made.calls
+
+    def batches(
+        self,
+        snippets: Tensor,
+        indices: Tensor,
+        config: SamplerConfig,
+        seed: int,
+        labels: Tensor | None = None,
+        *,
+        size: int,
+    ) -> Iterator[tuple[Tensor, int]]:
+        """What `images` gives, of up to `size` samples at a time, on the generator's device; arguments may lie elsewhere."""
+        for start in range(0, len(snippets), size):
+            part, device = slice(start, start + size), self.mean.device
+            label = None if labels is None else labels[part].to(device)
+            yield self.images(snippets[part].to(device), indices[part], config, seed, label)
 
     def _label(self, labels: Tensor | None) -> Tensor | None:
         if labels is None or self.network.config.conditioning != "label":

@@ -69,7 +69,7 @@ def sample(
 def _generate(
     recipe: Recipe, ids: NDArray[np.int64], network: str | None, bank: Bank
 ) -> tuple[NDArray[np.uint8], int, int]:
-    """uint8 [N, H, W, 3], network calls for a sample, and the checkpoint's step."""
+    """uint8 [N, H, W, 3], the most network calls for a sample, and the checkpoint's step."""
     import torch
 
     from flows.generation import load_generator, require_snippets, sampler_config
@@ -82,20 +82,18 @@ def _generate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = load_generator(checkpoint, recipe, device)
     rows = bank.rows(ids.tolist(), ["label"])
-    snippets = normalise(bank.snippets(ids.tolist())).to(device)
-    labels = torch.tensor([-1 if label is None else label for label in rows["label"].to_pylist()], device=device)
-    parts, calls, batch = [], 0, recipe.sample.batch
+    snippets = normalise(bank.snippets(ids.tolist()))
+    labels = torch.tensor([-1 if label is None else label for label in rows["label"].to_pylist()])
+    chosen, made, calls = recipe.sample, [], 0
     with Terminal("sample") as bar:
         bar.total(len(ids))
-        for start in range(0, len(ids), batch):
-            part = slice(start, start + batch)
-            numbers = torch.arange(len(ids))[part]
-            images, calls = generator.images(
-                snippets[part], numbers, sampler_config(recipe.sample), recipe.sample.seed, labels[part]
-            )
-            parts.append(images.cpu())
+        for images, taken in generator.batches(
+            snippets, torch.arange(len(ids)), sampler_config(chosen), chosen.seed, labels, size=chosen.batch
+        ):
+            made.append(images.cpu())
+            calls = max(calls, taken)
             bar.advance(len(images))
-    return torch.cat(parts).permute(0, 2, 3, 1).numpy(), calls, checkpoint.step
+    return torch.cat(made).permute(0, 2, 3, 1).numpy(), calls, checkpoint.step
 
 
 def _checkpoint(recipe: Recipe, network: str | None) -> Checkpoint:

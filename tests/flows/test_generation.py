@@ -77,6 +77,16 @@ def test_an_earlier_checkpoint_guides(checkpoint: Checkpoint, store: Store) -> N
     assert open_guide(recipe(store, guide="earlier:2", guidance=1).sample, checkpoint, store) is None
 
 
+def test_samples_are_the_same_however_many_are_made_at_once(checkpoint: Checkpoint, store: Store) -> None:
+    generator, config = load_generator(checkpoint, recipe(store), "cpu"), sampler_config(recipe(store).sample)
+    snippets, indices = torch.nn.functional.normalize(torch.randn(5, 16), dim=1), torch.arange(5)
+    together, calls = generator.images(snippets, indices, config, 0)
+    made = list(generator.batches(snippets, indices, config, 0, size=2))
+    assert [len(images) for images, _ in made] == [2, 2, 1] and {taken for _, taken in made} == {calls}
+    apart = torch.cat([images for images, _ in made])
+    assert (apart.int() - together.int()).abs().max() <= 1  # of 255: rounding differs with the size of a batch
+
+
 def test_a_guide_that_does_not_fit_is_refused(checkpoint: Checkpoint, store: Store) -> None:
     with pytest.raises(ValueError, match=r"earlier:3 is no checkpoint of .*\(earlier ones there: 2\)"):
         load_generator(checkpoint, recipe(store, guide="earlier:3"), "cpu")
