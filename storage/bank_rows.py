@@ -13,10 +13,12 @@ from lance.dataset import LanceDataset, LanceOperation, Transaction
 from numpy.typing import NDArray
 
 from storage import fragments
-from storage.errors import StoreError
 from storage.fragments import (
+    LEASE,
+    RETRIES,
     FragmentWriter,
     Options,
+    busy,
     fixed_size,
     history,
     open_table,
@@ -33,7 +35,6 @@ ORIGINS = ("dataset", "external", "mixed", "imported")
 ENCODER, REVISION, NEXT_ID = "encoder", "content_revision", "next_id"
 KEEPS_ROWS = ("Rewrite", "CreateIndex", "UpdateConfig", "Project", "BaseOperation")
 """Operations that change files, indices or descriptions and no row; the last is how others than these are shown."""
-RETRIES = 50
 
 
 def table_uri(artifact: str) -> str:
@@ -160,6 +161,8 @@ def _changes_rows(transaction: Transaction) -> bool:
     operation = transaction.operation
     if isinstance(operation, LanceOperation.Restore):
         return operation.version != transaction.read_version
+    if isinstance(operation, LanceOperation.Merge) and LEASE in properties(transaction):
+        return False  # a writer that fences off earlier ones
     return type(operation).__name__ not in KEEPS_ROWS
 
 
@@ -181,10 +184,6 @@ def append_rows(artifact: str, rows: pa.Table, storage_options: Options = None) 
         note_revision(artifact, options)
         return
     raise busy(uri)
-
-
-def busy(uri: str) -> StoreError:
-    return StoreError(f"{uri} changes faster than it can be written; try again when others have finished.")
 
 
 def note_revision(artifact: str, storage_options: Options = None) -> int:

@@ -4,8 +4,10 @@ Workers write fragments, which nobody sees, and describe them in JSON. One proce
 commits them a group at a time. Which shards a commit brought, and what is to be remembered of each, travels in the
 commit's own transaction: a kill leaves a shard either wholly in the table and known, or not at all.
 
-The lease is enforced by Lance itself. A writer begins by restoring the newest version onto itself, under its lease
-number; Lance refuses an append that was prepared before a restore, so a holder thought dead cannot commit any more.
+The lease is enforced by Lance itself, which refuses a commit that was prepared before another one it cannot go with. A
+writer begins with two that change nothing: its lease number into the metadata, after which Lance refuses an update or a
+restore that was prepared before, and the newest fragments merged with no others, after which it refuses an append. So a
+holder thought dead cannot commit any more, and what others commit meanwhile is refused or kept, never dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import lance
@@ -31,6 +33,7 @@ _DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 by
 """How Lance speaks of a version's file that is cut, empty or garbage."""
 
 LEASE, SHARDS = "gmem.lease", "gmem.shards"
+RETRIES = 50
 
 Options = dict[str, str] | None
 """What Lance needs to reach a table; None takes it from the environment, as the store does."""
@@ -74,6 +77,10 @@ def told(doing: str, uri: str) -> Iterator[None]:
         else:
             remedy = "check the store's address, its free space and your permissions"
         raise StoreError(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
+
+
+def busy(uri: str) -> StoreError:
+    return StoreError(f"{uri} changes faster than it can be written; try again when others have finished.")
 
 
 def options_for(uri: str, storage_options: Options) -> dict[str, str]:
@@ -129,12 +136,26 @@ class FragmentWriter:
             return None
 
     def _take_over(self, schema: pa.Schema) -> LanceDataset:
+        for _ in range(RETRIES):
+            with suppress(CommitConflictError):
+                return self._try_to_take_over(schema)
+        raise busy(self.uri)
+
+    def _try_to_take_over(self, schema: pa.Schema) -> LanceDataset:
         dataset = open_table(self.uri, storage_options=self.storage_options)
         _require_same(schema, dataset.schema, self.uri)
+        noted = int((dataset.schema.metadata or {}).get(LEASE.encode(), 0))
         last = max((int(properties(t).get(LEASE, 0)) for _, t in history(dataset)), default=0)
-        if last > self.lease:
-            raise LeaseLost(f"{self.uri} is being written by another run (lease {last}, ours is {self.lease})")
-        return self._commit(LanceOperation.Restore(dataset.version), dataset, {})
+        if max(noted, last) > self.lease:
+            raise LeaseLost(f"{self.uri} is being written by another run (lease {max(noted, last)}, ours {self.lease})")
+        return self._fence(dataset)
+
+    def _fence(self, dataset: LanceDataset) -> LanceDataset:
+        """Fences off whoever looked at the table before; CommitConflictError when somebody committed meanwhile."""
+        update = LanceOperation.UpdateMap(updates={LEASE: str(self.lease)}, replace=False)
+        dataset = self._committed(LanceOperation.UpdateConfig(schema_metadata_updates=update), dataset, {})
+        same = [fragment.metadata for fragment in dataset.get_fragments()]
+        return self._committed(LanceOperation.Merge(same, dataset.lance_schema), dataset, {})
 
     def _recall(self) -> dict[str, dict[str, Any]]:
         done: dict[str, dict[str, Any]] = {}
@@ -159,13 +180,18 @@ class FragmentWriter:
     def _commit(
         self, operation: LanceOperation.BaseOperation, dataset: LanceDataset, about: dict[str, str]
     ) -> LanceDataset:
-        about = {LEASE: str(self.lease), **about}
-        transaction = Transaction(dataset.version, operation, transaction_properties=about)
         try:
-            with told("written", self.uri):
-                return LanceDataset.commit(self.uri, transaction, storage_options=self.storage_options)
+            return self._committed(operation, dataset, about)
         except CommitConflictError as error:
             raise LeaseLost(f"{self.uri} was taken over by another run; this one stops") from error
+
+    def _committed(
+        self, operation: LanceOperation.BaseOperation, dataset: LanceDataset, about: dict[str, str]
+    ) -> LanceDataset:
+        about = {LEASE: str(self.lease), **about}
+        transaction = Transaction(dataset.version, operation, transaction_properties=about)
+        with told("written", self.uri):
+            return LanceDataset.commit(self.uri, transaction, storage_options=self.storage_options)
 
     def verify(self, expected: NDArray[np.int64]) -> None:
         """ValueError unless the table holds exactly one row for each of the `expected` ids and no other."""

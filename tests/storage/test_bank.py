@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -226,6 +227,24 @@ def test_appends_at_the_same_time_all_arrive(bank: Bank, artifact: str) -> None:
     ids = bank.dataset.to_table(columns=["id"], filter=f"id >= {FIRST_FOREIGN_ID}")["id"].to_pylist()
     assert sorted(ids) == sorted(given) == list(range(FIRST_FOREIGN_ID, FIRST_FOREIGN_ID + 18))
     assert bank.content_revision == 10
+
+
+@pytest.mark.parametrize("just_before", ["UpdateConfig", "Merge"])
+def test_a_row_appended_while_a_lost_manifest_is_made_up_for_stays(
+    bank: Bank, artifact: str, just_before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = BankWriter._committed
+
+    def late(self: BankWriter, operation: Any, dataset: Any, about: dict[str, str]) -> Any:
+        if type(operation).__name__ == just_before:
+            monkeypatch.undo()
+            bank.append(snippets(9, 2), "external", ENCODER)
+        return committed(self, operation, dataset, about)
+
+    monkeypatch.setattr(BankWriter, "_committed", late)
+    BankWriter(artifact, DIM, ENCODER, lease=2).finish_bank(np.arange(60))
+    assert Bank(artifact).info().by_origin == {"dataset": 60, "external": 2}
+    assert Bank(artifact).content_revision == 2, "a writer that takes over changes no row"
 
 
 def test_it_is_an_ordinary_lancedb_table(bank: Bank, artifact: str) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from lance.commit import CommitConflictError
 from lance.dataset import Transaction
 
 from storage.errors import LeaseLost, StoreError
@@ -95,14 +97,64 @@ def test_a_holder_thought_dead_cannot_commit_any_more(artifact: str) -> None:
     new.finish_latents(np.arange(12))
 
 
-def test_a_commit_that_slips_in_while_another_takes_over_is_undone_whole(artifact: str) -> None:
+@pytest.mark.parametrize("stands_still_before", ["UpdateConfig", "Merge"])
+def test_a_holder_that_stood_still_while_it_took_over_drops_nothing(
+    artifact: str, stands_still_before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run takes over and commits, between the stale one's look at the table and its own fence."""
+    writer(artifact, lease=1).commit([described(artifact, 0)])
+    committed, rivals = LatentsWriter._committed, []
+
+    def slowly(self: LatentsWriter, operation: Any, dataset: Any, about: dict[str, str]) -> Any:
+        if type(operation).__name__ == stands_still_before and self.lease == 2:
+            monkeypatch.undo()
+            rivals.append(writer(artifact, lease=3))
+            rivals[0].commit([described(artifact, 1)])
+        return committed(self, operation, dataset, about)
+
+    monkeypatch.setattr(LatentsWriter, "_committed", slowly)
+    with pytest.raises(LeaseLost, match="lease 3"):
+        writer(artifact, lease=2)
+    assert rivals[0].commit([described(artifact, 2)]) == 6
+    rivals[0].finish_latents(np.arange(18))
+
+
+def test_a_restore_that_was_prepared_before_others_took_over_is_refused(artifact: str) -> None:
     old = writer(artifact, lease=1)
-    seen = old._dataset  # what the successor looked at just before the old holder's last commit
+    old.commit([described(artifact, 0)])
+    seen = old._dataset.version
+    writer(artifact, lease=2).commit([described(artifact, 1)])
+    with pytest.raises(CommitConflictError):
+        lance.LanceDataset.commit(table_uri(artifact), Transaction(seen, lance.LanceOperation.Restore(seen)))
+    assert lance.dataset(table_uri(artifact)).count_rows() == 12
+
+
+def test_a_commit_that_slips_in_while_another_takes_over_is_kept_whole(
+    artifact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = writer(artifact, lease=1)
+    committed = LatentsWriter._committed
+
+    def late(self: LatentsWriter, operation: Any, dataset: Any, about: dict[str, str]) -> Any:
+        if type(operation).__name__ == "Merge":
+            monkeypatch.undo()
+            old.commit([described(artifact, 0)])
+        return committed(self, operation, dataset, about)
+
+    monkeypatch.setattr(LatentsWriter, "_committed", late)
+    new = writer(artifact, lease=2)
+    assert new.done_shards() == {"shard-0"}
+    with pytest.raises(LeaseLost):
+        old.commit([described(artifact, 1)])
+    new.finish_latents(np.arange(6))
+
+
+def test_what_a_restore_by_hand_undid_is_done_again(artifact: str) -> None:
+    old = writer(artifact, lease=1)
+    seen = old._dataset
     old.commit([described(artifact, 0)])
     operation = lance.LanceOperation.Restore(seen.version)
-    about = {"gmem.lease": "2"}
-    transaction = Transaction(seen.version, operation, transaction_properties=about)
-    lance.LanceDataset.commit(table_uri(artifact), transaction)
+    lance.LanceDataset.commit(table_uri(artifact), Transaction(old._dataset.version, operation))
 
     new = writer(artifact, lease=3)
     assert not new.done
