@@ -136,7 +136,7 @@ class Observer:
         tensors, learner = self.learner.state()
         save(self.artifact, self.learner.steps, tensors, progress | {"learner": learner}, self._manifest())
         earlier = self.recipe.sample.earlier  # a guide for sampling
-        prune(self.artifact, self.recipe.train.keep, () if earlier is None else (earlier,))
+        prune(self.artifact, self.recipe.train.keep, {self.learner.steps, *(() if earlier is None else (earlier,))})
         self.owed, self.saved = False, time.monotonic()
 
     def _manifest(self) -> CheckpointManifest:

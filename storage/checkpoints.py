@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 
-from storage.errors import StoreError
+from storage.errors import Damaged, StoreError
 from storage.files import open_files, told
 from storage.manifest import Input, Versioned, parse
 from storage.store import Artifact
@@ -35,6 +35,9 @@ from storage.store import Artifact
 log = logging.getLogger(__name__)
 
 REMEDY = "remove this checkpoint's folder; training then continues from the one before."
+
+_sound: dict[tuple[str, datetime], bool] = {}
+"""Whether what this process saved or compared with its hashes was whole: to read it again may take minutes."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 _CHUNK = 1 << 24
@@ -78,6 +81,11 @@ class Checkpoint:
     def step(self) -> int:
         return self.manifest.step
 
+    @property
+    def key(self) -> tuple[str, datetime]:
+        """Tells it from another one that was there before it."""
+        return self.uri, self.manifest.created
+
 
 def save(
     where: Artifact | str,
@@ -86,7 +94,10 @@ def save(
     progress: Mapping[str, Any],
     manifest: CheckpointManifest,
 ) -> Checkpoint:
-    """Writes a checkpoint; what was there of this step is replaced.
+    """Writes a checkpoint. If the same is there already it stays; what else was there of this step is replaced.
+
+    The same means whole and with the same progress, of which the rest is a function. Another progress is that of a way
+    that was given up: whoever saves has come here from an earlier checkpoint or from the start, and loses nothing.
 
     Args:
         where: the training's artifact, or the URI of its folder.
@@ -100,37 +111,33 @@ def save(
     files = open_files(uri)
     if isinstance(where, Artifact) and manifest.lease:
         where.require_lease(manifest.lease)
+    text = json.dumps(dict(progress)).encode()
+    records = {"progress.json": FileRecord(sha256=hashlib.sha256(text).hexdigest(), bytes=len(text))}
+    if there := _same(uri, records):
+        return there
     _remove(uri)
-    records = {}
     with told("written", uri), tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
         for group, content in _groups(tensors).items():
             local = Path(scratch) / f"{group}.safetensors"
             save_file(content, local, metadata={"step": str(step)})
             records[local.name] = _record(local)
             files.upload(local, f"{uri}/{local.name}", move=True)
-    text = json.dumps(dict(progress)).encode()
     files.write(f"{uri}/progress.json", text)
-    records["progress.json"] = FileRecord(sha256=hashlib.sha256(text).hexdigest(), bytes=len(text))
     done = manifest.model_copy(update={"step": step, "files": records})
     if isinstance(where, Artifact) and manifest.lease:
         where.require_lease(manifest.lease)
     files.write(f"{uri}/manifest.json", done.model_dump_json(indent=2).encode())
-    return Checkpoint(uri, done)
+    saved = Checkpoint(uri, done)
+    _sound[saved.key] = True
+    return saved
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
-    """The checkpoint (or exported weights) in this folder; StoreError if there is none, or none that is whole."""
+    """The checkpoint (or exported weights) in this folder; StoreError if there is none, Damaged if it is not whole."""
     uri = uri.rstrip("/")
-    files = open_files(uri)
-    path = f"{uri}/manifest.json"
-    try:
-        manifest = parse(CheckpointManifest, files.read(path), path, REMEDY)
-    except FileNotFoundError as problem:
-        raise StoreError(f"{uri} holds no finished checkpoint (no manifest.json): name another one.") from problem
-    for name, record in manifest.files.items():
-        if files.size(f"{uri}/{name}") != record.bytes:
-            raise StoreError(f"{uri}/{name} is truncated or missing: {REMEDY}")
-    return Checkpoint(uri, manifest)
+    if found := _open(uri):
+        return found
+    raise StoreError(f"{uri} holds no finished checkpoint (no manifest.json): name another one.")
 
 
 def at(where: Artifact | str, step: int) -> Checkpoint:
@@ -139,16 +146,14 @@ def at(where: Artifact | str, step: int) -> Checkpoint:
 
 
 def all_checkpoints(where: Artifact | str) -> list[Checkpoint]:
-    """Every finished checkpoint, oldest first; damaged ones are left out with a warning."""
+    """Every finished checkpoint, oldest first; damaged ones are left out with a warning, what cannot be read is not."""
     found = []
     for _, uri in sorted(_steps(where)):
-        if not open_files(uri).exists(f"{uri}/manifest.json"):
-            continue
         try:
-            found.append(open_checkpoint(uri))
-        except StoreError as problem:
+            found.append(_open(uri))
+        except Damaged as problem:
             log.warning("%s", problem)
-    return found
+    return [each for each in found if each]
 
 
 def latest(where: Artifact | str) -> Checkpoint | None:
@@ -187,17 +192,22 @@ def load(
     if "progress.json" in checkpoint.manifest.files:  # exported weights have none
         with _verified(checkpoint, "progress.json") as local:
             progress = json.loads(local.read_bytes())
+    if groups is None:
+        _sound[checkpoint.key] = True
     return tensors, progress
 
 
 def load_latest(
     where: Artifact | str, device: str | torch.device = "cpu"
 ) -> tuple[Checkpoint, dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The newest that loads and whose hashes agree, passing over damaged ones with a warning; None without any."""
+    """The newest that loads and whose hashes agree, passing over damaged ones with a warning; None without any.
+
+    StoreError where one cannot be read just now: an older one in its place would undo work that is there.
+    """
     for checkpoint in reversed(all_checkpoints(where)):
         try:
             return checkpoint, *load(checkpoint, device=device)
-        except StoreError as problem:
+        except Damaged as problem:
             log.warning("%s", problem)
     return None
 
@@ -206,19 +216,37 @@ def prune(where: Artifact | str, keep: int, pinned: Iterable[int] = ()) -> list[
     """Removes all but the newest `keep`, the best, and the `pinned` steps; unfinished leftovers too.
 
     For the holder of the training's lease only: an unfinished folder is then nobody's work in progress. Damaged ones
-    stay, for a person to look at. Returns the steps removed.
+    stay, for a person to look at, and do not count. Returns the steps removed; what cannot be removed just now waits
+    for the next time.
     """
-    there = all_checkpoints(where)
-    kept = {each.step for each in there[-max(keep, 1) :]} | set(pinned)
-    if chosen := _best(there):
-        kept.add(chosen.step)
-    removable = {each.step for each in there} - kept
-    removed = []
-    for step, uri in sorted(_steps(where)):
-        if step in removable or not open_files(uri).exists(f"{uri}/manifest.json"):
-            _remove(uri)
-            removed.append(step)
+    removed: list[int] = []
+    try:
+        removable = _superseded(all_checkpoints(where), max(keep, 1)) - set(pinned)
+        for step, uri in sorted(_steps(where)):
+            if step in removable or not open_files(uri).exists(f"{uri}/manifest.json"):
+                _remove(uri)
+                removed.append(step)
+    except StoreError as problem:
+        log.warning("Older checkpoints of %s stay until the next is saved: %s", _folder(where), problem)
     return removed
+
+
+def _superseded(there: list[Checkpoint], keep: int) -> set[int]:
+    """Steps of all but the newest `keep` that are sound, the best that is, and what was found damaged on the way."""
+    if len(there) <= keep:
+        return set()
+    spared, newest, rest = set[int](), 0, list(there)
+    for each in reversed(there):
+        if newest == keep:
+            break
+        spared.add(each.step)
+        newest += _is_sound(each)
+    while chosen := _best(rest):
+        spared.add(chosen.step)
+        if _is_sound(chosen):
+            break
+        rest.remove(chosen)
+    return {each.step for each in there} - spared
 
 
 def export(checkpoint: Checkpoint, uri: str) -> Checkpoint:
@@ -261,6 +289,41 @@ def _remove(uri: str) -> None:
     files.remove(uri)
 
 
+def _open(uri: str) -> Checkpoint | None:
+    """None where none was finished; Damaged if it is not whole."""
+    files, path = open_files(uri), f"{uri}/manifest.json"
+    try:
+        manifest = parse(CheckpointManifest, files.read(path), path, REMEDY)
+    except FileNotFoundError:
+        return None
+    for name, record in manifest.files.items():
+        if files.size(f"{uri}/{name}") != record.bytes:
+            raise Damaged(f"{uri}/{name} is truncated or missing: {REMEDY}")
+    return Checkpoint(uri, manifest)
+
+
+def _same(uri: str, progress: Mapping[str, FileRecord]) -> Checkpoint | None:
+    """The checkpoint there if it is whole and has this progress."""
+    try:
+        there = _open(uri)
+    except Damaged:
+        return None
+    return there if there and progress.items() <= there.manifest.files.items() and _is_sound(there) else None
+
+
+def _is_sound(checkpoint: Checkpoint) -> bool:
+    """Whether every file agrees with its hash, by reading them all unless this process has done so before."""
+    if checkpoint.key not in _sound:
+        try:
+            for name in checkpoint.manifest.files:
+                with _verified(checkpoint, name):
+                    pass
+            _sound[checkpoint.key] = True
+        except Damaged as problem:
+            log.warning("%s", problem)
+    return _sound[checkpoint.key]
+
+
 def _groups(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -298,9 +361,11 @@ def _verified(checkpoint: Checkpoint, name: str) -> Iterator[Path]:
     """A local file with the content of this one, which has been compared with its hash."""
     path = f"{checkpoint.uri}/{name}"
     try:
-        with open_files(path).local_copy(path) as local:
+        with told("read", path), open_files(path).local_copy(path) as local:
             if _record(local) != checkpoint.manifest.files[name]:
-                raise StoreError(f"{path} is damaged (its hash differs from the manifest's): {REMEDY}")
+                _sound[checkpoint.key] = False
+                raise Damaged(f"{path} is damaged (its hash differs from the manifest's): {REMEDY}")
             yield local
     except FileNotFoundError as problem:
-        raise StoreError(f"{path} is missing: {REMEDY}") from problem
+        _sound[checkpoint.key] = False
+        raise Damaged(f"{path} is missing: {REMEDY}") from problem

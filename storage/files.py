@@ -138,11 +138,15 @@ class LocalFiles:
         return []
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(path)
+        with told("read", path), suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)
+            return True
+        return False
 
     def size(self, path: str) -> int:
-        if os.path.isfile(path):
-            return os.path.getsize(path)
+        with told("read", path), suppress(FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISDIR((about := os.stat(path)).st_mode):
+                return about.st_size
         total = 0
         for folder, _, names in os.walk(path):
             for name in names:

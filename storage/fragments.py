@@ -26,7 +26,7 @@ from lance.dataset import LanceDataset, LanceOperation, Transaction
 from lance.fragment import FragmentMetadata
 from numpy.typing import NDArray
 
-from storage.errors import LeaseLost, StoreError
+from storage.errors import Damaged, LeaseLost, StoreError
 from storage.files import lance_options
 
 _DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 bytes", re.IGNORECASE)
@@ -74,8 +74,8 @@ def told(doing: str, uri: str) -> Iterator[None]:
             remedy = (
                 "its newest version is damaged; remove the newest .manifest in its _versions to go back one version"
             )
-        else:
-            remedy = "check the store's address, its free space and your permissions"
+            raise Damaged(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
+        remedy = "check the store's address, its free space and your permissions"
         raise StoreError(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.errors import StoreError
+from storage.errors import Damaged
 
 FORMAT = 1
 
@@ -52,26 +52,26 @@ Document = TypeVar("Document", bound=Versioned)
 
 
 def parse(model: type[Document], data: bytes, path: str, remedy: str) -> Document:
-    """Reads a versioned document, or raises a StoreError that names the file and what to do about it."""
+    """Reads a versioned document, or raises Damaged, which names the file and what to do about it."""
     try:
         content = json.loads(data)
     except ValueError as problem:
-        raise StoreError(f"{path} is damaged (no whole JSON document): {remedy}") from problem
+        raise Damaged(f"{path} is damaged (no whole JSON document): {remedy}") from problem
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
-        raise StoreError(
+        raise Damaged(
             f"{path} has format version {version}, and this version of the project reads up to {FORMAT}: update it."
         )
     if isinstance(version, int) and version < FORMAT:
-        raise StoreError(f"{path} is of format version {version}, which is read no more (now {FORMAT}): {remedy}")
+        raise Damaged(f"{path} is of format version {version}, which is read no more (now {FORMAT}): {remedy}")
     if version != FORMAT:
-        raise StoreError(f"{path} has no known format version ({version!r}): {remedy}")
+        raise Damaged(f"{path} has no known format version ({version!r}): {remedy}")
     try:
         return model.model_validate(content)
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path} is damaged ({where}: {first['msg']}): {remedy}") from problem
+        raise Damaged(f"{path} is damaged ({where}: {first['msg']}): {remedy}") from problem
 
 
 def fingerprint(stage: str, version: int, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 
 from storage import lease as leases
-from storage.errors import LeaseHeld, LeaseLost, StoreError
+from storage.errors import Damaged, LeaseHeld, LeaseLost, StoreError
 from storage.files import Files, lance_options, open_files
 from storage.lease import Lease, LeaseState
 from storage.manifest import Input, Manifest, fingerprint, parse
@@ -93,11 +93,11 @@ class Store:
         self.files.write(path, data)
 
     def read_json(self, path: str) -> Any:
-        """Raises StoreError if the file is not whole."""
+        """Damaged if the file is not whole."""
         try:
             return json.loads(self.files.read(path))
         except ValueError as problem:
-            raise StoreError(f"{path} is damaged (no whole JSON document): remove it and run again.") from problem
+            raise Damaged(f"{path} is damaged (no whole JSON document): remove it and run again.") from problem
 
     def write_json(self, path: str, value: Any) -> None:
         self.files.write(path, json.dumps(value, indent=2, allow_nan=False).encode())
@@ -134,7 +134,7 @@ class Artifact:
         return "/".join((self.uri, *parts))
 
     def manifest(self) -> Manifest | None:
-        """What it says of itself, or None while it is unfinished. StoreError if it is damaged or of a newer format."""
+        """What it says of itself, or None while it is unfinished. Damaged if it is not whole or of another format."""
         path = self.path("manifest.json")
         try:
             data = self.store.files.read(path)
@@ -186,7 +186,7 @@ class Artifact:
         """
         try:
             manifest, state = self.manifest(), "complete"
-        except StoreError:
+        except Damaged:
             manifest, state = None, "damaged"
         holder, size = self.holder(), self.store.files.size(self.uri) - self.store.files.size(self.path("lease"))
         if manifest is None and state == "complete":

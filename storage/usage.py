@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.checkpoints import Checkpoint, all_checkpoints
-from storage.errors import StoreError
+from storage.errors import Damaged
 from storage.lease import LeaseState
 from storage.manifest import Input, Manifest
 from storage.store import KINDS, Artifact, Store
@@ -113,7 +113,7 @@ def _other(store: Store, name: str) -> dict[str, Any]:
 def _manifest(artifact: Artifact, holder: LeaseState | None) -> tuple[Manifest | None, str]:
     try:
         manifest = artifact.manifest()
-    except StoreError:
+    except Damaged:
         return None, "damaged"
     if manifest:
         return manifest, "complete"

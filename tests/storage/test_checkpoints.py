@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +136,106 @@ def test_a_damaged_one_is_passed_over(root: str, damage: str, caplog: pytest.Log
             checkpoints.load(broken)
     else:
         assert checkpoints.prune(root, keep=3) == []  # left for a person to look at
+
+
+def flip_a_bit(checkpoint: Checkpoint) -> None:
+    path = f"{checkpoint.uri}/network.safetensors"
+    data = Store(checkpoint.uri).read_bytes(path)
+    overwrite(path, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.fixture
+def another_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Forgets what this process saved and compared, as one that starts again has."""
+    return lambda: monkeypatch.setattr(checkpoints, "_sound", {})
+
+
+@pytest.mark.parametrize("unreadable", ["manifest.json", "network.safetensors", "progress.json"])
+def test_what_cannot_be_read_just_now_is_not_passed_over(
+    tmp_path: Path, unreadable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on from an older one, or from the start, since a store was away would undo work."""
+    save(str(tmp_path), 1)
+    save(str(tmp_path), 2)
+    opened = io.open
+
+    def away(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path).endswith(f"step-00000002/{unreadable}"):
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+        return opened(path, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "open", away)  # which pathlib uses
+        patched.setattr("builtins.open", away)
+        with pytest.raises(StoreError, match=r"cannot be read \(Connection timed out\)"):
+            checkpoints.load_latest(str(tmp_path))
+    found = checkpoints.load_latest(str(tmp_path))
+    assert found is not None and found[0].step == 2
+
+
+def test_a_damaged_one_does_not_count_among_those_kept(root: str, another_process: Callable[[], None]) -> None:
+    for step in (1, 2, 3, 4):
+        saved = save(root, step)
+    flip_a_bit(saved)
+    another_process()
+    assert checkpoints.prune(root, keep=2) == [1]
+    found = checkpoints.load_latest(root)
+    assert found is not None and found[0].step == 3
+    assert [each.step for each in checkpoints.all_checkpoints(root)] == [2, 3, 4], "for a person to look at"
+
+
+def test_a_damaged_best_leaves_the_second_best(root: str, another_process: Callable[[], None]) -> None:
+    flip_a_bit(save(root, 1, 0.1))
+    for step, loss in {2: 0.2, 3: 0.5, 4: 0.4, 5: 0.9}.items():
+        save(root, step, loss)
+    another_process()
+    assert checkpoints.prune(root, keep=1) == [3, 4]
+
+
+def test_after_falling_back_new_ones_stay(root: str, another_process: Callable[[], None]) -> None:
+    for step in (1, 2):
+        save(root, step)
+    for step in (6, 7):
+        flip_a_bit(save(root, step))
+    another_process()
+    found = checkpoints.load_latest(root)
+    assert found is not None and found[0].step == 2
+    save(root, 3)
+    assert checkpoints.prune(root, keep=1, pinned=[3]) == [1, 2]
+    save(root, 6)
+    assert checkpoints.prune(root, keep=1, pinned=[6]) == [3]
+    found = checkpoints.load_latest(root)
+    assert found is not None and found[0].step == 6, "the damaged one was replaced"
+
+
+def test_what_cannot_be_removed_just_now_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was saved all the same, and must not be saved again on that account."""
+    for step in (1, 2, 3):
+        save(str(tmp_path), step)
+
+    def away(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", away)
+        assert checkpoints.prune(str(tmp_path), keep=1) == []
+    assert "stay until the next is saved" in caplog.text
+    assert checkpoints.prune(str(tmp_path), keep=1) == [1, 2]
+
+
+def test_the_same_saved_again_is_never_absent(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = save(root, 1)
+    monkeypatch.setattr(checkpoints, "_remove", lambda uri: pytest.fail(f"{uri} was removed before it was replaced"))
+    assert save(root, 1) == first
+
+
+def test_a_damaged_one_saved_again_is_replaced(root: str, another_process: Callable[[], None]) -> None:
+    flip_a_bit(save(root, 1))
+    another_process()
+    save(root, 1)
+    assert checkpoints.load_latest(root) is not None
 
 
 def test_killed_before_the_manifest(tmp_path: Path) -> None:
