@@ -37,8 +37,7 @@ class Generator:
         [B] (-1: none) count for a network that is conditioned on them.
         """
         noise = noise_for(seed, indices, self.network.config.latent_shape).to(snippets.device)
-        label = self._label(labels)
-        made = sample(self.network, noise, snippets, config, seed=seed, indices=indices, label=label, guide=self.guide)
+        made = sample(self.network, noise, snippets, config, seed=seed, indices=indices, label=labels, guide=self.guide)
         return self.decode(made.latent), made.calls
 
     def batches(
@@ -56,11 +55,6 @@ class Generator:
             part, device = slice(start, start + size), self.mean.device
             label = None if labels is None else labels[part].to(device)
             yield self.images(snippets[part].to(device), indices[part], config, seed, label)
-
-    def _label(self, labels: Tensor | None) -> Tensor | None:
-        if labels is None or self.network.config.conditioning != "label":
-            return None
-        return labels.where(labels >= 0, self.network.config.classes)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:

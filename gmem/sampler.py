@@ -71,7 +71,7 @@ class SamplerConfig:
 
     def __str__(self) -> str:
         """Every setting that moves a sample, besides steps and guidance: two texts are equal where the samplers are."""
-        name = f"{self.kind} {self.method}"
+        name = f"{self.kind} {self.method}" + ("" if self.precision == "fp32" else f" in {self.precision}")
         if self.method == "dopri5":  # chooses its own steps
             return f"{name} rtol {self.rtol:g} atol {self.atol:g}"
         name += f" shift {self.shift:g}"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmem.metrics.distances import blocks
-from gmem.precision import multiplying
 from gmem.metrics.statistics import Array, as_features
+from gmem.precision import multiplying
 
 _CANDIDATES = 3  # of each block, ranked again exactly: rounding may swap neighbours that are nearly as near
 

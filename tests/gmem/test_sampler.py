@@ -239,7 +239,7 @@ def test_a_sampler_is_named_with_all_that_moves_its_samples(config, text):
     ("base", "changes"),
     [
         (SamplerConfig("ode", "heun"), {"kind": "sde", "method": "euler", "shift": 0.5}),
-        (SamplerConfig("ode", "dopri5"), {"rtol": 1e-4, "atol": 1e-5}),
+        (SamplerConfig("ode", "dopri5"), {"rtol": 1e-4, "atol": 1e-5, "precision": "tf32"}),
         (SamplerConfig(), {"shift": 0.5, "diffusion": "sigma", "diffusion_norm": 2.0, "last": "euler", "last_size": 0.04}),
     ],
 )  # fmt: skip
