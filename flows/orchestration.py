@@ -23,6 +23,7 @@ from flows.plan import Plan
 from flows.progress import shown
 from flows.recipe_files import load
 from flows.stage import Result, Stage
+from storage.errors import StoreUnreachable
 from storage.tracking import Tracking
 
 
@@ -68,6 +69,8 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     """Bad input stays bad; a lost node or an unreachable server may come back."""
     try:
         state.result()
+    except StoreUnreachable:
+        return True
     except ValueError:
         return False
     except Exception:  # noqa: BLE001 - whatever it was

@@ -15,6 +15,8 @@ from uuid import UUID
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from storage.errors import StoreUnreachable
+
 console = Console(stderr=True, highlight=False, markup=False)
 """Most of what is shown came from elsewhere, and may hold brackets: where it is marked up, it says so."""
 MARK = "@gmem "  # begins a line of a submitted job's output that is an event
@@ -203,7 +205,8 @@ class Lines:
 
     def error(self, problem: BaseException) -> None:
         """Why the job ends; bad input is told apart, because it stays bad."""
-        self._write("error", str(problem), {"bad_input": isinstance(problem, ValueError)})
+        bad_input = isinstance(problem, ValueError) and not isinstance(problem, StoreUnreachable)
+        self._write("error", str(problem), {"bad_input": bad_input})
 
     def _write(self, event: str, value: int | str, values: dict[str, Any]) -> None:
         # A bar that some library draws may have left a line unfinished: what is before the mark is not ours.

@@ -7,6 +7,10 @@ class StoreError(ValueError):
     """The store, or something in it, cannot be used as it is."""
 
 
+class StoreUnreachable(StoreError):
+    """The network, the server or the disk did not answer as it should: the same may succeed a while later."""
+
+
 class Damaged(StoreError):
     """Something is there and can be read, and is not what was written, or in a format that is not read here."""
 

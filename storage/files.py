@@ -2,15 +2,18 @@
 
 Both kinds give the same promises: a write is seen whole or not at all, and of several who create one path at the
 same time exactly one succeeds. Paths are absolute: `/data/runs/…` or `s3://bucket/…`. Failures of the disk, the
-network or the permissions come out as `StoreError`; an absent file as `FileNotFoundError`.
+network or the permissions come out as `StoreError`, those that may be over by the next time as `StoreUnreachable`; an
+absent file as `FileNotFoundError`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +23,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from storage.errors import StoreError
+from storage.errors import StoreError, StoreUnreachable
 
 
 class Files(Protocol):
@@ -71,8 +74,17 @@ def open_files(root: str) -> Files:
     return LocalFiles()
 
 
-FAILING = ("botocore", "aiobotocore", "safetensors")
+FAILING = ("botocore", "aiobotocore", "aiohttp", "safetensors")
 """Libraries whose own errors, while they read or write, are the disk's or the network's."""
+
+_PASSING = {
+    errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EHOSTUNREACH,
+    errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENOTCONN, errno.ENOBUFS,
+}  # fmt: skip
+"""What the system says of a disk or a server that is away; `ConnectionError` and `TimeoutError` say more of it."""
+
+_UNDER_WAY = (0.2, 0.5, 1.0, 2.0)
+"""Seconds to wait when a bucket says that another one's creation of the same object has not ended yet."""
 
 
 @contextmanager
@@ -88,9 +100,30 @@ def told(doing: str, path: str) -> Iterator[None]:
         if not isinstance(problem, OSError) and not type(problem).__module__.startswith(FAILING):
             raise
         reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
-        raise StoreError(
+        kind = StoreUnreachable if _may_pass(problem) else StoreError
+        raise kind(
             f"{path} cannot be {doing} ({reason}): check the store's address, its free space and your permissions."
         ) from problem
+
+
+def _may_pass(problem: Exception) -> bool:
+    """Whether the same may succeed later: not where rights, room or the thing itself are missing."""
+    if (status := _answer(problem)[0]) is not None:
+        return status >= 500 or status in (408, 409, 429)
+    if isinstance(problem, OSError):
+        return isinstance(problem, ConnectionError | TimeoutError) or problem.errno in _PASSING
+    from botocore import exceptions as botocore  # a quarter of a second, which a folder does without
+
+    lost = botocore.ConnectionError, botocore.HTTPClientError, botocore.IncompleteReadError
+    return isinstance(problem, lost) or type(problem).__module__.startswith("aiohttp")
+
+
+def _answer(problem: Exception) -> tuple[int | None, str]:
+    """Status and code of a server's answer; s3fs keeps it as the cause of an OSError."""
+    for error in (problem, problem.__cause__):
+        if isinstance(said := getattr(error, "response", None), dict):
+            return said.get("ResponseMetadata", {}).get("HTTPStatusCode"), said.get("Error", {}).get("Code", "")
+    return None, ""
 
 
 class LocalFiles:
@@ -233,15 +266,28 @@ class ObjectFiles:
 
     def create(self, path: str, data: bytes) -> bool:
         with told("written", path):
+            if self._created(path, data):
+                return True
+            # A put whose answer got lost is repeated by the client and then refused: look whose content it is.
+            try:
+                return self.read(path) == data
+            except FileNotFoundError:
+                return False
+
+    def _created(self, path: str, data: bytes) -> bool:
+        """Whether the server took it as the first; s3fs knows only Amazon's own words for a refusal."""
+        for pause in (*_UNDER_WAY, None):
             try:
                 self.filesystem.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                # A put whose answer got lost is repeated by the client and then refused: look whose content it is.
-                try:
-                    return self.read(path) == data
-                except FileNotFoundError:
+                return True
+            except OSError as problem:
+                status, code = _answer(problem)
+                if isinstance(problem, FileExistsError) or status == 412 or code == "PreconditionFailed":
                     return False
-            return True
+                if status != 409 or pause is None:
+                    raise
+                time.sleep(pause)
+        raise AssertionError
 
     def names(self, folder: str) -> list[str]:
         with told("read", folder), suppress(FileNotFoundError):

@@ -26,11 +26,14 @@ from lance.dataset import LanceDataset, LanceOperation, Transaction
 from lance.fragment import FragmentMetadata
 from numpy.typing import NDArray
 
-from storage.errors import Damaged, LeaseLost, StoreError
+from storage.errors import Damaged, LeaseLost, StoreError, StoreUnreachable
 from storage.files import lance_options
 
 _DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 bytes", re.IGNORECASE)
 """How Lance speaks of a version's file that is cut, empty or garbage."""
+
+_PASSING = re.compile(r"HTTP error|after \d+ retries|status code: (5\d\d|408|429)|os error (5|16|11\d|10\d|121)\b")
+"""How it speaks of a server or a disk that is away; the numbers are the system's for such, not for rights or room."""
 
 LEASE, SHARDS = "gmem.lease", "gmem.shards"
 RETRIES = 50
@@ -76,7 +79,8 @@ def told(doing: str, uri: str) -> Iterator[None]:
             )
             raise Damaged(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
         remedy = "check the store's address, its free space and your permissions"
-        raise StoreError(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
+        kind = StoreUnreachable if _PASSING.search(str(error)) else StoreError
+        raise kind(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
 
 
 def busy(uri: str) -> StoreError:

@@ -6,6 +6,7 @@ import pytest
 
 from flows.progress import MARK, Lines, Rate, Terminal, console, replay
 from flows.stage import StageError
+from storage.errors import StoreUnreachable
 
 
 class Heard:
@@ -53,7 +54,10 @@ def test_brackets_of_foreign_words_are_shown_as_they_are() -> None:
     assert "[/tmp/x.py:3] of [red]" in shown.get()
 
 
-@pytest.mark.parametrize(("problem", "bad_input"), [(StageError("mend the recipe"), True), (OSError("no disk"), False)])
+@pytest.mark.parametrize(
+    ("problem", "bad_input"),
+    [(StageError("mend the recipe"), True), (OSError("no disk"), False), (StoreUnreachable("timed out"), False)],
+)
 def test_an_error_says_whether_the_input_was_bad(
     problem: Exception, bad_input: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from storage import files, fragments
+from storage.errors import StoreUnreachable
+from storage.fragments import open_table
 from storage.store import Artifact, Manifest, Store, StoreError, fingerprint
 
 
@@ -169,8 +178,92 @@ def test_an_unreachable_server_is_told(s3_server: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(StoreUnreachable, match="cannot be written"):
         Store("s3://bucket/runs").require_writable()
+    monkeypatch.setattr("storage.files.PATIENCE", "1")
+    with pytest.raises(StoreUnreachable, match="cannot be read"):
+        open_table("s3://bucket/runs/latents.lance")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EIO, StoreUnreachable),
+        (errno.ESTALE, StoreUnreachable),
+        (errno.ECONNRESET, StoreUnreachable),
+        (errno.ETIMEDOUT, StoreUnreachable),
+        (errno.EACCES, StoreError),
+        (errno.EROFS, StoreError),
+        (errno.ENOSPC, StoreError),
+    ],
+)
+def test_what_may_pass_is_told_apart(code: int, kind: type[StoreError]) -> None:
+    with pytest.raises(StoreError, match="cannot be read") as by_files, files.told("read", "x"):
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(StoreError, match="cannot be read") as by_lance, fragments.told("read", "x"):
+        raise OSError(f"LanceError(IO): Generic LocalFileSystem error: {os.strerror(code)} (os error {code})")
+    assert type(by_files.value) is type(by_lance.value) is kind
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, StoreUnreachable), (500, StoreUnreachable), (403, StoreError)])
+def test_what_a_server_answers_is_told_apart(
+    status: int, kind: type[StoreError], monkeypatch: pytest.MonkeyPatch, s3_server: str
+) -> None:
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("storage.files.PATIENCE", "1")
+    with answering(lambda _: (status, "Some")) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(StoreError, match="cannot be read") as by_files:
+            Store("s3://bucket/runs").read_bytes("s3://bucket/runs/x")
+        with pytest.raises(StoreError, match="cannot be read") as by_lance:
+            open_table("s3://bucket/runs/latents.lance")
+    assert type(by_files.value) is type(by_lance.value) is kind
+
+
+def test_of_two_who_create_one_wins_whatever_words_the_server_has(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SeaweedFS refuses without naming the condition; a server may also say that another creation is under way."""
+    monkeypatch.setattr("storage.files._UNDER_WAY", (0.0, 0.0))
+    busy, refused = (409, "ConditionalRequestConflict"), (412, "PreconditionFailed")
+    puts = iter([busy, refused, busy, (200, ""), busy, busy, busy])
+    with answering(lambda method: next(puts) if method == "PUT" else (200, "theirs")) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        place = files.open_files("s3://bucket")
+        assert not place.create("s3://bucket/lease", b"ours")
+        assert place.create("s3://bucket/lease", b"ours")
+        with pytest.raises(StoreUnreachable):
+            place.create("s3://bucket/lease", b"ours")
+
+
+@contextmanager
+def answering(answer_to: Callable[[str], tuple[int, str]]) -> Iterator[str]:
+    """Address of a server that answers a request of this method with such a status, and its code or content."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # clients wait to be told to go on before they put
+
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            status, word = answer_to(self.command)
+            body = word if status == 200 else f"<Error><Code>{word}</Code><Message>no</Message></Error>"
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body.encode())
+
+        do_GET = do_PUT = do_HEAD = do_POST = answer
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
