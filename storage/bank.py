@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +43,8 @@ from storage.fragments import Options, options_for, require_format, to_matrix, t
 INDEX_FROM = 200_000  # rows; below, an exhaustive search takes some tens of milliseconds and forgets nothing
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and product quantisation takes over
 PROBES, REFINE = 32, 8
+NEVER = timedelta(days=36_500)
+"""Age of versions that indexing removes: LanceDB's week would take those that results name, and fails at tagged ones."""
 IDS_A_FILTER = 5_000
 
 
@@ -259,13 +262,15 @@ class Bank:
             kind = "none" if rows < INDEX_FROM else "IVF_HNSW_SQ" if rows <= HNSW_UNTIL else "IVF_PQ"
         if kind == "none":
             return None
+        note_revision(self.artifact, self._options)
+        self.refresh()
         index = self._index()
         if index is None or index.index_type.upper().replace("_", "") != kind.replace("_", ""):
             config = HnswSq(distance_type="cosine") if kind == "IVF_HNSW_SQ" else IvfPq(distance_type="cosine")
             self.table.create_index("snippet", config=config)
             self.table.create_index("id", config=BTree())
         else:
-            self.table.optimize()
+            self.table.optimize(cleanup_older_than=NEVER)
         self.refresh()
         return kind
 

@@ -33,6 +33,8 @@ FORMAT_VERSION = "1"
 FIRST_FOREIGN_ID = 2**40
 ORIGINS = ("dataset", "external", "mixed", "imported")
 ENCODER, REVISION, NEXT_ID = "encoder", "content_revision", "next_id"
+COUNTED_TO = "content_revision_counted_to"
+"""The version up to which the revision in the metadata counts changes."""
 KEEPS_ROWS = ("Rewrite", "CreateIndex", "UpdateConfig", "Project", "BaseOperation")
 """Operations that change files, indices or descriptions and no row; the last is how others than these are shown."""
 
@@ -131,7 +133,15 @@ class BankWriter(FragmentWriter):
         self.verify(expected)
         if REVISION.encode() in (self._dataset.schema.metadata or {}):
             return self._dataset
-        return self.finish({REVISION: "1"}, {REVISION: "1"})
+        return self.finish({REVISION: "1", COUNTED_TO: str(self._dataset.version)}, {REVISION: "1"})
+
+    def _recall(self) -> dict[str, dict[str, Any]]:
+        """Of a finished bank from its rows: versions with what was remembered of shards may have been cleaned up."""
+        if REVISION.encode() not in (self._dataset.schema.metadata or {}):
+            return super()._recall()
+        shards = self._dataset.to_table(columns=["shard"], filter=self.FROM_SHARDS)["shard"]
+        counts = shards.value_counts().to_pylist()
+        return {shard["values"]: {"rows": shard["counts"], "memory": {}} for shard in counts}
 
 
 # --- a few at a time, once it stands ---------------------------------------------------------------------------------
@@ -140,21 +150,23 @@ class BankWriter(FragmentWriter):
 def content_revision(dataset: LanceDataset) -> int:
     """A number that rises whenever rows change, also by another's hand, and not by compaction or indexing.
 
-    Each of our own changes notes the number in its commit; later commits of others that touch rows count one each.
+    Each of our own changes notes the number in its commit, and in the metadata, where it outlives that commit; later
+    commits of others that touch rows count one each. What was committed between our looking and our noting is not in
+    the number noted, so that counting goes on to there.
     """
-    changes, noted, since = 0, None, 0
+    changes, noted = list[int](), None
     for version, transaction in history(dataset):
-        if version <= since:
+        if noted and version <= noted[0]:
             break
         found = properties(transaction).get(REVISION)
         if noted is None and found is not None:
-            # what was committed between our looking and our noting is not in the number noted: count on to there
-            noted, since = int(found), transaction.read_version
-        else:
-            changes += _changes_rows(transaction)
-    if noted is None:
-        noted = int((dataset.schema.metadata or {}).get(REVISION.encode(), 0))
-    return noted + changes
+            noted = transaction.read_version, int(found)
+        elif _changes_rows(transaction):
+            changes.append(version)
+    about = dataset.schema.metadata or {}
+    kept = int(about.get(COUNTED_TO.encode(), 0)), int(about.get(REVISION.encode(), 0))
+    since, revision = max(noted, kept) if noted else kept
+    return revision + sum(version > since for version in changes)
 
 
 def _changes_rows(transaction: Transaction) -> bool:
@@ -193,7 +205,7 @@ def note_revision(artifact: str, storage_options: Options = None) -> int:
     def present(dataset: LanceDataset) -> dict[str, str]:
         nonlocal revision
         revision = content_revision(dataset)
-        return {REVISION: str(revision)}
+        return {REVISION: str(revision), COUNTED_TO: str(dataset.version)}
 
     _update_metadata(artifact, present, storage_options)
     return revision

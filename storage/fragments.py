@@ -213,11 +213,28 @@ def history(dataset: LanceDataset) -> Iterator[tuple[int, Transaction]]:
     """(version, transaction) of all versions still on record, the newest first; the recent ones are read first."""
     seen = 0
     for count in dict.fromkeys((min(16, dataset.version), dataset.version)):
-        found = dataset.get_transactions(count)
+        found = _transactions(dataset, count)
         for age, transaction in enumerate(found[seen:], seen):
             if transaction is not None:
                 yield dataset.version - age, transaction
         seen = len(found)
+
+
+def _transactions(dataset: LanceDataset, count: int) -> list[Transaction | None]:
+    """The last ones, newest first; None for versions that are gone, and for what pylance cannot show."""
+    try:
+        return dataset.get_transactions(count)
+    except TypeError:  # by a compaction that moved an index (pylance 14): look at them one by one
+        there = {version["version"] for version in dataset.versions()}
+        numbers = range(dataset.version, dataset.version - count, -1)
+        return [_transaction(dataset, number) if number in there else None for number in numbers]
+
+
+def _transaction(dataset: LanceDataset, version: int) -> Transaction | None:
+    try:
+        return dataset.read_transaction(version)
+    except TypeError:  # it changed no row and remembers nothing
+        return None
 
 
 def effective_history(dataset: LanceDataset) -> list[tuple[int, Transaction]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,29 @@ def test_revision_follows_rows_and_not_maintenance(bank: Bank) -> None:
     bank.table.restore()
     bank.refresh()
     assert bank.content_revision > 5, "an old content under a new version must not look like what came between"
+
+
+def test_revision_outlives_the_versions_it_was_counted_from(bank: Bank) -> None:
+    bank.tag("early")
+    bank.append(snippets(1, 2000), "external", ENCODER)
+    bank.table.delete("id = 5")  # by another's hand
+    bank.build_index("IVF_PQ")
+    bank.build_index("IVF_PQ")
+    assert bank.content_revision == 3
+    bank.dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+    bank.refresh()
+    assert bank.content_revision == 3
+    bank.table.delete("id = 6")
+    assert bank.content_revision == 4
+
+
+def test_a_finished_bank_is_known_by_its_rows_once_its_history_is_gone(bank: Bank, artifact: str) -> None:
+    bank.append(snippets(1, 5), "external", ENCODER)
+    bank.dataset.cleanup_old_versions(older_than=timedelta(0))
+    writer = BankWriter(artifact, DIM, ENCODER, lease=2)
+    assert {name: shard["rows"] for name, shard in writer.done.items()} == {f"shard-{n}": 20 for n in range(3)}
+    writer.finish_bank(np.arange(60))
+    assert Bank(artifact).content_revision == 2
 
 
 def test_another_encoder_is_refused(bank: Bank) -> None:
