@@ -129,11 +129,15 @@ class BankWriter(FragmentWriter):
         super().__init__(table_uri(artifact), schema(dim, encoder), lease, storage_options)
 
     def finish_bank(self, expected: NDArray[np.int64]) -> LanceDataset:
-        """Checks that each expected id is there once, and begins counting revisions; the bank can be opened then."""
+        """Checks that each expected id is there once, and begins counting revisions; the bank can be opened then.
+
+        Ids of foreign rows among them are given to no other, also when these rows are deleted.
+        """
         self.verify(expected)
         if REVISION.encode() in (self._dataset.schema.metadata or {}):
             return self._dataset
-        return self.finish({REVISION: "1", COUNTED_TO: str(self._dataset.version)}, {REVISION: "1"})
+        about = {REVISION: "1", NEXT_ID: str(max(FIRST_FOREIGN_ID, int(expected.max(initial=0)) + 1))}
+        return self.finish(about | {COUNTED_TO: str(self._dataset.version)}, about)
 
     def _recall(self) -> dict[str, dict[str, Any]]:
         """Of a finished bank from its rows: versions with what was remembered of shards may have been cleaned up."""

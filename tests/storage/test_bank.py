@@ -147,6 +147,17 @@ def test_ids_are_never_reused(bank: Bank) -> None:
     assert bank.append(snippets(9, 1), "external", ENCODER).tolist() == [FIRST_FOREIGN_ID + 4]
 
 
+def test_ids_of_an_imported_bank_are_never_reused(artifact: str) -> None:
+    ids = np.arange(FIRST_FOREIGN_ID, FIRST_FOREIGN_ID + 20)
+    writer = BankWriter(artifact, DIM, ENCODER, lease=1)
+    writer.commit([write_fragments(artifact, "import", make_rows(ids, snippets(0, 20), "imported", shard="import"))])
+    writer.finish_bank(ids)
+    bank = Bank(artifact)
+    bank.table.delete(f"id >= {ids[-5]}")
+    bank.refresh()
+    assert bank.append(snippets(9, 1), "external", ENCODER).tolist() == [ids[-1] + 1]
+
+
 def test_revision_follows_rows_and_not_maintenance(bank: Bank) -> None:
     bank.append(snippets(1, 2), "external", ENCODER)
     assert bank.content_revision == 2
