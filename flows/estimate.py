@@ -1,16 +1,13 @@
-"""What would run, what is there, and about how much work and space the rest is."""
+"""What would run, why, and about how much work and space it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from flows import bank, evaluate, ingest, latents, train
+from flows.chain import STAGES
 from flows.plan import Plan
 from flows.recipe import Recipe
-from flows.stage import Part, Stage
-
-STAGES: tuple[Stage, ...] = (ingest.STAGE, latents.STAGE, bank.STAGE, train.STAGE, evaluate.STAGE)
+from flows.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -65,25 +62,3 @@ def _minutes(stage: Stage, plan: Plan, rows: int) -> float | None:
     if newest is None:
         return None
     return rows / max(newest.counts.get("rows", 0), 1) * newest.times.get("seconds", 0.0) / 60
-
-
-def states(recipe: Recipe) -> list[dict[str, Any]]:
-    """Every artifact of a recipe: stage, kind, state, rows, version, age in seconds, bytes, URI."""
-    plan = Plan(recipe)
-    return [_state(stage, part, plan) for stage in STAGES for part in stage.wanted(recipe)]
-
-
-def _state(stage: Stage, part: Part, plan: Plan) -> dict[str, Any]:
-    artifact = plan.artifact(part)
-    summary, manifest = artifact.summary(), artifact.manifest()
-    return {
-        "stage": stage.name,
-        "kind": part.kind,
-        "state": "complete" if plan.done(part) else summary["state"],
-        "rows": summary["counts"].get("rows", 0),
-        "version": manifest.details.get("version") if manifest else None,
-        "age": summary["age_s"],
-        "bytes": summary["bytes"],
-        "uri": artifact.uri,
-        "holder": summary["holder"],
-    }

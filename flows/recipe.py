@@ -15,6 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ASSETS = Path(__file__).with_name("assets")
+STORE = "./runs"
+"""Where everything is kept unless somebody says otherwise."""
 
 PATHS = {
     "data": ("source",),
@@ -271,7 +273,7 @@ class Recipe(Section):
         "recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names artifacts and the MLflow experiment"
     )
     description: str = operational("", "one line for people")
-    store: str = operational("./runs", "where everything is kept: a directory or s3://bucket/prefix")
+    store: str = operational(STORE, "where everything is kept: a directory or s3://bucket/prefix")
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     encoder: Encoder = Encoder()

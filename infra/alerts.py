@@ -45,7 +45,9 @@ def watch(block: str) -> Automation:
     with get_client(sync_client=True) as client:
         for earlier in client.read_automations_by_name(NAME):
             client.delete_automation(earlier.id)
-    return wanted.create()
+    created = wanted.create()
+    assert isinstance(created, Automation), "outside an event loop it is made when the call returns"
+    return created
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from infra.servers import Wait, mlflow, postgres, prefect, ray_nodes, s3
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 32
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "data": {"held_out": 0.3, "shard_size": 16},
     "train": {"steps": 6, "batch": 8, "warmup": 2, "log_every": 2, "held_out_every": 3, "checkpoint_every": 3,
               "sample_every": 0},

@@ -37,7 +37,7 @@ def postgres(processes: Processes, folder: Path, port: int) -> tuple[str, Wait]:
         folder.chmod(0o711)
         shutil.chown(data, user)
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-    start = [programs / "initdb", "-D", data, "-U", "gmem", "--auth=trust", "--no-sync", "-E", "UTF8"]
+    start: list[str | Path] = [programs / "initdb", "-D", data, "-U", "gmem", "--auth=trust", "--no-sync", "-E", "UTF8"]
     subprocess.run(start, env=environment, user=user, cwd=data, check=True, capture_output=True)
     quick = [f"-c{setting}" for setting in ("fsync=off", "max_connections=200", f"listen_addresses={HOST}")]
     processes.start(
@@ -50,10 +50,10 @@ def postgres(processes: Processes, folder: Path, port: int) -> tuple[str, Wait]:
     address = f"{HOST}:{port}"
 
     def wait() -> None:
-        ready = [programs / "pg_isready", "-q", "-h", HOST, "-p", str(port)]
+        ready: list[str | Path] = [programs / "pg_isready", "-q", "-h", HOST, "-p", str(port)]
         processes.wait("postgres", lambda: subprocess.run(ready, check=False).returncode == 0)
         for name in ("prefect", "mlflow"):
-            create = [programs / "createdb", "-h", HOST, "-p", str(port), "-U", "gmem", name]
+            create: list[str | Path] = [programs / "createdb", "-h", HOST, "-p", str(port), "-U", "gmem", name]
             subprocess.run(create, check=True, capture_output=True)
 
     return address, wait

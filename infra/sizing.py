@@ -16,7 +16,6 @@ COMPONENTS = 64  # kept of each patch token
 HNSW_UNTIL = 5_000_000  # rows up to which the bank's index is a graph with a byte a dimension, beyond: product codes
 PARAMETERS = 683.12e6  # XL/1
 TRAINED = 355.0  # pictures a second and GPU, published for XL/1 on H800
-STEP_FLOP, ENCODER_FLOP = 711e9, 46e9  # of a picture: one XL/1 training step, one pass of DINOv2-B
 TOKENIZED, ENCODED = 500.0, 2000.0  # rows a second and GPU, assumed
 DECODED = 100.0  # pictures a second and CPU core, assumed
 SAMPLES, CALLS = 50_000, 99  # of an evaluation; network calls a sample with 50 points of Heun
@@ -56,12 +55,11 @@ class Run:
 
     def gpu_seconds(self) -> dict[str, float]:
         """Seconds on one GPU. Sampling runs as fast as training does, a forward pass being a third of a step."""
-        flops = TRAINED * STEP_FLOP
         return {
             "latents": self.rows / TOKENIZED,
             "bank": self.rows / ENCODED,
             "train": self.images_trained / TRAINED,
-            "evaluate": SAMPLES * (CALLS * STEP_FLOP / 3 / flops + 1 / ENCODED),
+            "evaluate": SAMPLES * (CALLS / 3 / TRAINED + 1 / ENCODED),
         }
 
     def core_hours(self) -> float:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flows.commands import run
 from flows.commands.bank import BankUri
-from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json
+from flows.commands.options import Json, RecipeName, Set, StoreUri, opened, print_json
 from flows.progress import console
 
 ALLOW = "an entry of the protocol that may differ, such as seed or count; repeatable"
@@ -42,9 +42,8 @@ def compare(
 ) -> None:
     """Two reports side by side. Numbers that were measured in different ways get no difference, but what differs."""
     from flows.comparison import read_report, side_by_side
-    from storage.store import Store
 
-    where = Store(store or "./runs")
+    where = opened(store)
     pairs = side_by_side(read_report(a, where), read_report(b, where), allow or [])
     if json:
         print_json([asdict(pair) for pair in pairs])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.recipe import Recipe
+from flows.recipe import STORE, Recipe
 from flows.recipe_files import assignments, load
+
+if TYPE_CHECKING:
+    from storage.store import Store
 
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (see 'gmem recipe list') or a YAML file")]
 Set = Annotated[
@@ -19,7 +22,9 @@ Set = Annotated[
 ]
 StoreUri = Annotated[
     str | None,
-    typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix (recipe key 'store')"),
+    typer.Option(
+        "--store", metavar="URI", help=f"the store: a directory or s3://bucket/prefix; none: the recipe's, or {STORE}"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 
@@ -30,6 +35,13 @@ def overrides(pairs: list[str] | None, store: str | None) -> dict[str, Any]:
 
 def resolved(name: str, pairs: list[str] | None, store: str | None) -> Recipe:
     return load(name, overrides(pairs, store))
+
+
+def opened(store: str | None) -> Store:
+    """The store, for commands without a recipe that could name it."""
+    from storage.store import Store
+
+    return Store(store or STORE)
 
 
 def print_json(values: Any) -> None:

@@ -7,26 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import Json, print_json
+from flows.commands.options import Json, StoreUri, opened, print_json
 from flows.progress import Terminal, console
 
 if TYPE_CHECKING:
     from flows.importing import Imported
-    from storage.store import Store
 
 imports = typer.Typer(no_args_is_help=True, help="Bring published networks, banks and tokenizers into a store.")
 exports = typer.Typer(
     no_args_is_help=True, help="Write networks, samples and statistics in the layouts that others read."
 )
 
-StoreRoot = Annotated[str, typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix")]
 Name = Annotated[str | None, typer.Option(help="what to call it; none: as the file is called")]
 
 
 @imports.command("network")
 def network(
     file: Annotated[Path, typer.Argument(help="a published checkpoint, a state dict, or a folder of 'gmem export'")],
-    store: StoreRoot = "./runs",
+    store: StoreUri = None,
     latent_stats: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="the published latents_stats.pt, or a latents table's URI; needed to sample"),
@@ -37,7 +35,7 @@ def network(
     """A network, to sample with (gmem sample --network URI), to evaluate (gmem evaluate URI) or to start a training from (train.start_from)."""
     from flows.importing import import_network
 
-    imported = import_network(file, _store(store), name, latent_stats)
+    imported = import_network(file, opened(store), name, latent_stats)
     _tell(imported, json, f"network {imported.details['size']}, {imported.counts['parameters']:,} parameters")
     if "left_out" in imported.details:
         console.print(f"left out: {imported.details['left_out']}", soft_wrap=True)
@@ -48,7 +46,7 @@ def network(
 @imports.command("bank")
 def bank(
     file: Annotated[Path, typer.Argument(help="one tensor [N, D]: .pth, .pt, .npy or .safetensors")],
-    store: StoreRoot = "./runs",
+    store: StoreUri = None,
     labels: Annotated[Path | None, typer.Option(help="a text file with the label of one row a line")] = None,
     keys: Annotated[Path | None, typer.Option(help="a text file with the key of one row a line")] = None,
     index: Annotated[bool, typer.Option("--index", help="build the search index of a large bank too: minutes")] = False,
@@ -59,21 +57,21 @@ def bank(
     from flows.importing_bank import import_bank
 
     with Terminal("bank") as bar:
-        imported = import_bank(file, _store(store), labels, keys, name, index, bar)
+        imported = import_bank(file, opened(store), labels, keys, name, index, bar)
     _tell(imported, json, f"bank of {imported.counts['rows']:,} rows of {imported.details['encoder']['dim']} numbers")
 
 
 @imports.command("tokenizer")
 def tokenizer(
     file: Annotated[Path, typer.Argument(help="a latent-diffusion autoencoder's checkpoint, such as VA-VAE's")],
-    store: StoreRoot = "./runs",
+    store: StoreUri = None,
     name: Name = None,
     json: Json = False,
 ) -> None:
     """An autoencoder under diffusers' names, for a recipe's tokenizer.source."""
     from flows.importing import import_tokenizer
 
-    imported = import_tokenizer(file, _store(store), name)
+    imported = import_tokenizer(file, opened(store), name)
     _tell(imported, json, "tokenizer f{factor}d{channels}".format(**imported.details))
 
 
@@ -81,13 +79,13 @@ def tokenizer(
 def export(
     checkpoint: Annotated[str, typer.Argument(help="URI of a checkpoint, training or imported network")],
     out: Annotated[Path, typer.Argument(help="a file (.pt, .pth) in the published layout, or a folder for all forms")],
-    store: StoreRoot = "./runs",
+    store: StoreUri = None,
     json: Json = False,
 ) -> None:
     """The published layout, bit for bit; into a folder also safetensors with a config.json, as hubs carry them."""
     from flows.exporting import export_network
 
-    files = [str(file.absolute()) for file in export_network(checkpoint, _store(store), out)]
+    files = [str(file.absolute()) for file in export_network(checkpoint, opened(store), out)]
     if json:
         print_json({"files": files})
     else:
@@ -100,13 +98,13 @@ def samples(
     out: Annotated[Path, typer.Argument(help="an .npz that ADM's evaluator reads (arr_0, uint8)")],
     split: Annotated[str, typer.Option(help="those made from snippets of this split: train or held_out")] = "train",
     count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="how many; none: all there are")] = None,
-    store: StoreRoot = "./runs",
+    store: StoreUri = None,
     json: Json = False,
 ) -> None:
     """Kept samples as one file for ADM's evaluator, read a shard at a time."""
     from flows.exporting import export_samples
 
-    written = export_samples(source, _store(store), out, split, count)
+    written = export_samples(source, opened(store), out, split, count)
     _told(json, {"file": str(out.absolute()), "samples": written}, f"{written:,} samples: {out.absolute()}")
 
 
@@ -115,24 +113,18 @@ def statistics(
     source: Annotated[str, typer.Argument(metavar="URI", help="the statistics that an evaluation kept")],
     out: Annotated[Path, typer.Argument(help="an .npz that ADM's evaluator reads (mu, sigma, mu_s, sigma_s)")],
     split: Annotated[str, typer.Option(help="pictures of this split: train or held_out")] = "train",
-    store: StoreRoot = "./runs",
+    store: StoreUri = None,
     json: Json = False,
 ) -> None:
     """Inception statistics of the recipe's pictures, as a reference for others and for evaluate.reference."""
     from flows.exporting import export_statistics
 
-    pictures = export_statistics(source, _store(store), out, split)
+    pictures = export_statistics(source, opened(store), out, split)
     _told(json, {"file": str(out.absolute()), "pictures": pictures}, f"of {pictures:,} pictures: {out.absolute()}")
 
 
 def _told(json: bool, values: dict[str, Any], text: str) -> None:
     print_json(values) if json else console.print(text, soft_wrap=True)
-
-
-def _store(root: str) -> Store:
-    from storage.store import Store
-
-    return Store(root)
 
 
 def _tell(imported: Imported, json: bool, what: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flows.plan import Plan
     from flows.recipe import Recipe
-    from flows.stage import Result, Stage
+    from flows.stage import Part, Result, Stage
 
 
 class StageName(StrEnum):
@@ -56,7 +56,7 @@ def _plan(recipe: Recipe) -> Plan:
 
 
 def _stages() -> tuple[Stage, ...]:
-    from flows.estimate import STAGES
+    from flows.chain import STAGES
 
     return STAGES
 
@@ -163,9 +163,7 @@ def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, 
 
 def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Every stage of a recipe: state, rows, version, age, bytes."""
-    from flows.estimate import states
-
-    rows: list[dict[str, Any]] = states(resolved(recipe, set, store))
+    rows = _states(resolved(recipe, set, store))
     if json:
         print_json(rows)
         return
@@ -182,3 +180,27 @@ def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
             size(row["bytes"]),
         )
     console.print(table)
+
+
+def _states(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every artifact of a recipe: stage, kind, state, rows, version, age in seconds, bytes, URI, holder."""
+    from flows.plan import Plan
+
+    plan = Plan(recipe)
+    return [_state(stage, part, plan) for stage in _stages() for part in stage.wanted(recipe)]
+
+
+def _state(stage: Stage, part: Part, plan: Plan) -> dict[str, Any]:
+    artifact = plan.artifact(part)
+    summary, manifest = artifact.summary(), artifact.manifest()
+    return {
+        "stage": stage.name,
+        "kind": part.kind,
+        "state": "complete" if plan.done(part) else summary["state"],
+        "rows": summary["counts"].get("rows", 0),
+        "version": manifest.details.get("version") if manifest else None,
+        "age": summary["age_s"],
+        "bytes": summary["bytes"],
+        "uri": artifact.uri,
+        "holder": summary["holder"],
+    }

@@ -8,28 +8,26 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from flows.commands.options import Json, print_json
+from flows.commands.options import Json, StoreUri, opened, print_json
 from flows.commands.units import age, size
 from flows.progress import console
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, and clear away what nobody needs.")
 
-Where = Annotated[str, typer.Option("--store", metavar="URI", help="the store: a directory or s3://bucket/prefix")]
-
 
 @app.command()
-def usage(store: Where = "./runs", json: Json = False) -> None:
+def usage(store: StoreUri = None, json: Json = False) -> None:
     """Every artifact: state, size, age, and what is used by what; then what else lies there."""
-    from storage.store import Store
     from storage.usage import usage as rows_of
 
-    rows = rows_of(Store(store))
+    root = opened(store)
+    rows = rows_of(root)
     total = sum(row["bytes"] for row in rows)
     if json:
-        print_json({"store": Store(store).root, "bytes": total, "artifacts": rows})
+        print_json({"store": root.root, "bytes": total, "artifacts": rows})
         return
     name, users = Column("artifact", overflow="fold"), Column("used by", overflow="fold")
-    table = Table(name, "state", "bytes", "age", users, title=f"{size(total)} in {Store(store).root}")
+    table = Table(name, "state", "bytes", "age", users, title=f"{size(total)} in {root.root}")
     for row in rows:
         aged = "" if row["age_s"] is None else age(row["age_s"])
         table.add_row(row["artifact"], row["state"], size(row["bytes"]), aged, "\n".join(row["used_by"]))
@@ -38,7 +36,7 @@ def usage(store: Where = "./runs", json: Json = False) -> None:
 
 @app.command()
 def clean(
-    store: Where = "./runs",
+    store: StoreUri = None,
     yes: Annotated[bool, typer.Option("--yes", help="remove; without it nothing is removed, only listed")] = False,
     keep: Annotated[
         int | None,
@@ -60,9 +58,8 @@ def clean(
     Kept in any case: what a kept result depends on, tagged versions of banks, the newest and the best checkpoint.
     """
     from storage.cleaning import clean as cleaned
-    from storage.store import Store
 
-    root = Store(store)
+    root = opened(store)
     if yes:
         root.require_writable()
     done = cleaned(root, keep, older_than, remove=yes)

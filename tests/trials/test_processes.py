@@ -26,9 +26,9 @@ from lancedb import connect
 from PIL import Image
 
 from flows.bank import BANK, PATCHES
+from flows.chain import STAGES
 from flows.cluster.connection import EMBEDDED
 from flows.cluster.job import REQUEST, Request
-from flows.estimate import STAGES
 from flows.evaluate import REPORT
 from flows.ingest import IMAGES
 from flows.latents import LATENTS
