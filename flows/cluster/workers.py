@@ -92,7 +92,7 @@ def pool(cluster: Cluster, stage: str, kind: type, *args: Any) -> Iterator[list[
 
 
 def hire(have: Resources) -> list[Any]:
-    """Those that wait where they reserve the same, or others in their place."""
+    """The hosts of a stage: those that wait, where they reserve the same, or others in their place."""
     if _standing.reserved != (reserved := replace(have, threads=0)):
         dismiss()
         options = have.options() | {"max_restarts": RESTARTS, "max_task_retries": -1}
