@@ -68,37 +68,59 @@ class GaussianStatistics:
 
     Batches and the sums of other workers are joined by the pairwise formula of Chan, Golub and LeVeque (1979), which
     does not cancel as raw sums of products do, so the result is the same however the samples were spread, to about
-    1e-13 relative.
+    1e-13 relative. Features wait as they are until there are as many as dimensions: a worker's few travel as themselves,
+    not as a scatter many times their size.
     """
 
     def __init__(self, dim: int) -> None:
         if dim < 1:
             raise ValueError(f"Features need at least one dimension, not {dim}.")
-        self.count = 0
-        self.mean: Array = np.zeros(dim)
-        self.scatter: Array = np.zeros((dim, dim))
+        self._count = 0
+        self._mean: Array = np.zeros(dim)
+        self._scatter: Array | None = None
+        self._waiting: list[NDArray] = []
 
     @property
     def dim(self) -> int:
-        return len(self.mean)
+        return len(self._mean)
+
+    @property
+    def count(self) -> int:
+        return self._count + sum(len(rows) for rows in self._waiting)
+
+    @property
+    def mean(self) -> Array:
+        self._fold()
+        return self._mean
+
+    @property
+    def scatter(self) -> Array:
+        return self._fold()
 
     def update(self, features: Tensor | NDArray) -> None:
         """Adds features [N, D] of any floating type. Raises ValueError on another dimension, NaN or infinity."""
         rows = as_features(features)
         self._check_dim(rows.shape[1])
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            self._add(rows[start : start + _ROWS_AT_ONCE].astype(np.float64))
+        self.hold(rows.copy())
+
+    def hold(self, rows: NDArray) -> None:
+        """Adds checked features [N, D] that nobody writes to any more."""
+        self._waiting.append(rows)
+        if sum(len(each) for each in self._waiting) >= self.dim:
+            self._fold()
 
     def merge(self, other: GaussianStatistics) -> None:
         """Adds the samples of another worker. Raises ValueError on another dimension."""
         self._check_dim(other.dim)
-        total = self.count + other.count
-        if other.count == 0:
-            return
-        step = other.mean - self.mean
-        self.scatter += other.scatter + np.outer(step, step * (self.count * other.count / total))
-        self.mean = self.mean + step * (other.count / total)
-        self.count = total
+        if other._count:
+            assert other._scatter is not None, "made with the first samples"
+            scatter, total = self._fold(), self._count + other._count
+            step = other._mean - self._mean
+            scatter += other._scatter + np.outer(step, step * (self._count * other._count / total))
+            self._mean = self._mean + step * (other._count / total)
+            self._count = total
+        for rows in other._waiting:
+            self.hold(rows)
 
     @property
     def cov(self) -> Array:
@@ -121,11 +143,13 @@ class GaussianStatistics:
         if not {"count", "mean", "scatter"} <= set(state):
             raise ValueError(f"Running statistics need count, mean and scatter, not {sorted(state)}.")
         statistics = cls(len(state["mean"]))
-        statistics.count = int(np.ravel(state["count"])[0])  # safetensors may give [1] for a scalar
-        statistics.mean = np.array(state["mean"], dtype=np.float64)
-        statistics.scatter = np.array(state["scatter"], dtype=np.float64)
-        if statistics.scatter.shape != (statistics.dim, statistics.dim):
-            raise ValueError(f"A scatter of shape {statistics.scatter.shape} does not fit {statistics.dim} dimensions.")
+        statistics._count = int(np.ravel(state["count"])[0])  # safetensors may give [1] for a scalar
+        statistics._mean = np.array(state["mean"], dtype=np.float64)
+        statistics._scatter = np.array(state["scatter"], dtype=np.float64)
+        if statistics._scatter.shape != (statistics.dim, statistics.dim):
+            raise ValueError(
+                f"A scatter of shape {statistics._scatter.shape} does not fit {statistics.dim} dimensions."
+            )
         return statistics
 
     def _check_dim(self, dim: int) -> None:
@@ -134,13 +158,24 @@ class GaussianStatistics:
                 f"Features of {dim} dimensions do not belong to statistics of {self.dim}: use one detector."
             )
 
-    def _add(self, rows: Array) -> None:
+    def _fold(self) -> Array:
+        """Takes what waits into the sums, and gives the scatter."""
+        if self._scatter is None:
+            self._scatter = np.zeros((self.dim, self.dim))
+        self._scatter = np.require(self._scatter, requirements="W")  # which one from a shared store is not
+        if self._waiting:
+            rows, self._waiting = np.concatenate(self._waiting), []
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                self._add(self._scatter, rows[start : start + _ROWS_AT_ONCE].astype(np.float64))
+        return self._scatter
+
+    def _add(self, scatter: Array, rows: Array) -> None:
         """One pairwise step; the correction for the moved mean rides along as one more row of the product."""
-        total = self.count + len(rows)
+        total = self._count + len(rows)
         batch_mean = rows.mean(axis=0)
-        step = batch_mean - self.mean
-        moved = step * np.sqrt(self.count * len(rows) / total)
+        step = batch_mean - self._mean
+        moved = step * np.sqrt(self._count * len(rows) / total)
         centred = torch.from_numpy(np.vstack([rows - batch_mean, moved]))
-        torch.from_numpy(self.scatter).addmm_(centred.T, centred)
-        self.mean = self.mean + step * (len(rows) / total)
-        self.count = total
+        torch.from_numpy(scatter).addmm_(centred.T, centred)
+        self._mean = self._mean + step * (len(rows) / total)
+        self._count = total

@@ -52,7 +52,7 @@ class FeatureSums:
         if missing:
             raise ValueError(f"The features lack {', '.join(sorted(missing))}: ask the detector for every stream.")
         numbers = np.asarray(index, dtype=np.int64)
-        rows = {name: as_features(streams[name], name) for name in {*self.moments, *self.kept}}
+        rows = {name: as_features(streams[name], name).copy() for name in {*self.moments, *self.kept}}
         for name, features in rows.items():
             if numbers.shape != (len(features),):
                 raise ValueError(f"{len(features)} features of {name} need as many indices, not {numbers.shape}.")
@@ -60,9 +60,9 @@ class FeatureSums:
         self._check_new(numbers)
         self._note(numbers)
         for name in self.moments:
-            self.statistics.setdefault(name, GaussianStatistics(rows[name].shape[1])).update(rows[name])
+            self.statistics.setdefault(name, GaussianStatistics(rows[name].shape[1])).hold(rows[name])
         for name in self.kept:
-            self._kept[name].append(np.array(rows[name]))
+            self._kept[name].append(rows[name])
 
     def merge(self, other: FeatureSums) -> None:
         """Adds another worker's samples. Raises ValueError, and adds nothing, where streams differ or samples repeat."""
@@ -76,7 +76,8 @@ class FeatureSums:
         for name, statistics in other.statistics.items():
             self.statistics.setdefault(name, GaussianStatistics(statistics.dim)).merge(statistics)
         for name in self.kept:
-            self._kept[name] += other._kept[name]
+            # Copied, since arrays from a shared store hold there all that they came with.
+            self._kept[name] += [rows.copy() for rows in other._kept[name]]
         self._note(numbers)
 
     def features(self, name: str) -> NDArray:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_they_travel_as_arrays_npz_and_safetensors(rows: np.ndarray, tmp_path: P
             np.testing.assert_array_equal(other.statistics["pool"].cov, sums.statistics["pool"].cov)
         other.merge(_sums(np.arange(100, 120)))  # and can be added to
         assert other.count == len(rows) + 20
+
+
+def test_few_samples_travel_as_they_are() -> None:
+    """And not as a scatter of dimension times dimension; those that are kept besides do not travel twice."""
+    features = RANDOM.normal(size=(64, 512)).astype("f4")
+    sums, total = FeatureSums(kept=("pool",)), FeatureSums(kept=("pool",))
+    sums.update({"pool": features}, np.arange(64))
+    sent = pickle.dumps(sums)
+    assert len(sent) < 1.1 * features.nbytes
+    total.merge(pickle.loads(sent))
+    np.testing.assert_allclose(total.statistics["pool"].cov, np.cov(features.astype("f8"), rowvar=False), atol=1e-12)
 
 
 def test_a_sample_counts_once() -> None:
