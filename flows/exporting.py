@@ -115,7 +115,7 @@ def export_statistics(uri: str, store: Store, out: Path, split: str = "train") -
     """
     artifact = artifact_at(uri, store)
     path = artifact.path(f"{split}.npz")
-    sums = read_sums(store.read_bytes(path)).get(INCEPTION) if artifact.store.files.exists(path) else None
+    sums = read_sums(artifact.store.read_bytes(path)).get(INCEPTION) if artifact.store.files.exists(path) else None
     if sums is None:
         raise ValueError(
             f"{artifact.uri} holds no Inception statistics of split {split}; evaluate with evaluate.inception set"

@@ -73,7 +73,9 @@ def list_tar(handle: IO[bytes], length: int) -> Iterator[TarMember]:
             yield from sample.pictures()
             sample = _Sample(key)
         sample.seen.add(suffix)
-        if suffix in SUFFIXES:
+        if suffix in SUFFIXES and not key.rpartition("/")[2]:
+            yield TarMember(info.name, size=info.size, reason="refused: nothing before the first dot of its name")
+        elif suffix in SUFFIXES:
             sample.found.append(TarMember(info.name, info.offset_data, info.size, key))
         elif suffix in SIDE_FILES and info.size <= MAX_SIDE_FILE:
             handle.seek(info.offset_data)

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from flows import importing_bank
 from flows.cli import app
-from flows.exporting import export_network
+from flows.detectors import write_sums
+from flows.exporting import export_network, export_statistics
 from flows.importing import import_network, import_tokenizer
 from flows.importing_bank import import_bank
+from gmem.metrics.sums import FeatureSums
 from gmem.network import Network, NetworkConfig
 from gmem.published import read_network
 from gmem.tokenizer import load_tokenizer
@@ -322,6 +324,14 @@ def test_an_interrupted_import_goes_on(store: Store, tmp_path: Path, monkeypatch
     table = bank.dataset.to_table(columns=["id", "key", "shard"]).sort_by("id").to_pylist()
     assert [row["key"] for row in table] == list(map(str, range(35)))
     assert written == ["import-000000", "import-000001"] and table[-1]["shard"] == "import-000003"
+
+
+def test_statistics_are_exported_from_another_store(tmp_path: Path) -> None:
+    artifact = Store(str(tmp_path / "other")).artifact("statistics", "some", "0" * 12)
+    found = FeatureSums(("pool", "spatial"), ())
+    found.update({name: np.random.default_rng(0).normal(size=(9, 4)) for name in ("pool", "spatial")}, np.arange(9))
+    artifact.store.write_bytes(artifact.path("train.npz"), write_sums({"inception": found}))
+    assert export_statistics(artifact.uri, Store("s3://bucket/runs"), tmp_path / "out.npz") == 9
 
 
 def test_columns_that_do_not_fit_the_bank_are_refused(store: Store, tmp_path: Path) -> None:

@@ -66,6 +66,21 @@ def test_a_bomb_is_not_decoded() -> None:
     assert pixels(encoded(picture(30, 20), "PNG"), max_pixels=600).shape == (20, 30, 3)
 
 
+def test_what_is_allowed_is_decoded_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses what is twice its own limit, which is a global of its module."""
+    big = encoded(Image.new("L", (14_000, 13_000)), "PNG")
+    decoded = decode(big, max_pixels=200_000_000)
+    assert isinstance(decoded, Decoded) and decoded.width * decoded.height > 178_956_970
+    assert reason(big).startswith("too large: 14000x13000")
+
+
+def test_a_gif_whose_frame_is_wider_than_it_says_is_not_decoded() -> None:
+    data = encoded(picture(8, 8).convert("P"), "GIF")
+    frame = data.index(b"\x2c\x00\x00\x00\x00")  # where the frame's place and size begin
+    wide = data[: frame + 5] + struct.pack("<HH", 60_000, 60_000) + data[frame + 9 :]
+    assert reason(wide).startswith("too large: 60000x60000")
+
+
 def test_transparency_becomes_white() -> None:
     image = picture().convert("RGBA")
     image.putalpha(Image.fromarray(np.repeat(np.array([[0], [255]], np.uint8), [8, 8], 0).repeat(24, 1)))

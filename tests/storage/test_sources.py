@@ -166,6 +166,18 @@ def test_several_tars_by_folder_braces_and_wildcards(tmp_path: Path) -> None:
     assert list(read_entries([everything[2], everything[0]], f"{tmp_path}/part-*.tar")) == [b"2", b"0"]
 
 
+def test_pictures_without_a_name_are_refused(tmp_path: Path) -> None:
+    """Their key would be empty, and no shard with them could be read again."""
+    path = tmp_path / "some.tar"
+    tar_of(path, {".png": b"one", "sub/.seg.jpg": b"two", "sub/.jpg": b"three", "a.png": b"good"})
+    assert list(usable(path)) == ["a"]
+    nameless = "refused: nothing before the first dot of its name"
+    assert {name: why for name, why in reasons(path).items() if why == nameless} == {
+        "some.tar/.png": nameless,
+        "some.tar/sub/.jpg": nameless,
+    }
+
+
 def test_hostile_members_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:
