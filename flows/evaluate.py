@@ -30,7 +30,7 @@ from flows.train import TRAINING, chosen
 from flows.weights import identity
 from gmem.metrics import Memorisation, Nearest, memorisation
 from storage.bank import Bank
-from storage.checkpoints import Checkpoint, at
+from storage.checkpoints import Checkpoint, at, pin
 from storage.shards import read_index
 
 VERSION = 2
@@ -100,6 +100,9 @@ def job(job: Job, report: Report) -> Outcome:
     recipe = job.recipe
     checkpoint, bank = _subject(job)
     guide, index = require_pieces(checkpoint, recipe), read_index(job.artifact("images").uri)
+    for each in (checkpoint, guide):
+        if each and each.uri.startswith(f"{job.store.root}/"):  # others' stores are theirs to keep
+            pin(each, job.artifact("report").folder)
     file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
     plans = _plans(recipe, bank, index)
     pictures = {split: len(ids) for split, ids in plans.items()}

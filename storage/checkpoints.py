@@ -4,6 +4,7 @@
         network.safetensors  ema.safetensors  optimiser.safetensors     one file for each group of tensors
         progress.json                                                   what else exact resume needs
         manifest.json                                                   last: what belongs to it, with hashes
+        pinned/…                                                        one file for each that needs it kept
 
 A folder without a manifest was not finished: it is ignored, and replaced or pruned later. Everything works for a
 folder and for s3://.
@@ -30,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from storage.errors import Damaged, StoreError
 from storage.files import open_files, told
 from storage.manifest import Input, Versioned, parse
-from storage.store import Artifact
+from storage.store import KINDS, Artifact
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ REMEDY = "remove this checkpoint's folder; training then continues from the one 
 
 _sound: dict[tuple[str, datetime], bool] = {}
 """Whether what this process saved or compared with its hashes was whole: to read it again may take minutes."""
+
+PINNED = "pinned"
 
 _STEP = re.compile(r"step-(\d{8,})")
 _CHUNK = 1 << 24
@@ -213,7 +216,7 @@ def load_latest(
 
 
 def prune(where: Artifact | str, keep: int, pinned: Iterable[int] = ()) -> list[int]:
-    """Removes all but the newest `keep`, the best, and the `pinned` steps; unfinished leftovers too.
+    """Removes all but the newest `keep`, the best, the `pinned` steps and what `pin` keeps; unfinished leftovers too.
 
     For the holder of the training's lease only: an unfinished folder is then nobody's work in progress. Damaged ones
     stay, for a person to look at, and do not count. Returns the steps removed; what cannot be removed just now waits
@@ -223,12 +226,30 @@ def prune(where: Artifact | str, keep: int, pinned: Iterable[int] = ()) -> list[
     try:
         removable = _superseded(all_checkpoints(where), max(keep, 1)) - set(pinned)
         for step, uri in sorted(_steps(where)):
-            if step in removable or not open_files(uri).exists(f"{uri}/manifest.json"):
+            files = open_files(uri)
+            superseded = step in removable and not files.names(f"{uri}/{PINNED}")
+            if superseded or not files.exists(f"{uri}/manifest.json"):
                 _remove(uri)
                 removed.append(step)
     except StoreError as problem:
         log.warning("Older checkpoints of %s stay until the next is saved: %s", _folder(where), problem)
     return removed
+
+
+def pin(checkpoint: Checkpoint, by: str) -> None:
+    """Keeps it from being pruned: something that lasts refers to it. Weights on their own are pruned by nobody.
+
+    Args:
+        by: the folder of an artifact, for as long as that is in the store, or another word, for good.
+    """
+    if "/checkpoints/" in checkpoint.uri:
+        open_files(checkpoint.uri).write(f"{checkpoint.uri}/{PINNED}/{by.replace('/', '.', 1)}", b"")
+
+
+def pins(by: str, folders: Collection[str]) -> bool:
+    """Whether the file of this name still keeps a checkpoint, in a store of these artifacts."""
+    kind = by.partition(".")[0]
+    return kind not in KINDS or by.replace(".", "/", 1) in folders
 
 
 def _superseded(there: list[Checkpoint], keep: int) -> set[int]:

@@ -276,11 +276,13 @@ def _log_dataset(
 def _register(mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint, copy_below: int) -> int:
     from mlflow.exceptions import MlflowException
 
-    from storage.checkpoints import export  # brings torch along, which logging does not need
+    from storage.checkpoints import export, pin  # brings torch along, which logging does not need
 
     about, weights = checkpoint.manifest, checkpoint.manifest.files.get("ema.safetensors")
     if weights is None:
         raise StoreError(f"{checkpoint.uri} has no averaged weights (ema.safetensors)")
+    if weights.bytes >= copy_below:  # else the registry has a copy, whatever becomes of the checkpoint
+        pin(checkpoint, "registered")
     try:
         mlflow.create_registered_model(model)
     except MlflowException as problem:

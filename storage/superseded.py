@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from storage.bank import Bank
+from storage.checkpoints import PINNED, pins
 from storage.errors import StoreError
 from storage.usage import Entry
+
+_PIN = re.compile(rf"checkpoints/step-(\d{{8,}})/{PINNED}/(.+)")
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ def with_inputs(folders: set[str], entries: dict[str, Entry]) -> set[str]:
 
 
 def pinned_steps(training: Entry, entries: dict[str, Entry]) -> set[int]:
-    """Steps of a training that something else in the store was made with."""
-    pinned = set[int]()
+    """Steps of a training that something else in the store was made with, or that are pinned for good."""
+    pinned = {step for step, by in _pins(training) if pins(by, entries)}
     for entry in entries.values():
         if training.folder not in entry.names or entry.manifest is None:
             continue
@@ -81,8 +84,19 @@ def pinned_steps(training: Entry, entries: dict[str, Entry]) -> set[int]:
     return pinned
 
 
+def _pins(training: Entry) -> list[tuple[int, str]]:
+    """Step, and by what it is pinned."""
+    found = [match for path in training.files if (match := _PIN.fullmatch(path))]
+    return [(int(match[1]), match[2]) for match in found]
+
+
 def _irreplaceable(entry: Entry) -> bool:
-    """What no run would make again: weights, which recipes name in ways we do not see; imported and grown banks."""
+    """What no run would make again: weights, which recipes name in ways we do not see; imported and grown banks.
+
+    A training that a registered model lies in goes neither.
+    """
+    if entry.artifact.kind == "training":
+        return any(pins(by, ()) for _, by in _pins(entry))
     if entry.artifact.kind != "bank":
         return entry.artifact.kind == "weights"
     if entry.manifest is None or not entry.manifest.inputs:

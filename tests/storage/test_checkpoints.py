@@ -208,6 +208,14 @@ def test_after_falling_back_new_ones_stay(root: str, another_process: Callable[[
     assert found is not None and found[0].step == 6, "the damaged one was replaced"
 
 
+def test_what_something_refers_to_is_not_pruned(root: str) -> None:
+    first, second, *_ = [save(root, step) for step in (1, 2, 3, 4)]
+    checkpoints.pin(first, "registered")
+    checkpoints.pin(second, "report/emoji-0123456789ab")
+    assert checkpoints.prune(root, keep=1) == [3]
+    assert checkpoints.load(first)[1]["step"] == 1
+
+
 def test_what_cannot_be_removed_just_now_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,6 +153,22 @@ def test_superseded_artifacts_go_only_when_asked_and_never_what_a_kept_one_rests
     assert steps == {2, 3, 4}, "the best, the one a report was made with, the newest"
 
 
+def test_pinned_checkpoints_stay_as_long_as_what_they_are_pinned_by(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    old, new = project(store.root, 1, age=9), project(store.root, 2, age=1)
+    for step in (5, 6, 7):
+        save(new["training"], step, loss=step)
+    checkpoints.pin(checkpoints.at(new["training"], 4), new["report"].folder)
+    checkpoints.pin(checkpoints.at(new["training"], 5), "report/some-" + "a" * 12)  # gone by now
+    checkpoints.pin(checkpoints.at(new["training"], 6), "registered")
+    checkpoints.pin(checkpoints.at(old["training"], 4), "registered")
+    clean(store, keep=1, remove=True)
+    assert [c.step for c in checkpoints.all_checkpoints(new["training"])] == [2, 3, 4, 6, 7]
+    clean(store, keep=1, remove=True)
+    assert [c.step for c in checkpoints.all_checkpoints(old["training"])] == [2, 4], "the report is gone by now"
+    assert old["training"].complete and old["bank"].complete and not old["report"].complete
+
+
 def test_versions_of_a_bank_go_by_age_unless_tagged_or_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = project(store.root)

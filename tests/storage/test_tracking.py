@@ -125,6 +125,7 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     assert torch.equal(checkpoints.load(copied)[0]["ema.a"], torch.ones(4))
     assert [f.path for f in mlflow.list_artifacts(run.id, "model/step-6")] == ["model/step-6/manifest.json"]
     assert second.tags["checkpoint"] == large.uri
+    assert checkpoints.prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
 
 
 def test_system_metrics_are_measured(tracking: Tracking) -> None:
