@@ -243,7 +243,9 @@ def _outcome(found: Found, plans: dict[str, NDArray[np.int64]]) -> Outcome:
     metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
     counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
     lines = reporting.lines(results, pictures)
-    details = {"step": found.checkpoint.step, "metrics": metrics, "lines": lines}
+    used = {"network": found.checkpoint.uri, "guide": found.guide and found.guide.uri, "bank": job.recipe.evaluate.bank}
+    # What was used by address is kept from being cleaned up; fingerprints go by its content.
+    details = {"step": found.checkpoint.step, "metrics": metrics, "lines": lines, "used": used}
     return Outcome(counts, details=details, metrics=metrics, pictures=pictures)
 
 

@@ -155,4 +155,5 @@ class Observer:
             code_version=installed("gmem-pipeline"),
             mlflow_run=self.job.run_id,
             lease=self.job.leases["training"],
+            details={"start_from": self.recipe.train.start_from},
         )

@@ -216,6 +216,7 @@ def _outcome(job: Job, artifact: Artifact) -> Outcome:
             "best_step": least.step,
             "held_out": least.manifest.held_out_loss,
             "model_version": version,
+            "start_from": job.recipe.train.start_from,  # by its address, which keeps it from being cleaned up
         },
         pictures={"training-samples": artifact.path("samples.png")},
     )

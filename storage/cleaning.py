@@ -80,11 +80,16 @@ def clean(store: Store, keep: int | None = None, days: float | None = None, remo
     return done
 
 
-def _building(entries: dict[str, Entry], done: Cleaning) -> set[str]:
+def _living(entries: dict[str, Entry]) -> list[Entry]:
+    """What somebody is building who gives signs of life."""
     held = [entry for entry in entries.values() if entry.holder]
     with ThreadPoolExecutor(max(len(held), 1)) as pool:  # each may be watched for a while
         alive = list(pool.map(lambda e: leases.alive(e.artifact.store.files, e.artifact.uri), held))
-    found = [entry for entry, living in zip(held, alive, strict=True) if living]
+    return [entry for entry, living in zip(held, alive, strict=True) if living]
+
+
+def _building(entries: dict[str, Entry], done: Cleaning) -> set[str]:
+    found = _living(entries)
     done.notes += [f"{e.folder} is being built by {e.holder.holder}: left alone" for e in found if e.holder]
     done.notes += [f"{e.folder} lies behind a link: left alone" for e in entries.values() if e.state == "elsewhere"]
     done.notes += [
@@ -112,12 +117,28 @@ def _clean(task: _Task, done: Cleaning, remove: bool) -> None:
             done.removals += found
             return
         with artifact.lease(HOLDER, wait=0):
-            if (now := Entry.of(artifact)) is None:
+            if (now := _judged_again(task, done)) is None:
                 return
-            for removal in _removals(_Task(now, task.entries, task.asked, task.doomed), done):
+            for removal in _removals(now, done):
                 done.removals.append(_executed(artifact, removal))
     except LeaseHeld as problem:
         done.notes.append(str(problem))
+
+
+def _judged_again(task: _Task, done: Cleaning) -> _Task | None:
+    """The same by what is there now: a run that began meanwhile keeps what it reads, and what it made keeps that too."""
+    artifact = task.entry.artifact
+    if not task.asked.at_all:
+        now = Entry.of(artifact)
+        return now and _Task(now, task.entries, task.asked, doomed=False)
+    entries = survey(artifact.store)
+    if artifact.folder not in entries:
+        return None
+    if living := _living({folder: each for folder, each in entries.items() if folder != artifact.folder}):
+        done.notes.append(f"{artifact.folder} stays, since {living[0].folder} is being built by now")
+        return _Task(entries[artifact.folder], entries, Asked(), doomed=False)
+    doomed = task.doomed and artifact.folder in superseded(entries, task.asked)
+    return _Task(entries[artifact.folder], entries, task.asked, doomed)
 
 
 def _removals(task: _Task, done: Cleaning) -> list[Removal]:

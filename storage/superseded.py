@@ -75,11 +75,13 @@ def pinned_steps(training: Entry, entries: dict[str, Entry]) -> set[int]:
     """Steps of a training that something else in the store was made with, or that are pinned for good."""
     pinned = {step for step, by in _pins(training) if pins(by, entries)}
     for entry in entries.values():
-        if training.folder not in entry.names or entry.manifest is None:
+        if training.folder not in entry.names:
             continue
-        text = entry.manifest.model_dump_json()
-        pinned |= {int(step) for step in re.findall(rf"{re.escape(training.folder)}/checkpoints/step-(\d+)", text)}
-        if isinstance(step := entry.manifest.parameters.get("step"), int):
+        manifests = [each.manifest for each in (entry, *entry.checkpoints) if each.manifest]
+        text = "\n".join(manifest.model_dump_json() for manifest in manifests)
+        named = rf"{re.escape(training.folder)}/checkpoints/step-(\d+)|\bearlier:(\d+)"  # the latter as a guide
+        pinned |= {int(found[1] or found[2]) for found in re.finditer(named, text)}
+        if entry.manifest and isinstance(step := entry.manifest.parameters.get("step"), int):
             pinned.add(step)
     return pinned
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import pytest
 import torch
 from lance.dataset import LanceDataset, LanceOperation
 
-from storage import bank_rows, checkpoints, fragments, latents
+from storage import bank_rows, checkpoints, cleaning, fragments, latents
 from storage.bank import Bank
 from storage.bank_rows import BankWriter, make_rows
 from storage.checkpoints import CheckpointManifest
 from storage.cleaning import Cleaning, clean
 from storage.latents import Latents, LatentsWriter
 from storage.store import Artifact, Store, StoreError
-from storage.usage import usage
+from storage.superseded import Asked
+from storage.usage import Entry, usage
 
 SHAPE, DIM, ENCODER, TOKENIZER = (2, 4, 4), 6, {"name": "vit", "sha256": "ab"}, {"name": "vae"}
 IDS = np.arange(8)
@@ -36,10 +38,13 @@ def rows(n: int = 8) -> Any:
     return make_rows(np.arange(n), np.random.default_rng(1).normal(size=(n, DIM)), "dataset", shard="shard-0")
 
 
-def finish(artifact: Artifact, lease: Any, version: Any = None, age: float = 0, **inputs: Artifact) -> None:
+def finish(
+    artifact: Artifact, lease: Any, version: Any = None, age: float = 0, about: Any = None, **inputs: Artifact
+) -> None:
     created = datetime.now(UTC) - timedelta(days=age)
     named = {kind: each.reference((m := each.manifest()) and m.details.get("version")) for kind, each in inputs.items()}
-    artifact.commit(artifact.describe(lease, created=created, inputs=named, details={"version": version}))
+    about = {"details": {"version": version}} | (about or {})
+    artifact.commit(artifact.describe(lease, created=created, inputs=named, **about))
 
 
 def project(root: str, number: int = 0, age: float = 0, killed: bool = False) -> dict[str, Artifact]:
@@ -151,6 +156,64 @@ def test_superseded_artifacts_go_only_when_asked_and_never_what_a_kept_one_rests
     assert all(each.complete for each in (*new.values(), mixed, weights, imported, old["latents"], old["images"]))
     steps = {c.step for c in checkpoints.all_checkpoints(new["training"])}
     assert steps == {2, 3, 4}, "the best, the one a report was made with, the newest"
+
+
+def test_what_was_used_by_address_stays(tmp_path: Path) -> None:
+    """A network started from, evaluated or guiding, and a bank evaluated with, are no inputs by fingerprint."""
+    store = Store(str(tmp_path))
+    old, new = project(store.root, 1, age=9), project(store.root, 2, age=1)
+    used = {"network": checkpoints.at(old["training"], 1).uri, "bank": old["bank"].uri}
+    with (report := store.artifact("report", "other", "7" * 12)).lease("t") as lease:
+        finish(report, lease, about={"details": {"used": used}})
+    guided = {"parameters": {"sample": {"guide": "earlier:1"}}}
+    with (samples := store.artifact("samples", "some", "8" * 12)).lease("t") as lease:
+        finish(samples, lease, about=guided, training=new["training"])
+    unfinished = store.artifact("training", "unfinished", "9" * 12)
+    start = CheckpointManifest(step=1, network={}, details={"start_from": checkpoints.at(old["training"], 3).uri})
+    checkpoints.save(unfinished, 1, {"ema.w": torch.zeros(1)}, {}, start)
+    for _ in range(2):  # the old report goes first, and then what it alone was made with
+        clean(store, keep=1, remove=True)
+    assert old["bank"].complete and old["training"].complete and not old["report"].complete
+    assert [c.step for c in checkpoints.all_checkpoints(old["training"])] == [1, 2, 3, 4]
+    assert [c.step for c in checkpoints.all_checkpoints(new["training"])] == [1, 2, 3, 4]
+
+
+def test_a_run_that_begins_meanwhile_keeps_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    old, _ = project(store.root, 1, age=9), project(store.root, 2, age=1)
+    judged = cleaning.superseded
+    runs: list[Artifact] = []
+
+    def meanwhile(entries: dict[str, Entry], asked: Asked) -> set[str]:
+        doomed = judged(entries, asked)
+        if not runs:  # just after the first judgement
+            runs.append(store.artifact("training", "late", "b" * 12))
+            with runs[0].lease("a short run") as lease:
+                finish(runs[0], lease, bank=old["bank"])
+        return doomed
+
+    monkeypatch.setattr(cleaning, "superseded", meanwhile)
+    clean(store, keep=1, remove=True)
+    assert old["bank"].complete and not old["training"].complete
+
+
+def test_while_a_run_is_under_way_that_began_meanwhile_nothing_superseded_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    old, _ = project(store.root, 1, age=9), project(store.root, 2, age=1)
+    judged = cleaning.superseded
+    with ExitStack() as stack:
+
+        def meanwhile(entries: dict[str, Entry], asked: Asked) -> set[str]:
+            late = store.artifact("training", "late", "b" * 12)
+            stack.enter_context(late.lease("a long run", ttl=1.0))
+            return judged(entries, asked)
+
+        monkeypatch.setattr(cleaning, "superseded", meanwhile)
+        done = clean(store, keep=1, remove=True)
+    assert all(each.complete for each in old.values()) and done.removals == []
+    assert "training/late-bbbbbbbbbbbb is being built by now" in done.notes[0]
 
 
 def test_pinned_checkpoints_stay_as_long_as_what_they_are_pinned_by(tmp_path: Path) -> None:
