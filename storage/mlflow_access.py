@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from storage.addresses import without_userinfo
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -63,7 +65,7 @@ def _client(uri: str) -> MlflowClient:
     try:
         return MlflowClient(uri)
     except MlflowException as problem:
-        raise TrackingError(f"MLflow at {uri} cannot be opened: {problem}") from problem
+        raise TrackingError(without_userinfo(f"MLflow at {uri} cannot be opened: {problem}")) from problem
 
 
 def warm_up(uri: str) -> threading.Thread:
@@ -150,18 +152,20 @@ def patiently(call: Callable[[], Value], doing: str, seconds: float = 60.0) -> V
             if is_final(problem):
                 raise
             if time.monotonic() - began + pause > seconds:
-                raise ConnectionError(
-                    f"MLflow did not answer while {doing} ({problem}): is its server up?"
-                ) from problem
+                reason = without_userinfo(str(problem))
+                raise ConnectionError(f"MLflow did not answer while {doing} ({reason}): is its server up?") from problem
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:
-    """Nested parameters as MLflow takes them: `train.steps` -> "2000"; long values are cut, and say so."""
+    """Nested parameters as MLflow takes them: `train.steps` -> "2000"; long values are cut, and say so.
+
+    Addresses are shown to everybody who sees the run, and so without a password.
+    """
     if isinstance(values, dict) and (values or not prefix):
         return {k: v for name, value in values.items() for k, v in flatten(value, f"{prefix}{name}.").items()}
-    return {_key(prefix[:-1]): cut(str(values), 6000)}
+    return {_key(prefix[:-1]): cut(without_userinfo(str(values)), 6000)}
 
 
 def cut(text: str, limit: int) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from storage.addresses import without_userinfo
 from storage.errors import StoreError
 from storage.mlflow_access import client, cut, flatten, is_final, patiently, problems
 
@@ -116,7 +117,8 @@ class Run:
             mlflow = client(self.uri)
             return patiently(lambda: _register(mlflow, self.id, model, checkpoint, copy_below), "registering a model")
         except problems() as problem:
-            log.warning("The weights of %s were not registered in MLflow: %s", checkpoint.uri, problem)
+            reason = without_userinfo(str(problem))
+            log.warning("The weights of %s were not registered in MLflow: %s", checkpoint.uri, reason)
             return None
 
     def flush(self, timeout: float = 60.0) -> bool:
@@ -132,9 +134,8 @@ class Run:
         """Sends the rest; what MLflow does not take within `timeout` seconds is given up with a warning."""
         self._stop_sampling.set()
         if not self.flush(timeout):
-            log.warning(
-                "MLflow at %s did not answer: %d entries of run %s are lost.", self.uri, len(self._queue), self.id
-            )
+            text = "MLflow at %s did not answer: %d entries of run %s are lost."
+            log.warning(text, without_userinfo(self.uri), len(self._queue), self.id)
         atexit.unregister(self.close)
         with self._changed:
             self._closed = True
@@ -161,10 +162,10 @@ class Run:
                 self._send(entries)
                 self._pause = 0.0
             except Exception as problem:  # noqa: BLE001 - whatever goes wrong with tracking, work goes on
-                reason = cut(str(problem), 300)
+                reason, where = cut(without_userinfo(str(problem)), 300), without_userinfo(self.uri)
                 if isinstance(problem, problems()) and not is_final(problem):
                     if not self._pause:
-                        log.warning("MLflow at %s does not answer, entries are kept: %s", self.uri, reason)
+                        log.warning("MLflow at %s does not answer, entries are kept: %s", where, reason)
                     self._pause = min(max(2 * self._pause, 0.5), 15.0)
                     continue
                 log.warning("MLflow refused an entry of run %s: %s", self.id, reason)
@@ -245,7 +246,7 @@ def _add(mlflow: MlflowClient, run: str, values: Mapping[str, float]) -> None:
 
 def _log_tags(mlflow: MlflowClient, run: str, values: Mapping[str, str]) -> None:
     for key, value in values.items():
-        mlflow.set_tag(run, key, cut(str(value), 8000))
+        mlflow.set_tag(run, key, cut(without_userinfo(str(value)), 8000))
 
 
 @contextmanager

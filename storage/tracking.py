@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from storage.addresses import without_userinfo
 from storage.mlflow_access import SQLITE, TrackingError, client, patiently, problems, warm_up
 from storage.run import Run
 from storage.store import Store
@@ -45,7 +46,8 @@ class Tracking:
     @property
     def command(self) -> str:
         """What to type, or to open, to see the runs."""
-        return f"mlflow ui --backend-store-uri {quote(self.uri)}" if self.uri.startswith(SQLITE) else self.uri
+        local = self.uri.startswith(SQLITE)
+        return f"mlflow ui --backend-store-uri {quote(self.uri)}" if local else without_userinfo(self.uri)
 
     @contextmanager
     def pipeline_run(self, parameters: Mapping[str, Any]) -> Iterator[str]:
@@ -134,7 +136,7 @@ def suppress_problems(doing: str) -> Iterator[None]:
     try:
         yield
     except problems() as problem:
-        log.warning("MLflow: %s failed: %s", doing, problem)
+        log.warning("MLflow: %s failed: %s", doing, without_userinfo(str(problem)))
 
 
 def _user() -> str:

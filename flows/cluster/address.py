@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from flows.recipe import Cluster
+from storage.addresses import without_userinfo
 
 
 def address_of(cluster: Cluster) -> str | None:
@@ -16,5 +17,6 @@ def jobs_address(cluster: Cluster) -> str | None:
     """The address of the cluster's jobs API, or None where jobs run in the flow's own process."""
     address = address_of(cluster) or ""
     if address.startswith("ray://"):
-        raise ValueError(f"RAY_ADDRESS {address} is for Ray's client; give the cluster's jobs API, http://HOST:8265")
+        shown = without_userinfo(address)
+        raise ValueError(f"RAY_ADDRESS {shown} is for Ray's client; give the cluster's jobs API, http://HOST:8265")
     return address if address.startswith(("http://", "https://")) else None

@@ -16,6 +16,7 @@ from flows.cluster.errors import ClusterError
 from flows.cluster.resources import resources
 from flows.cluster.workers import dismiss, hire
 from flows.recipe import Cluster
+from storage.addresses import without_userinfo
 
 # Set before Ray's processes start: nothing is sent to the outside, our own virtual environment is used, and workers are
 # no nicer than other programs, beside which they would otherwise stand still.
@@ -94,7 +95,7 @@ def _init(cluster: Cluster) -> None:
             with _environment(WORKER | EMBEDDED):
                 _embed(cluster, common)
     except Exception as error:  # a node that is slow to start is told as a bare Exception
-        where = f"the Ray cluster at {address}" if address else "an embedded Ray"
+        where = f"the Ray cluster at {without_userinfo(address)}" if address else "an embedded Ray"
         raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
     finally:
         if threading.current_thread() is threading.main_thread():

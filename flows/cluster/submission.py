@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from flows.cluster.errors import ClusterError
 from flows.cluster.job import REQUEST, Request
@@ -31,6 +30,7 @@ from flows.plan import Plan, check_inputs, result_of
 from flows.progress import Failure, Report, replay
 from flows.stage import Result, Stage, StageError
 from flows.train import GRACE_SECONDS
+from storage.addresses import without_userinfo
 from storage.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Jobs:
     @property
     def where(self) -> str:
         """The address as it may be shown: without a password."""
-        parts = urlsplit(self.address)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return without_userinfo(self.address)
 
     def _connect(self, address: str) -> JobSubmissionClient:
         if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:  # said before Ray reads it, once

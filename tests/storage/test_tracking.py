@@ -18,6 +18,7 @@ import torch
 from werkzeug.serving import make_server
 
 from storage import checkpoints
+from storage.addresses import without_userinfo
 from storage.checkpoints import CheckpointManifest
 from storage.mlflow_access import client, create_database, cut, flatten
 from storage.run import Run
@@ -126,6 +127,26 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     assert [f.path for f in mlflow.list_artifacts(run.id, "model/step-6")] == ["model/step-6/manifest.json"]
     assert second.tags["checkpoint"] == large.uri
     assert checkpoints.prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
+
+
+def test_passwords_in_addresses_are_not_shown(tracking: Tracking, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "http://me:p@ss-word@127.0.0.1:9/mlflow"
+    assert without_userinfo(f"at {secret} and s3://bucket/a@b") == "at http://127.0.0.1:9/mlflow and s3://bucket/a@b"
+    with tracking.pipeline_run({"tracking": {"uri": secret}, "cluster": {"address": secret}}) as parent:
+        pass
+    params = client(tracking.uri).get_run(parent).data.params
+    assert params["tracking.uri"] == params["cluster.address"] == "http://127.0.0.1:9/mlflow"
+    with pytest.raises(RuntimeError), tracking.pipeline_run({}) as parent:
+        raise RuntimeError(f"{secret} does not answer")
+    assert "ss-word" not in client(tracking.uri).get_run(parent).data.tags["gmem.error"]
+    assert Tracking(secret, "emoji").command == "http://127.0.0.1:9/mlflow"
+    with pytest.raises(TrackingError) as refused:
+        client(secret.replace("http", "nothing"))
+    run = Run(secret, "0" * 32)
+    run.metrics({"loss": 1.0})
+    run.close(timeout=3.0)
+    assert "entries are kept" in caplog.text and "are lost" in caplog.text
+    assert "ss-word" not in caplog.text + str(refused.value)
 
 
 def test_system_metrics_are_measured(tracking: Tracking) -> None:
