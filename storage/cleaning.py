@@ -130,7 +130,7 @@ def _judged_again(task: _Task, done: Cleaning) -> _Task | None:
     artifact = task.entry.artifact
     if not task.asked.at_all:
         now = Entry.of(artifact)
-        return now and _Task(now, task.entries, task.asked, doomed=False)
+        return _Task(now, task.entries, task.asked, doomed=False) if now else None
     entries = survey(artifact.store)
     if artifact.folder not in entries:
         return None

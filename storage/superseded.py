@@ -77,8 +77,8 @@ def pinned_steps(training: Entry, entries: dict[str, Entry]) -> set[int]:
     for entry in entries.values():
         if training.folder not in entry.names:
             continue
-        manifests = [each.manifest for each in (entry, *entry.checkpoints) if each.manifest]
-        text = "\n".join(manifest.model_dump_json() for manifest in manifests)
+        manifests = [entry.manifest, *(checkpoint.manifest for checkpoint in entry.checkpoints)]
+        text = "\n".join(manifest.model_dump_json() for manifest in manifests if manifest)
         named = rf"{re.escape(training.folder)}/checkpoints/step-(\d+)|\bearlier:(\d+)"  # the latter as a guide
         pinned |= {int(found[1] or found[2]) for found in re.finditer(named, text)}
         if entry.manifest and isinstance(step := entry.manifest.parameters.get("step"), int):
