@@ -20,11 +20,13 @@ STORE = "./runs"
 
 PATHS = {
     "data": ("source",),
+    "tokenizer": ("source",),
+    "encoder": ("source",),
     "train": ("start_from",),
     "sample": ("guide",),
-    "evaluate": ("network", "bank", "encoder", "inception", "reference"),
+    "evaluate": ("network", "bank", "encoder", "further_encoders", "inception", "reference"),
 }
-"""Keys that may name something by a relative path."""
+"""Keys that may name something, or several things, by a relative path."""
 
 
 def operational(default: Any, description: str, **constraints: Any) -> Any:
@@ -245,7 +247,9 @@ class Cluster(Section):
     cache: str = operational(
         "~/.cache/gmem", "folder on each node's disk for training data that lies in an object store"
     )
-    object_store_gib: float = operational(1, "memory of the embedded Ray's object store", ge=0.1)
+    object_store_gib: float | None = operational(
+        None, "memory of the embedded Ray's object store; none: a share of the machine's, as Ray chooses", ge=0.1
+    )
     ingest: Reserved = Reserved()
     latents: Reserved = Reserved()
     bank: Reserved = Reserved()
@@ -301,7 +305,8 @@ class Recipe(Section):
         sections: dict[str, Section] = {}
         for name, keys in PATHS.items():
             section = getattr(self, name)
-            paths = {key: absolute(path) for key in keys if (path := getattr(section, key))}
+            named = {key: value for key in keys if (value := getattr(section, key))}
+            paths = {k: [absolute(p) for p in v] if isinstance(v, list) else absolute(v) for k, v in named.items()}
             sections[name] = section.model_copy(update=paths)
         return self.model_copy(update={"store": store, **sections})
 

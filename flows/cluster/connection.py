@@ -105,13 +105,14 @@ def _init(cluster: Cluster) -> None:
 
 def _embed(cluster: Cluster, common: dict[str, Any]) -> None:
     """Starts Ray on this machine. Ray gives its node half a minute, which a busy machine may need just to load it: so twice."""
+    size = None if cluster.object_store_gib is None else int(cluster.object_store_gib * 2**30)
     for last in (False, True):
         try:
             ray.init(
                 address="local",
                 num_cpus=cluster.cpus,
                 include_dashboard=False,
-                object_store_memory=int(cluster.object_store_gib * 2**30),
+                object_store_memory=size,
                 **common,
             )
         except Exception:

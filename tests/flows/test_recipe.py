@@ -27,7 +27,11 @@ def test_workers_in_other_folders_are_told_paths_in_full(tmp_path: Path, monkeyp
     for name in ("weights.pth", "network"):
         Path(name).touch()
     evaluate = {"encoder": "timm:vit@weights.pth", "inception": "weights.pth", "network": "network", "bank": "bank/b-1"}
-    recipe = load("emoji", {"evaluate": evaluate, "sample": {"guide": "earlier:5"}}).located("/store")
+    evaluate |= {"further_encoders": ["timm:vit@weights.pth", "timm:vit"]}
+    overrides = {"evaluate": evaluate, "sample": {"guide": "earlier:5"}, "tokenizer": {"source": "network"}}
+    recipe = load("emoji", overrides).located("/store")
+    assert recipe.tokenizer.source == str(tmp_path / "network")
+    assert recipe.evaluate.further_encoders == [f"timm:vit@{tmp_path}/weights.pth", "timm:vit"]
     assert (recipe.evaluate.inception, recipe.evaluate.network) == (
         str(tmp_path / "weights.pth"),
         str(tmp_path / "network"),
