@@ -139,7 +139,7 @@ def job(job: Job, report: Report) -> Outcome:
         done = set.intersection(*(set(writer.done) for writer in writers.values()))
         first = next(iter(writers.values()))
         report.total(len(expected), sum(first.done[shard]["rows"] for shard in done))
-        blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
+        blocks = (read_block.remote(images, shard, None) for shard in index_shards(index) if shard not in done)
         asked = ray.put(basis)
         extract(
             blocks, workers, SnippetEncoder.run, lambda results: _commit(writers, results), report, len(expected), asked
@@ -159,7 +159,7 @@ def _basis(
         return Components(mean=stored[1], basis=stored[0])
     chosen = shards[:: max(1, len(shards) // BASIS_SHARDS)][:BASIS_SHARDS]
     parts = [
-        workers[i % len(workers)].call(SnippetEncoder.covariance, read_block.remote(images, shard))
+        workers[i % len(workers)].call(SnippetEncoder.covariance, read_block.remote(images, shard, None))
         for i, shard in enumerate(chosen)
     ]
     total, *rest = ray.get(parts)

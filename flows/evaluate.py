@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from flows import references, reporting
 from flows.bank import BANK
 from flows.cluster.calls import under_way
+from flows.cluster.resources import resources
 from flows.cluster.workers import Worker, pool
-from flows.detectors import identities, judge
+from flows.detectors import Sums, identities, judge
 from flows.evaluator import Chunk, Evaluator, Shares
 from flows.generation import require_pieces, require_snippets
 from flows.ingest import IMAGES
@@ -28,15 +29,15 @@ from flows.reporting import Found
 from flows.stage import Job, Outcome, Part, Stage, StageError
 from flows.train import TRAINING, chosen
 from flows.weights import identity
-from gmem.metrics import Memorisation, Nearest, memorisation
+from gmem.metrics import Manifolds, Memorisation, Nearest, memorisation, precision_recall
 from storage.bank import Bank
 from storage.checkpoints import Checkpoint, at, pin
-from storage.shards import read_index
+from storage.shards import HELD_OUT, TRAIN, read_index
 
 VERSION = 2
 REPORT_VERSION = 3
 """Rises alone where what is said of the samples changes, and they do not."""
-SPLITS = ("train", "held_out")
+SPLITS = (TRAIN, HELD_OUT)
 CHUNK = 256
 """Samples written together: what a kill can cost, and the unit that actors share out."""
 
@@ -108,25 +109,35 @@ def job(job: Job, report: Report) -> Outcome:
     pictures = {split: len(ids) for split, ids in plans.items()}
     searched = _searched(recipe, index)
     if searched:
-        pictures.setdefault("held_out", min(recipe.evaluate.samples, _count(index, "held_out")))
+        pictures.setdefault(HELD_OUT, min(recipe.evaluate.samples, _count(index, HELD_OUT)))
     report.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
     with pool(recipe.cluster, "evaluate", Evaluator, job, checkpoint) as workers:
+        seen = references.of_pictures(job, index, pictures, workers, report)
+        against = references.of_file(job, file, workers) if file else None
+        shares = _sampled(job, index, plans, workers, report)
+        memorised = _memorised(job, index, plans, shares, seen, workers, report) if searched else {}
+        detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
         found = Found(
             job=job,
             checkpoint=checkpoint,
             guide=guide,
-            references={s: references.of_pictures(job, index, s, n, workers, report) for s, n in pictures.items()},
-            file=references.of_file(job, file, workers) if file else None,
-            shares=_sampled(job, index, plans, workers, report),
-            memorised={},
+            references=seen,
+            file=against,
+            shares=shares,
+            memorised=memorised,
             searched=searched,
-            detectors={},
-            tokenizer={},
+            detectors=detectors,
+            tokenizer=tokenizer,
+            manifolds=_manifolds(recipe, workers),
         )
-        if searched:
-            found = replace(found, memorised=_memorised(found, index, plans, workers, report))
-        detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
-    return _outcome(replace(found, detectors=detectors, tokenizer=tokenizer), plans)
+        return _outcome(found, plans)
+
+
+def _manifolds(recipe: Recipe, workers: list[Worker]) -> Manifolds:
+    """Precision and recall where the GPUs are: this process has none, though it may see one that Ray gave to a worker."""
+    if not resources(recipe.cluster, "evaluate").gpus:
+        return precision_recall
+    return lambda *asked: ray.get(workers[0].call(Evaluator.manifolds, *asked))
 
 
 def _subject(job: Job) -> tuple[Checkpoint, Bank]:
@@ -176,8 +187,8 @@ def _count(index: pa.Table, split: str) -> int:
 
 def _searched(recipe: Recipe, index: pa.Table) -> int:
     """How many training pictures are searched for the nearest ones: all, where held-out ones can be compared with."""
-    possible = recipe.evaluate.memorisation and _count(index, "held_out") >= 2
-    return _count(index, "train") if possible else 0
+    possible = recipe.evaluate.memorisation and _count(index, HELD_OUT) >= 2
+    return _count(index, TRAIN) if possible else 0
 
 
 def _sampled(
@@ -198,29 +209,36 @@ def _sampled(
         for part in under_way(calls, 2 * len(workers)):
             report.advance((1 + bool(part.floor) + bool(part.ceiling)) * part.count)
             total.merge(part)
-        if not total.floor:
-            total.floor = references.reconstructions(job, index, split, len(ids), workers, report)
         if not total.ceiling:  # decoded noise is the same for every split
             report.advance(total.count)
             total.ceiling = next(iter(shares.values())).ceiling
+    if lacking := {split: len(plans[split]) for split, each in shares.items() if not each.floor}:
+        for split, floor in references.reconstructions(job, index, lacking, workers, report).items():
+            shares[split].floor = floor
     return shares
 
 
 def _memorised(
-    found: Found, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[Worker], report: Report
+    job: Job,
+    index: pa.Table,
+    plans: dict[str, NDArray[np.int64]],
+    shares: dict[str, Shares],
+    seen: dict[str, Sums],
+    workers: list[Worker],
+    report: Report,
 ) -> dict[str, Memorisation]:
     """Samples of every split and held-out pictures, each with its nearest training picture."""
-    name = judge(found.job.recipe.evaluate)
-    queries = [each.samples[name].features("pool") for each in found.shares.values()]
-    queries.append(found.references["held_out"][name].features("pool"))
-    nearest = references.nearest_of(found.job, index, np.concatenate(queries), workers, report)
+    name = judge(job.recipe.evaluate)
+    queries = [each.samples[name].features("pool") for each in shares.values()]
+    queries.append(seen[HELD_OUT][name].features("pool"))
+    nearest = references.nearest_of(job, index, np.concatenate(queries), workers, report)
     parts = _split(nearest, [len(part) for part in queries])
     if np.median(parts[-1].distance) == 0:
         report.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
         return {}
-    known = found.job.recipe.evaluate.bank is None
+    known = job.recipe.evaluate.bank is None
     return {
-        split: memorisation(part, parts[-1], ids // 2 if known and split == "train" else None)
+        split: memorisation(part, parts[-1], ids // 2 if known and split == TRAIN else None)
         for part, (split, ids) in zip(parts, plans.items(), strict=False)
     }
 

@@ -19,7 +19,7 @@ from flows.outside import open_bank
 from flows.stage import Job
 from gmem.generator import Generator
 from gmem.memory import normalise
-from gmem.metrics import FeatureSums, Nearest
+from gmem.metrics import FeatureSums, Nearest, PrecisionRecall, precision_recall
 from gmem.sampler import noise_for
 from gmem.tokenizer import from_bytes, standardise
 from storage.bank import Bank
@@ -81,15 +81,18 @@ class Evaluator:
 
     # --- pictures that are there -------------------------------------------------------------------------------------
 
-    def reference(self, block: Block, wanted: set[int], reconstructed: bool = False) -> Sums:
-        """Features of the block's pictures whose sample number is wanted, as they are or through the tokenizer."""
-        rows = [i for i, sample in enumerate(block.samples.tolist()) if sample in wanted]
-        images = torch.from_numpy(block.images[rows]).permute(0, 3, 1, 2)
-        if reconstructed and rows:
+    def reference(self, block: Block, reconstructed: bool = False) -> dict[str, Sums]:
+        """Features of the block's pictures by split, as they are or through the tokenizer."""
+        images = torch.from_numpy(block.images).permute(0, 3, 1, 2)
+        if reconstructed:
             tokenizer = self.generator.tokenizer
             latents = [tokenizer.encode(from_bytes(part)) for part in images.split(self.recipe.tokenizer.batch)]
             images = self._decoded(standardise(torch.cat(latents), self.generator.mean, self.generator.std))
-        return self._sums(images, block.samples[rows])
+        found = {}
+        for split in sorted(set(block.splits)):
+            rows = [i for i, each in enumerate(block.splits) if each == split]
+            found[split] = self._sums(images[rows], block.samples[rows])
+        return found
 
     def inception(self, images: NDArray[np.uint8], index: NDArray[np.int64]) -> Sums:
         """Features of pictures uint8 [N, H, W, 3] of a reference file, of the FID Inception network alone."""
@@ -111,18 +114,19 @@ class Evaluator:
             store.write_bytes(path, write_sums({name: self._training_features(name, block)}))
         features = read_sums(store.read_bytes(path))[name]
         self.search = self.search or Nearest(queries, self.device)
-        if features.count:
-            self.search.update(features.features("pool"), features.index)
+        self.search.update(features.features("pool"), features.index)
         return self.search.distance, self.search.id, features.count
 
     def _training_features(self, name: str, block: Block) -> FeatureSums:
-        rows, sums = [i for i, split in enumerate(block.splits) if split == "train"], FeatureSums((), ("pool",))
-        if rows:
-            images = torch.from_numpy(block.images[rows]).permute(0, 3, 1, 2)
-            one = {name: self.detectors[name]}
-            found = features_of(one, images, block.samples[rows], self.recipe.evaluate.batch, self.device)[name]
-            sums.update({"pool": found.features("pool")}, found.index)
+        images, one = torch.from_numpy(block.images).permute(0, 3, 1, 2), {name: self.detectors[name]}
+        found = features_of(one, images, block.samples, self.recipe.evaluate.batch, self.device)[name]
+        sums = FeatureSums((), ("pool",))
+        sums.update({"pool": found.features("pool")}, found.index)
         return sums
+
+    def manifolds(self, samples: NDArray, reference: NDArray, neighbours: int) -> PrecisionRecall:
+        """Precision and recall of features [N, D] against [M, D], on this worker's device."""
+        return precision_recall(samples, reference, neighbours, device=self.device)
 
     # --- samples -----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from gmem.network import Network, NetworkConfig
 from gmem.published import write_folder, write_network
 from storage.checkpoints import load
 from storage.samples import read_samples
+from storage.shards import TRAIN
 from storage.store import Artifact, Store
 
 PUBLISHED, STATISTICS = "checkpoint.pt", "latents_stats.pt"
@@ -76,7 +77,7 @@ def _write_published(path: Path, ema: dict[str, Tensor], trained: dict[str, Tens
 # --- samples and statistics ------------------------------------------------------------------------------------------
 
 
-def export_samples(uri: str, store: Store, out: Path, split: str = "train", count: int | None = None) -> int:
+def export_samples(uri: str, store: Store, out: Path, split: str = TRAIN, count: int | None = None) -> int:
     """Writes the kept samples of a split as `arr_0`, in the order of their numbers; returns how many.
 
     ValueError when there are none, or fewer than `count`.
@@ -108,7 +109,7 @@ def _batches(images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]
         yield np.stack(batch)
 
 
-def export_statistics(uri: str, store: Store, out: Path, split: str = "train") -> int:
+def export_statistics(uri: str, store: Store, out: Path, split: str = TRAIN) -> int:
     """Writes mean and covariance of the Inception features of a split's pictures; returns how many pictures those are.
 
     ValueError when the evaluation was without the Inception network.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ COMMIT_SHARE = 0.05
 
 
 class Block(NamedTuple):
-    """The pictures of one shard, decoded."""
+    """The pictures of one shard, or those asked for, decoded."""
 
     shard: str
     samples: NDArray[np.int64]
@@ -35,9 +35,10 @@ class Block(NamedTuple):
 
 
 @ray.remote(num_cpus=READER_CPUS, max_retries=3)
-def read_block(root: str, shard: str) -> Block:
-    """Decoding, apart from encoding: an encoder on a GPU never waits for one core to decode."""
-    pictures = list(read_shard(root, shard))
+def read_block(root: str, shard: str, wanted: Collection[int] | None) -> Block:
+    """Decoding, apart from encoding: an encoder on a GPU never waits for one core to decode. `wanted` are the sample
+    numbers of the pictures to decode, at least one; none: all."""
+    pictures = list(read_shard(root, shard, wanted))
     return Block(
         shard,
         np.array([p.sample for p in pictures], np.int64),

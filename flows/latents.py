@@ -71,7 +71,7 @@ def job(job: Job, report: Report) -> Outcome:
         writer = LatentsWriter(artifact.uri, shape, tokenizer, job.leases["latents"], options)
         done = set(writer.done)
         report.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
-        blocks = (read_block.remote(images, shard) for shard in index_shards(index) if shard not in done)
+        blocks = (read_block.remote(images, shard, None) for shard in index_shards(index) if shard not in done)
         extract(blocks, workers, LatentEncoder.run, writer.commit, report, len(expected))
     table = writer.finish_latents(expected)
     return Outcome({"rows": len(expected)}, {"latents": table.version}, {"tokenizer": tokenizer, "shape": list(shape)})

@@ -21,7 +21,7 @@ from flows.progress import Report
 from flows.stage import Job, StageError
 from gmem.metrics import AdmReference, FeatureSums, Nearest, read_adm
 from gmem.metrics.inception import DIMENSIONS
-from storage.shards import index_shards
+from storage.shards import TRAIN
 
 REFERENCE_SEED = 20_240_601
 """Draws the reference pictures: another seed than the snippets', so that the two are not the same pictures."""
@@ -29,43 +29,62 @@ FLOOR_SEED = REFERENCE_SEED + 1
 FILE_BATCH = 256
 
 
-def of_pictures(job: Job, index: pa.Table, split: str, count: int, workers: list[Worker], report: Report) -> Sums:
-    """Features of `count` pictures of the split, for each detector; read from the store when they are there."""
-    path = job.artifact("statistics").path(f"{split}.npz")
-    if job.store.files.exists(path):
-        report.advance(count)
-        return read_sums(job.store.read_bytes(path))
-    merged = _features(job, index, split, count, REFERENCE_SEED, workers, report, False)
-    job.store.write_bytes(path, write_sums(merged))
-    return merged
+def of_pictures(
+    job: Job, index: pa.Table, counts: dict[str, int], workers: list[Worker], report: Report
+) -> dict[str, Sums]:
+    """Features of so many pictures of each split, for each detector; read from the store where they are there."""
+    paths = {split: job.artifact("statistics").path(f"{split}.npz") for split in counts}
+    found = {
+        split: read_sums(job.store.read_bytes(path)) for split, path in paths.items() if job.store.files.exists(path)
+    }
+    report.advance(sum(counts[split] for split in found))
+    lacking = {split: count for split, count in counts.items() if split not in found}
+    for split, sums in _features(job, index, lacking, REFERENCE_SEED, workers, report, False).items():
+        job.store.write_bytes(paths[split], write_sums(sums))
+        found[split] = sums
+    return found
 
 
-def reconstructions(job: Job, index: pa.Table, split: str, count: int, workers: list[Worker], report: Report) -> Sums:
-    """Features of `count` other pictures of the split as the tokenizer gives them back: the floor of any network."""
-    return _features(job, index, split, count, FLOOR_SEED, workers, report, True)
+def reconstructions(
+    job: Job, index: pa.Table, counts: dict[str, int], workers: list[Worker], report: Report
+) -> dict[str, Sums]:
+    """Features of so many other pictures of each split as the tokenizer gives them back: the floor of any network."""
+    return _features(job, index, counts, FLOOR_SEED, workers, report, True)
 
 
 def _features(
-    job: Job, index: pa.Table, split: str, count: int, seed: int, workers: list[Worker], report: Report, again: bool
-) -> Sums:
-    kept = index.filter(pc.equal(index["split"], split))
-    rows = np.sort(np.random.default_rng(seed).permutation(len(kept))[:count])
-    wanted = set(kept["sample"].to_numpy()[rows].tolist())
-    images = job.artifact("images").uri
+    job: Job, index: pa.Table, counts: dict[str, int], seed: int, workers: list[Worker], report: Report, again: bool
+) -> dict[str, Sums]:
+    """One pass over the shards for all splits, in which only the pictures drawn are decoded."""
+    total: dict[str, Sums] = {split: {} for split in counts}
+    images, drawn = job.artifact("images").uri, _drawn(index, counts, seed)
     calls = (
-        workers[i % len(workers)].call(Evaluator.reference, read_block.remote(images, shard), wanted, again)
-        for i, shard in enumerate(index_shards(index))
+        workers[i % len(workers)].call(Evaluator.reference, read_block.remote(images, shard, samples), again)
+        for i, (shard, samples) in enumerate(drawn.items())
     )
-    return _merged(under_way(calls, 2 * len(workers)), report)
-
-
-def _merged(parts: Iterator[Sums], report: Report | None = None) -> Sums:
-    total: Sums = {}
-    for part in parts:
-        if report:
-            report.advance(next(iter(part.values())).count)
-        merge(total, part)
+    for part in under_way(calls, 2 * len(workers)):
+        for split, sums in part.items():
+            merge(total[split], sums)
+            report.advance(next(iter(sums.values())).count)
     return total
+
+
+def _drawn(index: pa.Table, counts: dict[str, int], seed: int) -> dict[str, list[int]]:
+    """Sample numbers of random pictures, so many of each split, by shard."""
+    parts = [index.slice(0, 0)]
+    for split, count in counts.items():
+        kept = index.filter(pc.equal(index["split"], split))
+        parts.append(kept.take(np.random.default_rng(seed).permutation(len(kept))[:count]))
+    return _by_shard(pa.concat_tables(parts))
+
+
+def _by_shard(rows: pa.Table) -> dict[str, list[int]]:
+    """Sample numbers of rows of the index, by shard, both rising."""
+    shards: dict[str, list[int]] = {}
+    rows = rows.sort_by("sample")
+    for shard, sample in zip(rows["shard"].to_pylist(), rows["sample"].to_pylist(), strict=True):
+        shards.setdefault(shard, []).append(sample)
+    return shards
 
 
 # --- a file of the ADM suite -----------------------------------------------------------------------------------------
@@ -109,7 +128,10 @@ def _file_features(job: Job, file: AdmReference, workers: list[Worker]) -> Featu
             workers[i % len(workers)].call(Evaluator.inception, images, np.arange(start, start + len(images)))
             for i, (start, images) in enumerate(zip(starts, file.images(FILE_BATCH), strict=True))
         )
-        job.store.write_bytes(path, write_sums(_merged(under_way(calls, 2 * len(workers)))))
+        total: Sums = {}
+        for part in under_way(calls, 2 * len(workers)):
+            merge(total, part)
+        job.store.write_bytes(path, write_sums(total))
     return read_sums(job.store.read_bytes(path))[INCEPTION]
 
 
@@ -125,10 +147,12 @@ def nearest_of(
     """
     images, total, asked = job.artifact("images").uri, Nearest(queries), ray.put(queries)
 
+    pictures = _by_shard(index.filter(pc.equal(index["split"], TRAIN)))
+
     def calls() -> Iterator[Any]:
-        for i, shard in enumerate(index_shards(index)):
+        for i, (shard, samples) in enumerate(pictures.items()):
             path = job.artifact("statistics").path("training", f"{shard}.npz")
-            block = None if job.store.files.exists(path) else read_block.remote(images, shard)
+            block = None if job.store.files.exists(path) else read_block.remote(images, shard, samples)
             yield workers[i % len(workers)].call(Evaluator.nearest, path, block, asked)
 
     for distance, numbers, count in under_way(calls(), 2 * len(workers)):

@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flows.detectors import INCEPTION, Sums, judge
@@ -21,16 +20,18 @@ from flows.references import File
 from flows.stage import Job
 from gmem.metrics import (
     FeatureSums,
+    Manifolds,
     Memorisation,
     Protocol,
     Result,
     guidance_text,
     measure,
     memorisation_results,
+    precision_recall,
 )
 from storage.checkpoints import Checkpoint
 from storage.samples import SampleRow, read_samples
-from storage.shards import read_index, read_shard
+from storage.shards import TRAIN, read_index, read_shard
 
 KINDS = ("samples", "floor", "ceiling")
 SHOWN = 32
@@ -52,6 +53,8 @@ class Found:
     """Training pictures among which the nearest were searched."""
     detectors: dict[str, dict[str, str]]
     tokenizer: dict[str, Any]
+    manifolds: Manifolds = precision_recall
+    """Finds precision and recall: here on the CPU, since a GPU that can be seen here is another's."""
 
 
 def name_of(checkpoint: Checkpoint) -> str:
@@ -86,7 +89,7 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
     pictures, subsets = found.references[split][detector], found.job.recipe.evaluate.kernel_subsets
     protocol = _protocol(found, split, detector, sums.count)
     file = found.file if detector == INCEPTION else None
-    how: dict[str, Any] = {"kernel_subsets": subsets, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    how: dict[str, Any] = {"kernel_subsets": subsets, "manifolds": found.manifolds}
     if file is None:
         return measure(sums, pictures, protocol, **how)
     against = replace(protocol, reference=file.name, reference_hash=file.sha256)
@@ -153,7 +156,7 @@ def _sources(job: Job, made: list[SampleRow]) -> NDArray[np.uint8]:
     wanted = [row.snippet // 2 for row in made]
     found: dict[int, NDArray[np.uint8]] = {}
     for shard in {place[sample] for sample in wanted}:
-        found |= {p.sample: p.image for p in read_shard(uri, shard) if p.sample in wanted}
+        found |= {p.sample: p.image for p in read_shard(uri, shard, wanted)}
     return np.stack([found[sample] for sample in wanted])
 
 
@@ -197,7 +200,7 @@ def _line(split: str, result: Result, results: dict[str, list[Result]]) -> str:
 
 def _memorised(split: str, results: Iterable[Result]) -> list[str]:
     parts = {result.metric.partition("-")[0].removeprefix("memorisation_"): result for result in results}
-    if "ratio" not in parts or split != "train":
+    if "ratio" not in parts or split != TRAIN:
         return []
     source = (
         f"; the nearest is the snippet's own for {parts['from_source'].value:.0%}" if "from_source" in parts else ""

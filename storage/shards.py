@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -167,21 +167,27 @@ def index_shards(index: pa.Table) -> list[str]:
     return sorted(name for name in index["shard"].unique().to_pylist() if name)
 
 
-def read_shard(root: str, shard: str) -> Iterator[Picture]:
-    """Yields the pictures of one shard in the order of their sample numbers. StoreError where it is not whole."""
+def read_shard(root: str, shard: str, wanted: Collection[int] | None = None) -> Iterator[Picture]:
+    """Yields the pictures of one shard in the order of their sample numbers. StoreError where it is not whole.
+
+    Of the sample numbers `wanted`, when given: the others are passed over, and not decoded.
+    """
     rows, seen, path = {row["key"]: row for row in read_index(root, shard).to_pylist()}, 0, f"{root}/{shard}.tar"
+    chosen = None if wanted is None else set(wanted)
     try:
         with open_files(root).filesystem.open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
             for info in tar:
                 key, _, suffix = info.name.rpartition(".")
                 if suffix == "json":
                     continue
+                row = rows[key]
+                seen += 1
+                if chosen is not None and row["sample"] not in chosen:
+                    continue
                 picture = tar.extractfile(info)
                 assert picture is not None, info.name
                 with Image.open(io.BytesIO(picture.read())) as image:
                     pixels = np.asarray(image.convert("RGB"))
-                row = rows[key]
-                seen += 1
                 yield Picture(row["sample"], key, row["label"], row["split"], pixels)
     except (tarfile.TarError, FileNotFoundError, Image.UnidentifiedImageError, SyntaxError, KeyError) as error:
         raise _damaged(root, shard, f"{type(error).__name__}: {error}") from error

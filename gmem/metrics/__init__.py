@@ -1,7 +1,7 @@
 """How good, how varied and how much its own the generated pictures are."""
 
 from gmem.metrics.adm import AdmReference, read_adm, write_adm_samples, write_adm_statistics
-from gmem.metrics.evaluation import measure, memorisation_results
+from gmem.metrics.evaluation import Manifolds, measure, memorisation_results
 from gmem.metrics.frechet import frechet_distance, frechet_distance_of_features
 from gmem.metrics.inception import FidInception, load_inception, random_inception
 from gmem.metrics.kernel import KernelDistance, kernel_distance
@@ -21,6 +21,7 @@ __all__ = [
     "GaussianStatistics",
     "InceptionScore",
     "KernelDistance",
+    "Manifolds",
     "Memorisation",
     "Nearest",
     "PrecisionRecall",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-import torch
+from numpy.typing import NDArray
 
 from gmem.metrics.adm import AdmReference
 from gmem.metrics.frechet import frechet_distance
 from gmem.metrics.inception import DETECTOR
 from gmem.metrics.kernel import kernel_distance
-from gmem.metrics.manifold import precision_recall
+from gmem.metrics.manifold import PrecisionRecall, precision_recall
 from gmem.metrics.memorisation import Memorisation
 from gmem.metrics.protocol import Protocol, Result
 from gmem.metrics.score import inception_score
@@ -22,13 +23,15 @@ FEWEST = NEIGHBOURS + 1
 """Members on each side below which there are no third neighbours, and no two halves for the kernel distance."""
 SPLITS = 10
 
+Manifolds = Callable[[NDArray, NDArray, int], PrecisionRecall]  # samples [N, D], reference [M, D], neighbours
+
 
 def measure(
     samples: FeatureSums,
     reference: FeatureSums | AdmReference,
     protocol: Protocol,
     subject: str = "",
-    device: str | torch.device = "cpu",
+    manifolds: Manifolds = precision_recall,
     features: FeatureSums | None = None,
     kernel_subsets: int = 100,
 ) -> list[Result]:
@@ -38,7 +41,8 @@ def measure(
     On the FID Inception network they bear their usual names (fid, sfid, kid, ...), on any other detector their
     family's, so that nobody takes one for the other (fd-NAME, kd-NAME, ...). ADM files hold no features: metrics that
     need the reference's take them from `features`, those of the file's own pictures, or are left out. So are metrics
-    for which there are too few samples (below 4, and below 10 for the Inception Score).
+    for which there are too few samples (below 4, and below 10 for the Inception Score). `manifolds` finds precision and
+    recall, the costliest of all, where a GPU is.
 
     Raises ValueError where the protocol does not count the samples as they are, or statistics do not fit.
     """
@@ -52,7 +56,7 @@ def measure(
     ]
     if pictures and "pool" in samples.kept and "pool" in pictures.kept and min(samples.count, pictures.count) >= FEWEST:
         counted = replace(protocol, reference_count=pictures.count)
-        results += _between_features(samples, pictures, counted, device, kernel_subsets)
+        results += _between_features(samples, pictures, counted, manifolds, kernel_subsets)
     if "logits" in samples.kept and samples.count >= SPLITS:
         score = inception_score(samples.features("logits"), SPLITS)
         results.append(Result("inception_score", score.value, protocol, details={"deviation": score.deviation}))
@@ -77,7 +81,7 @@ def _frechet(samples: FeatureSums, moments: dict[str, Gaussian], stream: str, pr
 
 
 def _between_features(
-    samples: FeatureSums, reference: FeatureSums, protocol: Protocol, device: str | torch.device, kernel_subsets: int
+    samples: FeatureSums, reference: FeatureSums, protocol: Protocol, manifolds: Manifolds, kernel_subsets: int
 ) -> list[Result]:
     x, y = samples.features("pool"), reference.features("pool")
     kernel = kernel_distance(x, y, subsets=kernel_subsets)
@@ -90,8 +94,8 @@ def _between_features(
             details={"deviation": kernel.deviation, "subset": kernel.subset, "subsets": kernel.subsets},
         )
     ]
-    manifolds = precision_recall(x, y, NEIGHBOURS, device=device)
-    for name, value in (("precision", manifolds.precision), ("recall", manifolds.recall)):
+    found = manifolds(x, y, NEIGHBOURS)
+    for name, value in (("precision", found.precision), ("recall", found.recall)):
         results.append(Result(_named(name, name, protocol), value, protocol, details={"neighbours": NEIGHBOURS}))
     return results
 

@@ -26,8 +26,9 @@ from flows.ingest import IMAGES
 from flows.plan import Plan
 from flows.recipe import Recipe
 from flows.recipe_files import load
+from flows.reporting import Found
 from flows.stage import Result, StageError
-from gmem.metrics import random_inception, read_adm
+from gmem.metrics import precision_recall, random_inception, read_adm
 from gmem.network import Network, NetworkConfig
 from storage.shards import ShardPlan, write_index, write_shard
 from storage.store import Store
@@ -280,11 +281,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
         open_adm(str(home / "clip.npz"))
 
 
-def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan: Plan, uris: dict[str, str]) -> None:
+@pytest.fixture
+def found(plan: Plan, uris: dict[str, str]) -> Found:
+    """What was measured of a network by random features, beside a file that holds no pictures."""
     from flows.evaluator import Shares
     from flows.outside import open_network
     from flows.references import File
-    from flows.reporting import Found, results_of
     from flows.stage import Job
     from gmem.metrics import AdmReference, FeatureSums
     from gmem.metrics.inception import DETECTOR
@@ -297,8 +299,10 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
 
     many = {name: each.gaussian() for name, each in sums(30, 2)["inception"].statistics.items()}
     identity = {"detector": DETECTOR, "detector_hash": "ab", "resize": "none"}
-    found = Found(
-        job=Job(recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""),
+    return Found(
+        job=Job(
+            recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""
+        ),
         checkpoint=open_network(uris["large"], plan.store),
         guide=None,
         references={"train": sums(20, 1)},
@@ -309,11 +313,50 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(plan:
         detectors={"inception": identity},
         tokenizer={"name": "vae", "sha256": "0" * 64},
     )
+
+
+def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(found: Found) -> None:
+    from flows.reporting import results_of
+
     protocols = {r.metric: r.protocol for r in results_of(found)["train/samples"]}
     against_file = {metric for metric, protocol in protocols.items() if protocol.reference == "many.npz"}
     assert against_file == {"fid", "sfid", "inception_score"}
     assert {m for m, p in protocols.items() if p.reference_count == 20} == {"kid", "precision", "recall"}
     assert results_of(found)["train/floor"] == []
+
+
+def test_where_a_gpu_can_be_seen_but_was_given_to_nobody_neighbours_are_found_on_the_cpu(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.reporting import results_of
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert {"precision", "recall"} <= {result.metric for result in results_of(found)["train/samples"]}
+
+
+def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
+    plan: Plan, home: Path, uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import evaluator
+    from flows.evaluator import Evaluator
+    from flows.extraction import read_block
+    from flows.outside import open_network
+    from flows.stage import Job
+    from storage.shards import read_index
+
+    uri = plan.artifact(IMAGES).uri
+    splits = {row["sample"]: row["split"] for row in read_index(uri).to_pylist()}
+    wanted = [next(s for s, each in splits.items() if each == split) for split in ("train", "held_out")]
+    decoded, opened = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: decoded.append(1) or opened(*args, **options))
+    block = read_block._function(uri, "shard-000000", wanted)
+    assert sorted(block.samples) == sorted(wanted) and len(block.images) == len(decoded) == 2
+    monkeypatch.setattr(evaluator, "settle", lambda threads: "cpu")
+    job = Job(recipe=recipe(home), fingerprints={}, leases={}, tracking_uri="", run_id="")
+    seen = Evaluator(1, job, open_network(uris["large"], plan.store)).reference(block)
+    assert {split: sums["emoji-evaluator"].index.tolist() for split, sums in seen.items()} == {
+        splits[sample]: [sample] for sample in wanted
+    }
 
 
 def test_the_most_calls_of_a_sample_do_not_depend_on_who_ends_last() -> None:
@@ -352,6 +395,8 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     assert total.samples["emoji-evaluator"].index.tolist() == list(range(6)) and total.calls == 1
     path = evaluator.job.artifact("samples").path("train-000001.tar")
     assert [(row.number, row.snippet) for row in read_samples(trainings.store, path)] == [(3, 6), (4, 8), (5, 10)]
+    near, far = (np.random.default_rng(seed).normal(size=(30, 6)) + seed for seed in (0, 1))
+    assert evaluator.manifolds(near, far, 3) == precision_recall(near, far, 3)
     detectors, tokenizer = evaluator.identities()
     assert set(detectors) == {"emoji-evaluator"} and tokenizer["name"] == "shipped:emoji-tokenizer"
 
