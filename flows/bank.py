@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from storage.patches import PatchesWriter, stored_basis
 from storage.shards import index_shards, read_index
 
 VERSION = 1
+THUMBNAILERS = 4
 BASIS_SHARDS, BASIS_PICTURES = 16, 256
 """The principal components come from up to so many pictures of up to so many shards, spread over the whole set."""
 
@@ -77,13 +80,13 @@ class SnippetEncoder:
         images, orientations = tensor(block.images, self.device), views(block.samples, self.recipe.data.mirror)
         if basis:
             basis = Components(basis.mean.to(self.device), basis.basis.to(self.device))
-        encoded = [self._encode(images.flip(-1) if flipped else images, basis) for flipped, _ in orientations]
-        ids = np.concatenate([ids for _, ids in orientations])
+        flips, ids = [flipped for flipped, _ in orientations], np.concatenate([ids for _, ids in orientations])
+        with ThreadPoolExecutor(THUMBNAILERS) as beside:  # Pillow's encoders leave other threads alone
+            small = beside.map(thumbnail, _oriented(block, flips) if self.targets.bank else ())
+            encoded = [self._encode(images.flip(-1) if flipped else images, basis) for flipped in flips]
         result: dict[str, Any] = {"rows": len(ids)}
         if self.targets.bank:
-            rows = _bank_rows(
-                block, [flipped for flipped, _ in orientations], ids, np.concatenate([e[0] for e in encoded])
-            )
+            rows = _bank_rows(block, flips, ids, np.concatenate([e[0] for e in encoded]), list(small))
             result["bank"] = bank_rows.write_fragments(self.targets.bank, block.shard, rows, self.options)
         if self.targets.patches:
             tokens = np.concatenate([e[1] for e in encoded])
@@ -101,20 +104,24 @@ class SnippetEncoder:
         return torch.cat(snippets).numpy(), torch.cat(tokens).numpy() if tokens else np.zeros((0, 0, 0))
 
 
-def _bank_rows(block: Block, orientations: list[bool], ids: np.ndarray, snippets: np.ndarray) -> pa.Table:
-    count = len(orientations)
+def _oriented(block: Block, flips: list[bool]) -> Iterator[np.ndarray]:
+    return (image[:, ::-1] if flipped else image for flipped in flips for image in block.images)
+
+
+def _bank_rows(
+    block: Block, flips: list[bool], ids: np.ndarray, snippets: np.ndarray, thumbnails: list[bytes]
+) -> pa.Table:
+    count = len(flips)
     return make_rows(
         ids,
         snippets,
         "dataset",
         keys=block.keys * count,
-        flipped=[flipped for flipped in orientations for _ in block.keys],
+        flipped=[flipped for flipped in flips for _ in block.keys],
         labels=block.labels * count,
         splits=block.splits * count,
         shard=block.shard,
-        thumbnails=[
-            thumbnail(image[:, ::-1] if flipped else image) for flipped in orientations for image in block.images
-        ],
+        thumbnails=thumbnails,
     )
 
 

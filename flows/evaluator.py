@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -134,7 +135,13 @@ class Evaluator:
         """Makes and keeps the samples of a chunk; gives their features beside those of floor and ceiling."""
         snippets, labels, latents = self._rows(chunk)
         images, calls = self._generate(chunk, snippets, labels)
-        self._keep(chunk, images)
+        with ThreadPoolExecutor(1) as beside:  # encoding needs no GPU, and the detectors little else
+            kept = beside.submit(self._keep, chunk, images)
+            shares = self._shares(chunk, images, calls, latents)
+        kept.result()
+        return shares
+
+    def _shares(self, chunk: Chunk, images: Tensor, calls: int, latents: Tensor | None) -> Shares:
         shares = Shares(self._sums(images, chunk.indices), calls=calls, count=len(chunk.ids))
         if latents is not None:
             standard = standardise(latents, self.generator.mean, self.generator.std)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.store import Store
+
+WRITERS = 4
 
 
 class SampleRow(NamedTuple):
@@ -26,13 +29,20 @@ class SampleRow(NamedTuple):
 def write_samples(store: Store, path: str, rows: list[SampleRow], seed: int) -> None:
     """Writes `<index>.png` and `<index>.json` (index, snippet, seed) of each sample, whole or not at all."""
     buffer = io.BytesIO()
-    with wds.TarWriter(buffer, encoder=False, mtime=0, user="", group="") as tar:
-        for row in rows:
-            picture = io.BytesIO()
-            Image.fromarray(row.image).save(picture, "PNG")
+    with (
+        wds.TarWriter(buffer, encoder=False, mtime=0, user="", group="") as tar,
+        ThreadPoolExecutor(WRITERS) as pool,  # Pillow's encoders leave other threads alone
+    ):
+        for row, picture in zip(rows, pool.map(_png, (row.image for row in rows)), strict=True):
             about = {"index": row.number, "snippet": row.snippet, "seed": seed}
-            tar.write({"__key__": f"{row.number:08d}", "png": picture.getvalue(), "json": json.dumps(about).encode()})
+            tar.write({"__key__": f"{row.number:08d}", "png": picture, "json": json.dumps(about).encode()})
     store.write_bytes(path, buffer.getvalue())
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    picture = io.BytesIO()
+    Image.fromarray(image).save(picture, "PNG")
+    return picture.getvalue()
 
 
 def read_samples(store: Store, path: str) -> Iterator[SampleRow]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -374,11 +375,20 @@ def test_the_most_calls_of_a_sample_do_not_depend_on_who_ends_last() -> None:
 def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    from flows import evaluator as evaluator_module
     from flows.evaluator import Chunk, Evaluator, Shares
     from storage.checkpoints import CheckpointManifest, save
     from storage.samples import read_samples
 
-    monkeypatch.setattr("flows.evaluator.settle", lambda threads: "cpu")
+    monkeypatch.setattr(evaluator_module, "settle", lambda threads: "cpu")
+    looked, write, sums = Event(), evaluator_module.write_samples, Evaluator._sums
+
+    def written(*row: Any) -> None:
+        assert looked.wait(60), "samples are encoded while the detectors work, not before"
+        write(*row)
+
+    monkeypatch.setattr(evaluator_module, "write_samples", written)
+    monkeypatch.setattr(Evaluator, "_sums", lambda self, *what: looked.set() or sums(self, *what))
     config = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=4, snippet_dim=6)
     job = trainings.job()
     fingerprints = job.fingerprints | {"samples": "a" * 12}
