@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flows.recipe import Evaluate, Recipe
 from flows.stage import StageError
 from flows.weights import identity
 from gmem.encoder import load_encoder
-from gmem.metrics import FeatureSums, load_inception
+from gmem.metrics import FeatureSums, Sums, load_inception
 from gmem.tokenizer import from_bytes
 
 INCEPTION = "inception"
-
-Sums = dict[str, FeatureSums]
-"""Features by detector."""
 
 
 @dataclass(frozen=True)
@@ -93,28 +87,7 @@ def features_of(detectors: dict[str, Detector], images: Tensor, index: Any, batc
     return found
 
 
-# --- what is gathered ------------------------------------------------------------------------------------------------
-
-
 def merge(total: Sums, part: Sums) -> None:
     """Adds `part` to `total`, in place. What comes out of Ray's object store cannot be written to: begin with none."""
     for name, sums in part.items():
         total.setdefault(name, FeatureSums(sums.moments, sums.kept)).merge(sums)
-
-
-def write_sums(sums: Sums) -> bytes:
-    """An .npz of `<detector>|<array>`."""
-    buffer = io.BytesIO()
-    arrays = {f"{name}|{key}": array for name, one in sums.items() for key, array in one.arrays().items()}
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def read_sums(data: bytes) -> Sums:
-    """The inverse of `write_sums`."""
-    arrays: dict[str, dict[str, NDArray]] = {}
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        for name in archive.files:
-            detector, _, key = name.partition("|")
-            arrays.setdefault(detector, {})[key] = archive[name]
-    return {detector: FeatureSums.from_arrays(values) for detector, values in arrays.items()}

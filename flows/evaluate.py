@@ -16,7 +16,7 @@ from flows.bank import BANK
 from flows.cluster.calls import under_way
 from flows.cluster.resources import resources
 from flows.cluster.workers import Worker, pool
-from flows.detectors import Sums, identities, judge
+from flows.detectors import identities, judge
 from flows.evaluator import Chunk, Evaluator, Shares
 from flows.generation import require_pieces, require_snippets
 from flows.ingest import IMAGES
@@ -29,7 +29,7 @@ from flows.reporting import Found
 from flows.stage import Job, Outcome, Part, Stage, StageError
 from flows.train import TRAINING, chosen
 from flows.weights import identity
-from gmem.metrics import Manifolds, Memorisation, Nearest, memorisation, precision_recall
+from gmem.metrics import Manifolds, Memorisation, Nearest, Sums, memorisation, precision_recall
 from storage.bank import Bank
 from storage.checkpoints import Checkpoint, at, pin
 from storage.shards import HELD_OUT, TRAIN, read_index

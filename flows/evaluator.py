@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flows.cluster.workers import settle
-from flows.detectors import Detector, Sums, features_of, judge, load_detectors, merge, read_sums, write_sums
+from flows.detectors import Detector, features_of, judge, load_detectors, merge
 from flows.extraction import Block
 from flows.generation import load_generator, sampler_config
 from flows.outside import open_bank
 from flows.stage import Job
 from gmem.generator import Generator
 from gmem.memory import normalise
-from gmem.metrics import FeatureSums, Nearest, PrecisionRecall, precision_recall
+from gmem.metrics import FeatureSums, Nearest, PrecisionRecall, Sums, precision_recall, read_sums, write_sums
 from gmem.sampler import noise_for
 from gmem.tokenizer import from_bytes, standardise
 from storage.bank import Bank

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.detectors import INCEPTION, read_sums
+from flows.detectors import INCEPTION
 from flows.outside import artifact_at, open_network
-from gmem.metrics import write_adm_samples, write_adm_statistics
+from gmem.metrics import read_sums, write_adm_samples, write_adm_statistics
 from gmem.network import Network, NetworkConfig
-from gmem.published import write_folder, write_network
+from gmem.published import write_folder, write_latent_statistics, write_network
 from storage.checkpoints import load
 from storage.samples import read_samples
 from storage.shards import TRAIN
@@ -51,8 +51,8 @@ def export_network(uri: str, store: Store, out: Path) -> list[Path]:
     _write_published(out / PUBLISHED, ema, trained, config)
     if checkpoint.manifest.latent_mean:
         about = checkpoint.manifest
-        statistics = {"mean": about.latent_mean, "std": about.latent_std}
-        torch.save({name: torch.tensor(v).view(1, -1, 1, 1) for name, v in statistics.items()}, out / STATISTICS)
+        mean, std = torch.tensor(about.latent_mean), torch.tensor(about.latent_std)
+        write_latent_statistics(out / STATISTICS, mean, std)
     return sorted(out.iterdir())
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from flows.cluster.calls import under_way
 from flows.cluster.workers import Worker
-from flows.detectors import INCEPTION, Sums, merge, read_sums, write_sums
+from flows.detectors import INCEPTION, merge
 from flows.evaluator import Evaluator
 from flows.extraction import read_block
 from flows.progress import Report
 from flows.stage import Job, StageError
-from gmem.metrics import AdmReference, FeatureSums, Nearest, read_adm
+from gmem.metrics import AdmReference, FeatureSums, Nearest, Sums, read_adm, read_sums, write_sums
 from gmem.metrics.inception import DIMENSIONS
 from storage.shards import TRAIN
 

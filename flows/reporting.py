@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.detectors import INCEPTION, Sums, judge
+from flows.detectors import INCEPTION, judge
 from flows.evaluator import Shares
 from flows.generation import sampler_config
 from flows.outside import artifact_at
@@ -24,6 +24,7 @@ from gmem.metrics import (
     Memorisation,
     Protocol,
     Result,
+    Sums,
     guidance_text,
     measure,
     memorisation_results,

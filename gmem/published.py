@@ -1,4 +1,4 @@
-"""Reads the published files, and writes the network's back: GMem networks, banks, latent statistics, VA-VAE tokenizers.
+"""Reads the published files, and writes two of them back: GMem networks, banks, latent statistics, VA-VAE tokenizers.
 
 Files are mapped, not read, where their format allows, and never unpickled without restriction.
 """
@@ -134,6 +134,11 @@ def read_latent_statistics(path: str | Path, channels: int | None = None) -> tup
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
         raise ValueError(f"{path} has a mean or deviation that is NaN, infinite or not positive; get it again")
     return mean, std
+
+
+def write_latent_statistics(path: str | Path, mean: Tensor, std: Tensor) -> None:
+    """Writes mean and standard deviation [C] as a published `latents_stats.pt` holds them, [1, C, 1, 1]."""
+    torch.save({name: value.view(1, -1, 1, 1) for name, value in (("mean", mean), ("std", std))}, path)
 
 
 def read_tokenizer(path: str | Path) -> Any:

@@ -10,7 +10,7 @@ from gmem.metrics.memorisation import Memorisation, Nearest, memorisation
 from gmem.metrics.protocol import Comparison, Protocol, Result, compare, guidance_text
 from gmem.metrics.score import InceptionScore, inception_score
 from gmem.metrics.statistics import Gaussian, GaussianStatistics
-from gmem.metrics.sums import FeatureSums
+from gmem.metrics.sums import FeatureSums, Sums, read_sums, write_sums
 
 __all__ = [
     "AdmReference",
@@ -27,6 +27,7 @@ __all__ = [
     "PrecisionRecall",
     "Protocol",
     "Result",
+    "Sums",
     "compare",
     "frechet_distance",
     "frechet_distance_of_features",
@@ -40,6 +41,8 @@ __all__ = [
     "precision_recall",
     "random_inception",
     "read_adm",
+    "read_sums",
     "write_adm_samples",
     "write_adm_statistics",
+    "write_sums",
 ]

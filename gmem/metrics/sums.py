@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,9 @@ from torch import Tensor
 from gmem.metrics.statistics import GaussianStatistics, as_features
 
 FORMAT_VERSION = 1
+
+Sums = dict[str, "FeatureSums"]
+"""Features by detector."""
 
 
 class FeatureSums:
@@ -120,20 +122,6 @@ class FeatureSums:
         sums._check_counts()
         return sums
 
-    def save(self, file: str | Path | BinaryIO) -> None:
-        """Writes an .npz to an open file or a path ending in .npz."""
-        np.savez(file, allow_pickle=False, **self.arrays())
-
-    @classmethod
-    def load(cls, file: str | Path | BinaryIO) -> FeatureSums:
-        """Reads what `save` wrote, without unpickling. Raises ValueError on a foreign file."""
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (OSError, EOFError, AttributeError, ValueError) as error:
-            raise ValueError(f"{file} holds no feature sums: it is not an .npz of plain numbers.") from error
-        return cls.from_arrays(arrays)
-
     def _dim(self, name: str) -> int | None:
         if name in self.statistics:
             return self.statistics[name].dim
@@ -158,3 +146,27 @@ class FeatureSums:
         counts = {s.count for s in self.statistics.values()} | {len(p[0]) for p in self._kept.values()} | {self.count}
         if len(counts) > 1:
             raise ValueError(f"The sums do not hold together: they are of {sorted(counts)} samples.")
+
+
+# --- the file of several detectors' sums -----------------------------------------------------------------------------
+
+
+def write_sums(sums: Sums) -> bytes:
+    """An .npz of `<detector>|<array>`."""
+    buffer = io.BytesIO()
+    arrays = {f"{name}|{key}": array for name, one in sums.items() for key, array in one.arrays().items()}
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def read_sums(data: bytes) -> Sums:
+    """The inverse of `write_sums`, without unpickling. Raises ValueError on other content."""
+    arrays: dict[str, dict[str, NDArray]] = {}
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            for name in archive.files:
+                detector, _, key = name.partition("|")
+                arrays.setdefault(detector, {})[key] = archive[name]
+    except (OSError, EOFError, AttributeError, ValueError) as error:
+        raise ValueError("These are no feature sums: not an .npz of plain numbers.") from error
+    return {detector: FeatureSums.from_arrays(values) for detector, values in arrays.items()}

@@ -17,6 +17,7 @@ from gmem.published import (
     read_network,
     read_tokenizer,
     write_folder,
+    write_latent_statistics,
     write_network,
 )
 
@@ -204,6 +205,14 @@ def test_what_is_no_bank_is_refused(tmp_path, network):
 
 
 # --- latent statistics -----------------------------------------------------------------------------------------------
+
+
+def test_latent_statistics_go_there_and_back(tmp_path):
+    mean, std = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 3.0])
+    write_latent_statistics(tmp_path / "stats.pt", mean, std)
+    assert torch.load(tmp_path / "stats.pt", weights_only=True)["mean"].shape == (1, 2, 1, 1)
+    again = read_latent_statistics(tmp_path / "stats.pt", channels=2)
+    assert torch.equal(again[0], mean) and torch.equal(again[1], std)
 
 
 def test_latent_statistics(tmp_path):
