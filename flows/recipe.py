@@ -204,7 +204,9 @@ class Evaluate(Section):
     kernel_subsets: int = Field(50, ge=1, description="subsets of the kernel distance")
     inception: str | None = Field(None, description="weights of the FID Inception network (file or URL); none: no FID")
     reference: str | None = Field(
-        None, description="ADM .npz that FID, sFID and its neighbours compare with; none: the recipe's pictures"
+        None,
+        description="ADM .npz that FID, sFID, KID, precision and recall compare with, as published ones do; none: as many "
+        "pictures of the recipe as there are samples, which gives other values",
     )
     memorisation: bool = Field(True, description="search the nearest training picture of every sample")
     batch: int = operational(64, "pictures encoded at once", ge=1)
