@@ -135,7 +135,7 @@ class Evaluator:
         """Makes and keeps the samples of a chunk; gives their features beside those of floor and ceiling."""
         snippets, labels, latents = self._rows(chunk)
         images, calls = self._generate(chunk, snippets, labels)
-        with ThreadPoolExecutor(1) as beside:  # encoding needs no GPU, and the detectors little else
+        with ThreadPoolExecutor(1) as beside:  # encoding needs no GPU, and the detectors hardly anything else
             kept = beside.submit(self._keep, chunk, images)
             shares = self._shares(chunk, images, calls, latents)
         kept.result()

@@ -146,7 +146,6 @@ def nearest_of(
     Features of the training pictures are kept, a file a shard: the next evaluation only searches.
     """
     images, total, asked = job.artifact("images").uri, Nearest(queries), ray.put(queries)
-
     pictures = _by_shard(index.filter(pc.equal(index["split"], TRAIN)))
 
     def calls() -> Iterator[Any]:
