@@ -301,9 +301,7 @@ def found(plan: Plan, uris: dict[str, str]) -> Found:
     many = {name: each.gaussian() for name, each in sums(30, 2)["inception"].statistics.items()}
     identity = {"detector": DETECTOR, "detector_hash": "ab", "resize": "none"}
     return Found(
-        job=Job(
-            recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""
-        ),
+        job=Job(recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""),
         checkpoint=open_network(uris["large"], plan.store),
         guide=None,
         references={"train": sums(20, 1)},
