@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows import bank, cluster
+from flows import bank
 from flows.bank import SnippetEncoder, Targets
 from flows.extraction import Block
-from flows.recipe import load
+from flows.recipe_files import load
 from storage.decoding import thumbnail
 
 
@@ -26,7 +26,7 @@ def test_rows_carry_their_own_thumbnails_encoded_beside_the_network(monkeypatch:
         threads.add(get_ident())
         return thumbnail(image)
 
-    monkeypatch.setattr(cluster, "settle", lambda threads: "cpu")
+    monkeypatch.setattr(bank, "settle", lambda threads: "cpu")
     monkeypatch.setattr(bank, "thumbnail", small)
     monkeypatch.setattr(bank.bank_rows, "write_fragments", lambda uri, shard, rows, options: written.append(rows))
     recipe = load("emoji", {"data": {"mirror": True}})

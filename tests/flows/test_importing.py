@@ -14,11 +14,10 @@ from typer.testing import CliRunner
 
 from flows import importing_bank
 from flows.cli import app
-from flows.detectors import write_sums
 from flows.exporting import export_network, export_statistics
 from flows.importing import import_network, import_tokenizer
 from flows.importing_bank import import_bank
-from gmem.metrics.sums import FeatureSums
+from gmem.metrics.sums import FeatureSums, write_sums
 from gmem.network import Network, NetworkConfig
 from gmem.published import read_network
 from gmem.tokenizer import load_tokenizer
@@ -126,7 +125,7 @@ def test_a_training_can_start_from_it(store: Store, published: Path, statistics:
 
 def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None:
     """Published files are without the head of the recipe's alignment, and often in half precision."""
-    from flows.learning import batch_of, learner_config, make_network, network_config, open_data
+    from flows.learning import batch_of, components_of, learner_config, make_network, network_config, open_data
     from flows.outside import network_identity
     from gmem.learner import Learner, draw
     from storage.training_data import BatchOrder
@@ -144,7 +143,7 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
     start = {name: value.clone() for name, value in network.state_dict().items()}
     assert network.config.projection_dim > 0 and start["blocks.0.attn.qkv.weight"].dtype == torch.float32
     assert all(torch.equal(start[name], value.half().float()) for name, value in published.state_dict().items())
-    learner = Learner(network, learner_config(job.recipe))
+    learner = Learner(network, learner_config(job.recipe), components=components_of(data))
     order = BatchOrder(0, data.pictures, job.recipe.train.batch)
     for step in range(3):
         batch = batch_of(job.recipe, data, order.ids(step))
