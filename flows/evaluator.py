@@ -25,7 +25,7 @@ from gmem.sampler import noise_for
 from gmem.tokenizer import from_bytes, standardise
 from storage.bank import Bank
 from storage.checkpoints import Checkpoint
-from storage.samples import SampleRow, write_samples
+from storage.samples import SampleRow, read_samples, write_samples
 from storage.training_data import TrainingTable
 
 
@@ -132,11 +132,14 @@ class Evaluator:
     # --- samples -----------------------------------------------------------------------------------------------------
 
     def run(self, chunk: Chunk) -> Shares:
-        """Makes and keeps the samples of a chunk; gives their features beside those of floor and ceiling."""
+        """Makes and keeps the samples of a chunk, unless an earlier run did; gives their features beside those of floor
+        and ceiling."""
         snippets, labels, latents = self._rows(chunk)
+        if there := self._kept(chunk):
+            return self._shares(chunk, *there, latents)
         images, calls = self._generate(chunk, snippets, labels)
         with ThreadPoolExecutor(1) as beside:  # encoding needs no GPU, and the detectors hardly anything else
-            kept = beside.submit(self._keep, chunk, images)
+            kept = beside.submit(self._keep, chunk, images, calls)
             shares = self._shares(chunk, images, calls, latents)
         kept.result()
         return shares
@@ -170,14 +173,29 @@ class Evaluator:
         images, calls = zip(*((part.cpu(), taken) for part, taken in made), strict=True)
         return torch.cat(images), max(calls)
 
-    def _keep(self, chunk: Chunk, images: Tensor) -> None:
+    def _path(self, chunk: Chunk) -> str:
+        return self.job.artifact("samples").path(f"{chunk.split}-{chunk.number:06d}.tar")
+
+    def _keep(self, chunk: Chunk, images: Tensor, calls: int) -> None:
         pictures = images.permute(0, 2, 3, 1).numpy()
         rows = [
-            SampleRow(int(i), int(snippet), picture)
+            SampleRow(int(i), int(snippet), picture, calls)
             for i, snippet, picture in zip(chunk.indices, chunk.ids, pictures, strict=True)
         ]
-        path = self.job.artifact("samples").path(f"{chunk.split}-{chunk.number:06d}.tar")
-        write_samples(self.job.store, path, rows, self.recipe.sample.seed)
+        write_samples(self.job.store, self._path(chunk), rows, self.recipe.sample.seed)
+
+    def _kept(self, chunk: Chunk) -> tuple[Tensor, int] | None:
+        """The chunk's samples uint8 [N, 3, H, W] and their calls, where they are in the store: all that decides them is
+        in the artifact's name."""
+        path = self._path(chunk)
+        rows = list(read_samples(self.job.store, path)) if self.job.store.files.exists(path) else []
+        there = [(row.number, row.snippet) for row in rows]
+        if there != list(zip(chunk.indices.tolist(), chunk.ids.tolist(), strict=True)) or not all(
+            r.calls for r in rows
+        ):
+            return None
+        images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2)
+        return images, max(row.calls for row in rows)
 
     def _table(self, split: str) -> TrainingTable:
         """Latents and snippets of a split, read as they are needed."""

@@ -402,7 +402,16 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
         total.merge(part)
     assert total.samples["emoji-evaluator"].index.tolist() == list(range(6)) and total.calls == 1
     path = evaluator.job.artifact("samples").path("train-000001.tar")
-    assert [(row.number, row.snippet) for row in read_samples(trainings.store, path)] == [(3, 6), (4, 8), (5, 10)]
+    kept = [(row.number, row.snippet, row.calls) for row in read_samples(trainings.store, path)]
+    assert kept == [(3, 6, 1), (4, 8, 1), (5, 10, 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_generate", lambda *_: pytest.fail("what is kept is not made again"))
+        patch.setattr(Evaluator, "_keep", lambda *_: pytest.fail("nor written again"))
+        again = evaluator.run(Chunk("train", 1, np.array([3, 4, 5]), ids, False))
+    for name, sums in again.samples.items():
+        assert np.array_equal(sums.features("pool"), part.samples[name].features("pool")) and again.calls == part.calls
+    other = Chunk("train", 1, np.array([3, 4, 5]), ids[::-1].copy(), False)
+    assert evaluator._kept(other) is None  # samples of other snippets are not taken for these
     near, far = (np.random.default_rng(seed).normal(size=(30, 6)) + seed for seed in (0, 1))
     assert evaluator.manifolds(near, far, 3) == precision_recall(near, far, 3)
     detectors, tokenizer = evaluator.identities()
