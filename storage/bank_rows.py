@@ -185,7 +185,7 @@ def _changes_rows(transaction: Transaction) -> bool:
 def append_rows(artifact: str, rows: pa.Table, storage_options: Options = None) -> None:
     """Adds rows whose ids were reserved; several may do so at once, and all their rows arrive.
 
-    Where somebody restores another version meanwhile, they are written anew and added to that.
+    Where somebody restores another version or takes over building the bank meanwhile, they are written anew and added.
     """
     uri, options = table_uri(artifact), options_for(table_uri(artifact), storage_options)
     for _ in range(RETRIES):
