@@ -16,7 +16,7 @@ class Ahead(Generic[Made]):
     """
 
     def __init__(self, make: Callable[[int, int], Made], steps: int) -> None:
-        """`steps`: how many there are, so that none is made beyond the last."""
+        """`steps`: how many there are, so that none is made beyond the last; 0: none is begun before it is asked for."""
         self._make, self._steps = make, steps
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._begun: tuple[tuple[int, int], Future[Made]] | None = None

@@ -91,7 +91,8 @@ class Worker:
         steps, why, clock = self.recipe.train.steps, "", Clock()
         if self.observer:
             self.observer.begin()
-        with closing(Ahead(self._share, steps)) as ahead:
+        # On a CPU the thread would take from the step what it gives: 2.4 steps/s instead of 3.5, measured on two cores.
+        with closing(Ahead(self._share, 0 if self.learner.device.type == "cpu" else steps)) as ahead:
             while self.learner.steps < steps and not why:
                 batch, draws = ahead.take(self.learner.steps, self.attempt)
                 clock.lap("data")

@@ -35,3 +35,10 @@ def test_what_goes_wrong_in_making_is_raised_where_it_is_taken() -> None:
         assert ahead.take(0, 0) == 0
         with pytest.raises(ValueError, match="lacks a row"):
             ahead.take(1, 0)
+
+
+def test_it_may_be_told_to_begin_nothing() -> None:
+    made: list[int] = []
+    with closing(Ahead(lambda step, attempt: made.append(step), 0)) as ahead:
+        ahead.take(0, 0)
+    assert made == [0]
