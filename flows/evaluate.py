@@ -11,21 +11,21 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from flows import references, reporting
 from flows.bank import BANK
 from flows.cluster.calls import under_way
 from flows.cluster.resources import resources
 from flows.cluster.workers import Worker, pool
-from flows.detectors import identities, judge
-from flows.evaluator import Chunk, Evaluator, Shares
+from flows.evaluation import references, reporting
+from flows.evaluation.detectors import identities, judge
+from flows.evaluation.references import open_adm
+from flows.evaluation.reporting import Found
+from flows.evaluation.worker import Chunk, Evaluator, Shares
 from flows.generation import require_pieces, require_snippets
 from flows.ingest import IMAGES
 from flows.outside import bank_identity, guide_identity, network_identity, open_bank, open_network
 from flows.plan import Plan
 from flows.progress import Report
 from flows.recipe import Recipe
-from flows.references import open_adm
-from flows.reporting import Found
 from flows.stage import Job, Outcome, Part, Stage, StageError
 from flows.train import TRAINING, chosen
 from flows.weights import identity

@@ -15,7 +15,7 @@ from flows.recipe import Cluster
 WORKERS_IMPORT = (
     "flows.latents",
     "flows.bank",
-    "flows.evaluator",
+    "flows.evaluation.worker",
     "diffusers.models.autoencoders.autoencoder_kl",
     "timm",
 )

@@ -1,4 +1,4 @@
-"""Stage train: the driver of a Ray Train job. What a worker does is told in flows/training.py."""
+"""Stage train: the driver of a Ray Train job. What a worker does is told in flows/training/worker.py."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.bank import BANK, PATCHES
-from flows.channel import Channel
 from flows.cluster.address import address_of
 from flows.cluster.errors import ClusterError, explained
 from flows.cluster.resources import resources
 from flows.cluster.workers import make_room
 from flows.latents import LATENTS
-from flows.learning import Versions
-from flows.notice import Listening
 from flows.outside import network_identity
 from flows.plan import Plan
 from flows.progress import Report
 from flows.recipe import Recipe
 from flows.stage import Job, Outcome, Part, Stage, StageError
-from flows.training import loop
+from flows.training.channel import Channel
+from flows.training.notice import Listening
+from flows.training.setup import Versions
+from flows.training.worker import loop
 from storage.bank import Bank
 from storage.checkpoints import Checkpoint, best, latest
 from storage.store import Artifact

@@ -41,7 +41,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Two reports side by side. Numbers that were measured in different ways get no difference, but what differs."""
-    from flows.comparison import read_report, side_by_side
+    from flows.evaluation.comparison import read_report, side_by_side
 
     where = opened(store)
     pairs = side_by_side(read_report(a, where), read_report(b, where), allow or [])

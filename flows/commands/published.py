@@ -11,7 +11,7 @@ from flows.commands.options import Json, StoreUri, opened, print_json
 from flows.progress import Terminal, console
 
 if TYPE_CHECKING:
-    from flows.importing import Imported
+    from flows.exchange.importing import Imported
 
 imports = typer.Typer(no_args_is_help=True, help="Bring published networks, banks and tokenizers into a store.")
 exports = typer.Typer(
@@ -33,7 +33,7 @@ def network(
     json: Json = False,
 ) -> None:
     """A network, to sample with (gmem sample --network URI), to evaluate (gmem evaluate URI) or to start a training from (train.start_from)."""
-    from flows.importing import import_network
+    from flows.exchange.importing import import_network
 
     imported = import_network(file, opened(store), name, latent_stats)
     _tell(imported, json, f"network {imported.details['size']}, {imported.counts['parameters']:,} parameters")
@@ -54,7 +54,7 @@ def bank(
     json: Json = False,
 ) -> None:
     """A bank of snippets, read a part at a time; an interrupted import goes on where it was."""
-    from flows.importing_bank import import_bank
+    from flows.exchange.importing_bank import import_bank
 
     with Terminal("bank") as bar:
         imported = import_bank(file, opened(store), labels, keys, name, index, bar)
@@ -69,7 +69,7 @@ def tokenizer(
     json: Json = False,
 ) -> None:
     """An autoencoder under diffusers' names, for a recipe's tokenizer.source."""
-    from flows.importing import import_tokenizer
+    from flows.exchange.importing import import_tokenizer
 
     imported = import_tokenizer(file, opened(store), name)
     _tell(imported, json, "tokenizer f{factor}d{channels}".format(**imported.details))
@@ -83,7 +83,7 @@ def export(
     json: Json = False,
 ) -> None:
     """The published layout, bit for bit; into a folder also safetensors with a config.json, as hubs carry them."""
-    from flows.exporting import export_network
+    from flows.exchange.exporting import export_network
 
     files = [str(file.absolute()) for file in export_network(checkpoint, opened(store), out)]
     if json:
@@ -102,7 +102,7 @@ def samples(
     json: Json = False,
 ) -> None:
     """Kept samples as one file for ADM's evaluator, read a shard at a time."""
-    from flows.exporting import export_samples
+    from flows.exchange.exporting import export_samples
 
     written = export_samples(source, opened(store), out, split, count)
     _told(json, {"file": str(out.absolute()), "samples": written}, f"{written:,} samples: {out.absolute()}")
@@ -117,7 +117,7 @@ def statistics(
     json: Json = False,
 ) -> None:
     """Inception statistics of the recipe's pictures, as a reference for others and for evaluate.reference."""
-    from flows.exporting import export_statistics
+    from flows.exchange.exporting import export_statistics
 
     pictures = export_statistics(source, opened(store), out, split)
     _told(json, {"file": str(out.absolute()), "pictures": pictures}, f"of {pictures:,} pictures: {out.absolute()}")

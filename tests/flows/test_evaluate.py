@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 from flows.bank import BANK
 from flows.building import build
 from flows.cli import app
-from flows.comparison import read_report, side_by_side
-from flows.detectors import named
 from flows.evaluate import OUTSIDE, OWN, REPORT, STAGE
-from flows.importing import import_network
-from flows.importing_bank import import_bank
+from flows.evaluation.comparison import read_report, side_by_side
+from flows.evaluation.detectors import named
+from flows.evaluation.reporting import Found
+from flows.exchange.importing import import_network
+from flows.exchange.importing_bank import import_bank
 from flows.ingest import IMAGES
 from flows.plan import Plan
 from flows.recipe import Recipe
 from flows.recipe_files import load
-from flows.reporting import Found
 from flows.stage import Result, StageError
 from gmem.metrics import precision_recall, random_inception, read_adm
 from gmem.network import Network, NetworkConfig
@@ -248,7 +248,7 @@ def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: di
 
 def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, home: Path, uris: dict[str, str]) -> None:
     from flows.evaluate import _plans, _subject
-    from flows.references import open_adm
+    from flows.evaluation.references import open_adm
     from flows.stage import Job
     from storage.shards import read_index
 
@@ -285,9 +285,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
 @pytest.fixture
 def found(plan: Plan, uris: dict[str, str]) -> Found:
     """What was measured of a network by random features, beside a file that holds no pictures."""
-    from flows.evaluator import Shares
+    from flows.evaluation.references import File
+    from flows.evaluation.worker import Shares
     from flows.outside import open_network
-    from flows.references import File
     from flows.stage import Job
     from gmem.metrics import AdmReference, FeatureSums
     from gmem.metrics.inception import DETECTOR
@@ -315,7 +315,7 @@ def found(plan: Plan, uris: dict[str, str]) -> Found:
 
 
 def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(found: Found) -> None:
-    from flows.reporting import results_of
+    from flows.evaluation.reporting import results_of
 
     protocols = {r.metric: r.protocol for r in results_of(found)["train/samples"]}
     against_file = {metric for metric, protocol in protocols.items() if protocol.reference == "many.npz"}
@@ -327,7 +327,7 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(found
 def test_where_a_gpu_can_be_seen_but_was_given_to_nobody_neighbours_are_found_on_the_cpu(
     found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.reporting import results_of
+    from flows.evaluation.reporting import results_of
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert {"precision", "recall"} <= {result.metric for result in results_of(found)["train/samples"]}
@@ -336,8 +336,8 @@ def test_where_a_gpu_can_be_seen_but_was_given_to_nobody_neighbours_are_found_on
 def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
     plan: Plan, home: Path, uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import evaluator
-    from flows.evaluator import Evaluator
+    from flows.evaluation import worker as evaluator
+    from flows.evaluation.worker import Evaluator
     from flows.extraction import read_block
     from flows.outside import open_network
     from flows.stage import Job
@@ -359,7 +359,7 @@ def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
 
 
 def test_the_most_calls_of_a_sample_do_not_depend_on_who_ends_last() -> None:
-    from flows.evaluator import Shares
+    from flows.evaluation.worker import Shares
 
     totals = []
     for order in ((26, 38), (38, 26)):
@@ -373,8 +373,8 @@ def test_the_most_calls_of_a_sample_do_not_depend_on_who_ends_last() -> None:
 def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from flows import evaluator as evaluator_module
-    from flows.evaluator import Chunk, Evaluator, Shares
+    from flows.evaluation import worker as evaluator_module
+    from flows.evaluation.worker import Chunk, Evaluator, Shares
     from storage.checkpoints import CheckpointManifest, save
     from storage.samples import read_samples
 

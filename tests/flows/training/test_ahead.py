@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from flows.ahead import Ahead
+from flows.training.ahead import Ahead
 
 
 def test_the_next_is_made_while_this_one_is_used() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flows.cluster.workers import settle
-from flows.detectors import Detector, features_of, judge, load_detectors, merge
+from flows.evaluation.detectors import Detector, features_of, judge, load_detectors, merge
 from flows.extraction import Block
 from flows.generation import load_generator, sampler_config
 from flows.outside import open_bank

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from flows.cluster.calls import under_way
 from flows.cluster.workers import Worker
-from flows.detectors import INCEPTION, merge
-from flows.evaluator import Evaluator
+from flows.evaluation.detectors import INCEPTION, merge
+from flows.evaluation.worker import Evaluator
 from flows.extraction import read_block
 from flows.progress import Report
 from flows.stage import Job, StageError

@@ -14,11 +14,11 @@ import ray
 import torch
 import torch.distributed as dist
 
-from flows.channel import Channel
-from flows.notice import Notice
 from flows.stage import Job
 from flows.train import _relay, pinned
-from flows.training import SKIPS_ALLOWED, Worker, loop
+from flows.training.channel import Channel
+from flows.training.notice import Notice
+from flows.training.worker import SKIPS_ALLOWED, Worker, loop
 from gmem.network import SIZES
 from gmem.threads import one_thread
 from storage import checkpoints
@@ -35,7 +35,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers
 
 def make_small() -> None:
     """The smallest network smaller still: checkpoints of a megabyte."""
-    from flows import training  # noqa: F401 - takes its time while the tests of one worker run
+    from flows.training import worker  # noqa: F401 - takes its time while the tests of one worker run
     from gmem import network
 
     network.SIZES["T"] = network.Size(4, 64, 2)
@@ -193,7 +193,7 @@ def test_a_store_that_is_away_for_a_moment_costs_a_checkpoint_and_no_more(traini
         raise StoreError("the store cannot be written: check it.")
 
     job = trainings.job()
-    monkeypatch.setattr("flows.observer.save", away)
+    monkeypatch.setattr("flows.training.observer.save", away)
     worker = train(job)
     assert steps(job) == [8] and "no checkpoint at step 4: the store cannot be written" in notes(worker)
     assert same(saved(job)[0], saved(whole)[0])
@@ -304,7 +304,7 @@ def test_two_workers_go_back_together(trainings, ranks: Any) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_every_row_of_a_batch_belongs_to_one_worker_however_many_there_are(world: int) -> None:
-    from flows.training import share
+    from flows.training.worker import share
 
     rows = [row for rank in range(world) for row in range(5)[share(5, rank, world)]]
     assert rows == list(range(5))

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flows import importing_bank
 from flows.cli import app
-from flows.exporting import export_network, export_statistics
-from flows.importing import import_network, import_tokenizer
-from flows.importing_bank import import_bank
+from flows.exchange import importing_bank
+from flows.exchange.exporting import export_network, export_statistics
+from flows.exchange.importing import import_network, import_tokenizer
+from flows.exchange.importing_bank import import_bank
 from gmem.metrics.sums import FeatureSums, write_sums
 from gmem.network import Network, NetworkConfig
 from gmem.published import read_network
@@ -125,8 +125,8 @@ def test_a_training_can_start_from_it(store: Store, published: Path, statistics:
 
 def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None:
     """Published files are without the head of the recipe's alignment, and often in half precision."""
-    from flows.learning import batch_of, components_of, learner_config, make_network, network_config, open_data
     from flows.outside import network_identity
+    from flows.training.setup import batch_of, components_of, learner_config, make_network, network_config, open_data
     from gmem.learner import Learner, draw
     from storage.training_data import BatchOrder
 

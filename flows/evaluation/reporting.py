@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.detectors import INCEPTION, judge
-from flows.evaluator import Shares
+from flows.evaluation.detectors import INCEPTION, judge
+from flows.evaluation.references import File
+from flows.evaluation.worker import Shares
 from flows.generation import sampler_config
 from flows.outside import artifact_at
 from flows.pictures import grid, pairs
 from flows.recipe import Recipe
-from flows.references import File
 from flows.stage import Job
 from gmem.metrics import (
     FeatureSums,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flows.importing import Details, Imported, Made, artifact_of, content_hash, imported_once, named_after
+from flows.exchange.importing import Details, Imported, Made, artifact_of, content_hash, imported_once, named_after
 from flows.progress import Report
 from gmem.published import PublishedBank, read_bank
 from storage.bank import Bank

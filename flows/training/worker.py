@@ -12,19 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flows.ahead import Ahead
 from flows.cluster.workers import settle
-from flows.learning import Versions, batch_of, components_of, learner_config, make_network, open_data
-from flows.notice import Notice
-from flows.observer import Observer
 from flows.stage import Job
+from flows.training.ahead import Ahead
+from flows.training.notice import Notice
+from flows.training.observer import Observer
+from flows.training.setup import Versions, batch_of, components_of, learner_config, make_network, open_data
 from gmem.guard import Guard
 from gmem.learner import Batch, Draws, Learner, draw
 from gmem.network import Network
 from gmem.parallel import Replicated, Sharded
 from storage import checkpoints
 from storage.checkpoints import Checkpoint
-from storage.errors import LeaseLost, StoreError
+from storage.errors import StoreUnreachable
 from storage.training_data import BatchOrder
 
 Resumed = tuple[Checkpoint, dict[str, Tensor], dict[str, Any]]
@@ -46,7 +46,7 @@ def loop(config: dict[str, Any]) -> None:
             job, channel, context.get_world_rank(), context.get_world_size(), device, config["versions"], Notice()
         ).run()
     except ValueError as error:
-        if isinstance(error, LeaseLost) or not isinstance(error, StoreError):  # a store may come back
+        if not isinstance(error, StoreUnreachable):  # which may come back
             ray.get(channel.fail.remote(str(error)))
         raise
     finally:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.detectors import INCEPTION
+from flows.evaluation.detectors import INCEPTION
 from flows.outside import artifact_at, open_network
 from gmem.metrics import read_sums, write_adm_samples, write_adm_statistics
 from gmem.network import Network, NetworkConfig

@@ -9,9 +9,9 @@ from typing import Any
 
 import ray
 
-from flows.learning import Versions, batch_of, open_data
-from flows.preview import Preview
 from flows.stage import Job
+from flows.training.preview import Preview
+from flows.training.setup import Versions, batch_of, open_data
 from gmem.learner import Learner, draw
 from storage.checkpoints import CheckpointManifest, prune, save
 from storage.errors import LeaseLost, StoreError
