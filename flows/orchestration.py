@@ -18,10 +18,10 @@ from flows.building import build, found
 from flows.cluster.address import jobs_address
 from flows.cluster.connection import connected
 from flows.cluster.submission import submit
-from flows.overrides import overrides_of
 from flows.plan import Plan
 from flows.progress import shown
 from flows.recipe_files import load
+from flows.recipe_form import overrides_of
 from flows.stage import Result, Stage
 from storage.errors import StoreUnreachable
 from storage.tracking import Tracking

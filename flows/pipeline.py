@@ -10,7 +10,7 @@ from flows import ingest as ingest_stage
 from flows import latents as latents_stage
 from flows import train as train_stage
 from flows.orchestration import run, session
-from flows.overrides import Overrides
+from flows.recipe_form import Overrides
 from flows.stage import Result
 
 

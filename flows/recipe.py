@@ -1,6 +1,6 @@
 """The recipe: every parameter of every stage, typed, in one place.
 
-Recipes are YAML files (flows/recipe_files.py), and every field may be overridden for a run (flows/overrides.py).
+Recipes are YAML files (flows/recipe_files.py), and every field may be overridden for a run (flows/recipe_form.py).
 
 Each field either changes what a stage produces, and is then part of the artifact's fingerprint, or is merely
 `operational` (how many actors, how often to log) and may change without anything being computed again.

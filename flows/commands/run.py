@@ -11,8 +11,8 @@ from rich.table import Column, Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
 from flows.commands.units import age, size
-from flows.overrides import Overrides
 from flows.progress import console
+from flows.recipe_form import Overrides
 
 if TYPE_CHECKING:
     from prefect import State

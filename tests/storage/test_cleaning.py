@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from contextlib import ExitStack
@@ -297,7 +296,6 @@ def test_what_is_damaged_stays_for_a_person_to_look_at(tmp_path: Path) -> None:
     manifest.write_bytes(manifest.read_bytes()[:-20])
     versions = sorted(Path(latents.table_uri(made["latents"].uri), "_versions").glob("*.manifest"))
     versions[0].write_bytes(b"half")
-    logging.getLogger("storage").setLevel(logging.ERROR)
     done = clean(store, keep=1, days=0, remove=True)
     assert not any(r.folder.startswith(("training", "latents")) for r in done.removals)
     assert any("damaged manifest: left alone" in note for note in done.notes)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from flows.overrides import Overrides, overrides_of
 from flows.recipe import Recipe
+from flows.recipe_form import Overrides, overrides_of
 
 
 def test_the_form_of_overrides_has_every_field_and_refuses_unknown_ones() -> None:
