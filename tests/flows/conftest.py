@@ -107,9 +107,9 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
         yield Trainings(tmp_path_factory.mktemp("trainings"), stack)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def a_ray() -> Iterator[None]:
-    """An embedded Ray with three CPUs, which is more than it needs to find."""
+    """An embedded Ray with three CPUs, which is more than it needs to find. It ends with a module: others want another."""
     from flows.cluster.connection import connected
     from flows.recipe import Cluster
 

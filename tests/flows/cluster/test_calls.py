@@ -39,6 +39,7 @@ def seconds(workers: int, blocks: int) -> float:
         return time.monotonic() - start
 
 
+@pytest.mark.benchmark
 def test_two_workers_are_nearly_twice_as_fast_as_one(a_ray: None) -> None:
     assert seconds(1, 20) / seconds(2, 20) >= 1.7
 

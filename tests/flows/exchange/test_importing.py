@@ -29,7 +29,7 @@ from storage.mlflow_access import client
 from storage.store import Store
 from storage.tracking import Tracking
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
 REST: dict[str, Any] = {"latent_channels": 12, "latent_size": 8, "snippet_dim": 16}
 CONFIG = NetworkConfig(6, 32, 2, projection_dim=8, projection_hidden=8, **REST)
 
