@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+import pytest
 import ray
 
 from flows.cluster.calls import spread
