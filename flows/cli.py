@@ -74,7 +74,7 @@ def _terminate(_signal: int, _frame: Any) -> None:
 def _say(text: str) -> None:
     from rich.text import Text
 
-    from flows.progress import console
+    from flows.engine.progress import console
 
     console.print(Text.assemble(("gmem:", "red"), " ", text), soft_wrap=True)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from prefect import Flow, flow
 
-from flows import bank as bank_stage
-from flows import evaluate as evaluate_stage
-from flows import ingest as ingest_stage
-from flows import latents as latents_stage
-from flows import train as train_stage
-from flows.orchestration import run, session
-from flows.recipe_form import Overrides
-from flows.stage import Result
+from flows.engine.stage import Result
+from flows.recipe.form import Overrides
+from flows.session import run, session
+from flows.stages import bank as bank_stage
+from flows.stages import ingest as ingest_stage
+from flows.stages import latents as latents_stage
+from flows.stages.evaluate import driver as evaluate_stage
+from flows.stages.train import driver as train_stage
 
 
 @flow(name="ingest", flow_run_name="ingest-{recipe}", persist_result=False)

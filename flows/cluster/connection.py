@@ -15,7 +15,7 @@ from flows.cluster.address import address_of, jobs_address
 from flows.cluster.errors import ClusterError
 from flows.cluster.resources import resources
 from flows.cluster.workers import dismiss, hire
-from flows.recipe import Cluster
+from flows.recipe.model import Cluster
 from storage.addresses import without_userinfo
 
 # Set before Ray's processes start: nothing is sent to the outside, our own virtual environment is used, and workers are

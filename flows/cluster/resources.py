@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from flows.recipe import Cluster, Reserved
+from flows.recipe.model import Cluster, Reserved
 
 READER_CPUS = 0.5
 """Reserved by a task that reads a shard for the encoders."""

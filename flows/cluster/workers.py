@@ -14,7 +14,7 @@ import ray
 
 from flows.cluster.address import address_of
 from flows.cluster.resources import Resources, resources
-from flows.recipe import Cluster
+from flows.recipe.model import Cluster
 
 RESTARTS = 20
 """How often a host may die, by what it works on or with its node. Its task runs again each time, and as often as Ray tries

@@ -13,13 +13,13 @@ from PIL import Image
 from rich.table import Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.progress import console
-from flows.recipe import Recipe
+from flows.engine.progress import console
+from flows.recipe.model import Recipe
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from storage.bank import Bank
+    from storage.tables.bank import Bank
 
 app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a recipe.")
 
@@ -30,13 +30,13 @@ BankUri = Annotated[str | None, typer.Option("--bank", metavar="URI", help="anot
 def open_bank(recipe: Recipe, uri: str | None = None) -> Bank:
     """The bank at a URI, or the finished one of the recipe; ValueError says what to run when there is none."""
     if uri:
-        from flows import outside
+        from flows.models import resolve as outside
         from storage.store import Store
 
         return outside.open_bank(uri, Store(recipe.store))
-    from flows.bank import BANK
-    from flows.plan import Plan
-    from storage.bank import Bank
+    from flows.engine.plan import Plan
+    from flows.stages.bank import BANK
+    from storage.tables.bank import Bank
 
     artifact = Plan(recipe).artifact(BANK)
     if not artifact.complete:
@@ -108,7 +108,7 @@ def encode_picture(path: Path, recipe: Recipe, bank: Bank) -> NDArray[np.float32
 
     from gmem.encoder import load_encoder
     from gmem.tokenizer import from_bytes
-    from storage.decoding import Rejected, centre_crop, decode
+    from storage.images.decoding import Rejected, centre_crop, decode
 
     if not path.is_file():
         raise ValueError(f"{path} is not a file; name a picture")
@@ -123,7 +123,7 @@ def encode_picture(path: Path, recipe: Recipe, bank: Bank) -> NDArray[np.float32
 
 def draw(found: pa.Table, path: Path) -> None:
     """The thumbnails of rows, each with its label or key and its distance."""
-    from flows.pictures import sheet
+    from flows.figures import sheet
 
     blank = np.full((64, 64, 3), 230, np.uint8)
     rows: list[dict[str, Any]] = found.to_pylist()

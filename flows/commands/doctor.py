@@ -15,8 +15,8 @@ import typer
 from rich.table import Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.progress import console
-from flows.recipe import Recipe, absolute
+from flows.engine.progress import console
+from flows.recipe.model import Recipe, absolute
 
 PACKAGES = (
     "torch",
@@ -114,7 +114,7 @@ def _store(recipe: Recipe) -> Finding:
 
 
 def _pictures(_named: str, recipe: Recipe) -> str:
-    from storage.sources import list_source
+    from storage.images.sources import list_source
 
     reasons = list_source(recipe.source).table["reason"]
     if not (usable := reasons.null_count):
@@ -123,14 +123,14 @@ def _pictures(_named: str, recipe: Recipe) -> str:
 
 
 def _weights(named: str, _recipe: Recipe) -> str:
-    from flows.weights import identity
+    from flows.models.weights import identity
 
     found = identity(named)
     return f"{named} ({'fetched from the hub when first used' if found == named else found})"
 
 
 def _network(named: str, recipe: Recipe) -> str:
-    from flows.outside import open_network
+    from flows.models.resolve import open_network
     from storage.store import Store
 
     return open_network(named, Store(recipe.store)).uri
@@ -141,7 +141,7 @@ def _guide(named: str, recipe: Recipe) -> str:
 
 
 def _bank(named: str, recipe: Recipe) -> str:
-    from flows.outside import open_bank
+    from flows.models.resolve import open_bank
     from storage.store import Store
 
     return open_bank(named, Store(recipe.store)).artifact

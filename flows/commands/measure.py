@@ -12,7 +12,7 @@ from rich.table import Table
 from flows.commands import run
 from flows.commands.bank import BankUri
 from flows.commands.options import Json, RecipeName, Set, StoreUri, opened, print_json
-from flows.progress import console
+from flows.engine.progress import console
 
 ALLOW = "an entry of the protocol that may differ, such as seed or count; repeatable"
 
@@ -41,7 +41,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Two reports side by side. Numbers that were measured in different ways get no difference, but what differs."""
-    from flows.evaluation.comparison import read_report, side_by_side
+    from flows.stages.evaluate.comparison import read_report, side_by_side
 
     where = opened(store)
     pairs = side_by_side(read_report(a, where), read_report(b, where), allow or [])

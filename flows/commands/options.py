@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.recipe import STORE, Recipe
-from flows.recipe_files import assignments, load
+from flows.recipe.files import assignments, load
+from flows.recipe.model import STORE, Recipe
 
 if TYPE_CHECKING:
     from storage.store import Store

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.progress import Terminal, console
-from flows.recipe import Recipe
-from flows.recipe_files import assignments
+from flows.engine.progress import Terminal, console
+from flows.recipe.files import assignments
+from flows.recipe.model import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Train a small tokenizer or encoder on a recipe's pictures.")
 
@@ -88,8 +88,8 @@ class Pictures:
         import numpy as np
         import torch
 
-        from storage.shards import ShardPlan, index_shards, read_shard, write_index, write_shard
-        from storage.sources import list_source
+        from storage.images.shards import ShardPlan, index_shards, read_shard, write_index, write_shard
+        from storage.images.sources import list_source
 
         data, listing = recipe.data, list_source(recipe.source)
         plan = ShardPlan(recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)

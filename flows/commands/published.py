@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.options import Json, StoreUri, opened, print_json
-from flows.progress import Terminal, console
+from flows.engine.progress import Terminal, console
 
 if TYPE_CHECKING:
     from flows.exchange.importing import Imported

@@ -6,7 +6,7 @@ import typer
 import yaml
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.recipe_files import load, names
+from flows.recipe.files import load, names
 
 app = typer.Typer(no_args_is_help=True, help="The parameters of every stage.")
 

@@ -11,15 +11,15 @@ from rich.table import Column, Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
 from flows.commands.units import age, size
-from flows.progress import console
-from flows.recipe_form import Overrides
+from flows.engine.progress import console
+from flows.recipe.form import Overrides
 
 if TYPE_CHECKING:
     from prefect import State
 
-    from flows.plan import Plan
-    from flows.recipe import Recipe
-    from flows.stage import Part, Result, Stage
+    from flows.engine.plan import Plan
+    from flows.engine.stage import Part, Result, Stage
+    from flows.recipe.model import Recipe
 
 
 class StageName(StrEnum):
@@ -32,7 +32,7 @@ class StageName(StrEnum):
 
 def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
-    from flows.startup import begin
+    from flows.warmup import begin
 
     start = time.monotonic()
     chosen = overrides(set, store)
@@ -47,7 +47,7 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
 
 def _plan(recipe: Recipe) -> Plan:
     """The recipe on its store; what cannot be written or read is refused before servers are started."""
-    from flows.plan import Plan
+    from flows.engine.plan import Plan
 
     plan = Plan(recipe)
     plan.store.require_writable()
@@ -56,14 +56,14 @@ def _plan(recipe: Recipe) -> Plan:
 
 
 def _stages() -> tuple[Stage, ...]:
-    from flows.chain import STAGES
+    from flows.stages.chain import STAGES
 
     return STAGES
 
 
 def _computed(recipe: str, chosen: dict[str, Any], plan: Plan) -> list[Result]:
     """What the flow returns."""
-    from flows.startup import begin, wait
+    from flows.warmup import begin, wait
 
     begin(plan.recipe.cluster)
     from flows.pipeline import pipeline
@@ -86,8 +86,8 @@ def _followed(flow: Any, recipe: str, chosen: dict[str, Any]) -> Any:
 
 def _found(plan: Plan) -> list[Result]:
     """Everything is there: no server is needed to say so, only a run in MLflow that links to those which made it."""
-    from flows.building import found
-    from storage.tracking import Tracking
+    from flows.engine.build import found
+    from storage.tracking.tracking import Tracking
 
     tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
     with tracking.pipeline_run(plan.recipe.model_dump(mode="json")) as parent:
@@ -98,8 +98,8 @@ def stage(
     name: StageName, recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
-    from flows.plan import check_inputs
-    from flows.startup import WORKERS_IMPORT, begin, wait
+    from flows.engine.plan import check_inputs
+    from flows.warmup import WORKERS_IMPORT, begin, wait
 
     start = time.monotonic()
     chosen = overrides(set, store)
@@ -118,7 +118,7 @@ def stage(
 
 
 def _mlflow(plan: Plan) -> str:
-    from storage.tracking import Tracking
+    from storage.tracking.tracking import Tracking
 
     return Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name).command
 
@@ -148,7 +148,7 @@ def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
 
 def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Says which stages would run, which are there already, why, and about how many rows, bytes and minutes."""
-    from flows.estimate import estimates
+    from flows.engine.estimate import estimates
 
     rows = estimates(resolved(recipe, set, store))
     if json:
@@ -184,7 +184,7 @@ def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
 
 def _states(recipe: Recipe) -> list[dict[str, Any]]:
     """Every artifact of a recipe: stage, kind, state, rows, version, age in seconds, bytes, URI, holder."""
-    from flows.plan import Plan
+    from flows.engine.plan import Plan
 
     plan = Plan(recipe)
     return [_state(stage, part, plan) for stage in _stages() for part in stage.wanted(recipe)]

@@ -13,12 +13,12 @@ from PIL import Image
 
 from flows.commands.bank import BankUri, open_bank
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.progress import Terminal, console
-from flows.recipe import Recipe
+from flows.engine.progress import Terminal, console
+from flows.recipe.model import Recipe
 
 if TYPE_CHECKING:
-    from storage.bank import Bank
     from storage.checkpoints import Checkpoint
+    from storage.tables.bank import Bank
 
 
 def sample(
@@ -40,7 +40,7 @@ def sample(
     json: Json = False,
 ) -> None:
     """Samples from snippets of the bank with a trained or imported network, drawn as one picture."""
-    from flows.pictures import pairs
+    from flows.figures import pairs
 
     chosen = resolved(recipe, set, store)
     snippets = open_bank(chosen, bank)
@@ -72,7 +72,7 @@ def _generate(
     """uint8 [N, H, W, 3], the most network calls for a sample, and the checkpoint's step."""
     import torch
 
-    from flows.generation import load_generator, require_snippets, sampler_config
+    from flows.models.generation import load_generator, require_snippets, sampler_config
     from gmem.memory import normalise
 
     checkpoint = _checkpoint(recipe, network)
@@ -97,9 +97,9 @@ def _generate(
 
 
 def _checkpoint(recipe: Recipe, network: str | None) -> Checkpoint:
-    from flows.outside import open_network
-    from flows.plan import Plan
-    from flows.train import TRAINING, chosen
+    from flows.engine.plan import Plan
+    from flows.models.resolve import open_network
+    from flows.stages.train.driver import TRAINING, chosen
     from storage.store import Store
 
     if network:

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from flows.commands.options import Json, StoreUri, opened, print_json
 from flows.commands.units import age, size
-from flows.progress import console
+from flows.engine.progress import console
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, and clear away what nobody needs.")
 
@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Look into a store, and clear away 
 @app.command()
 def usage(store: StoreUri = None, json: Json = False) -> None:
     """Every artifact: state, size, age, and what is used by what; then what else lies there."""
-    from storage.usage import usage as rows_of
+    from storage.retention.inventory import usage as rows_of
 
     root = opened(store)
     rows = rows_of(root)
@@ -57,7 +57,7 @@ def clean(
 
     Kept in any case: what a kept result depends on, tagged versions of banks, the newest and the best checkpoint.
     """
-    from storage.cleaning import clean as cleaned
+    from storage.retention.clean import clean as cleaned
 
     root = opened(store)
     if yes:

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.evaluation.detectors import INCEPTION
-from flows.outside import artifact_at, open_network
+from flows.models.resolve import artifact_at, open_network
+from flows.stages.evaluate.detectors import INCEPTION
 from gmem.metrics import read_sums, write_adm_samples, write_adm_statistics
 from gmem.network import Network, NetworkConfig
 from gmem.published import write_folder, write_latent_statistics, write_network
 from storage.checkpoints import load
+from storage.images.shards import TRAIN
 from storage.samples import read_samples
-from storage.shards import TRAIN
 from storage.store import Artifact, Store
 
 PUBLISHED, STATISTICS = "checkpoint.pt", "latents_stats.pt"

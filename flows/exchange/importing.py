@@ -21,9 +21,9 @@ from gmem.published import (
 )
 from gmem.shipped import weights_hash
 from storage.checkpoints import CheckpointManifest, save
-from storage.latents import Latents
 from storage.store import Artifact, Store, fingerprint
-from storage.tracking import Run, Tracking
+from storage.tables.latents import Latents
+from storage.tracking.tracking import Run, Tracking
 
 VERSION = 1  # raised when an import makes something else of the same file
 EXPERIMENT = "imports"

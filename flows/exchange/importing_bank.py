@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from flows.engine.progress import Report
 from flows.exchange.importing import Details, Imported, Made, artifact_of, content_hash, imported_once, named_after
-from flows.progress import Report
 from gmem.published import PublishedBank, read_bank
-from storage.bank import Bank
-from storage.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, write_fragments
 from storage.store import Artifact, Store
-from storage.tracking import Run
+from storage.tables.bank import Bank
+from storage.tables.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, write_fragments
+from storage.tracking.tracking import Run
 
 CHUNK = 16384  # rows in memory at a time
 LABELS = range(2**31)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from flows.recipe import Recipe
-from flows.stage import Job
-from storage import bank_rows, latents, patches
-from storage.bank_rows import BankWriter, make_rows
-from storage.latents import LatentsWriter
-from storage.patches import PatchesWriter
+from flows.engine.stage import Job
+from flows.recipe.model import Recipe
 from storage.store import Artifact, Store
-from storage.tracking import Tracking
+from storage.tables import bank_rows, latents, patches
+from storage.tables.bank_rows import BankWriter, make_rows
+from storage.tables.latents import LatentsWriter
+from storage.tables.patches import PatchesWriter
+from storage.tracking.tracking import Tracking
 
 SHAPE, DIM, TOKENS, COMPONENTS = (12, 4, 4), 6, 4, 3
 PICTURES, HELD_OUT, BATCH = 17, 3, 5
@@ -111,7 +111,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
 def a_ray() -> Iterator[None]:
     """An embedded Ray with three CPUs, which is more than it needs to find. It ends with a module: others want another."""
     from flows.cluster.connection import connected
-    from flows.recipe import Cluster
+    from flows.recipe.model import Cluster
 
     with connected(Cluster(cpus=3, object_store_gib=0.1)):
         yield

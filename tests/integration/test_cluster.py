@@ -150,8 +150,8 @@ def test_the_cluster_wants_its_token(cluster: LocalCluster, tmp_path: Path, vari
     wrong.write_text("0" * 64)
     changed = {key: value.format(wrong=wrong) for key, value in variables.items()}
     asked = (
-        "import json, os; from flows.recipe_files import load; from flows.plan import Plan; from flows.train import STAGE;"
-        "from flows.cluster.submission import Jobs; Jobs(os.environ['RAY_ADDRESS'], STAGE, Plan(load('emoji'))).attempts()"
+        "import json, os; from flows.recipe.files import load; from flows.engine.plan import Plan; from flows.stages.train.driver import STAGE;"
+        "from flows.remote.submission import Jobs; Jobs(os.environ['RAY_ADDRESS'], STAGE, Plan(load('emoji'))).attempts()"
     )
     done = subprocess.run(
         [sys.executable, "-c", asked], env=cluster.environment | changed, cwd=tmp_path, capture_output=True, text=True,

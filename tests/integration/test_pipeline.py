@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from storage.checkpoints import all_checkpoints, latest, load
-from storage.latents import Latents
+from storage.tables.latents import Latents
 
 from .conftest import GMEM, by_stage, last_json, options
 

@@ -21,7 +21,7 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.recipe_files import assignments
+from flows.recipe.files import assignments
 from infra.alerts import watch
 
 from .conftest import SMALL

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from storage import latents
-from storage.bank import Bank
-from storage.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, write_fragments
 from storage.errors import LeaseLost
 from storage.files import open_files
-from storage.latents import Latents, LatentsWriter
-from storage.shards import ShardPlan, done_shards, index_shards, read_index, read_shard, write_index, write_shard
-from storage.sources import list_source
-from storage.training_data import BatchOrder, TrainingTable
+from storage.images.shards import ShardPlan, done_shards, index_shards, read_index, read_shard, write_index, write_shard
+from storage.images.sources import list_source
+from storage.tables import latents
+from storage.tables.bank import Bank
+from storage.tables.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, write_fragments
+from storage.tables.latents import Latents, LatentsWriter
+from storage.tables.training_data import BatchOrder, TrainingTable
 
 SHAPE, DIM, ENCODER = (2, 4, 4), 6, {"name": "vit", "sha256": "ab"}
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from storage import files, fragments
+from storage import files
 from storage.errors import StoreUnreachable
-from storage.fragments import open_table
 from storage.store import Artifact, Manifest, Store, StoreError, fingerprint
+from storage.tables import fragments
+from storage.tables.fragments import open_table
 
 
 def make(store: Store, kind: str = "latents", name: str = "emoji", **fields: object) -> Artifact:

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.building import build
 from flows.cluster.connection import connected
-from flows.ingest import IMAGES, STAGE
-from flows.plan import Plan
-from flows.progress import Terminal
-from flows.recipe import Cluster
-from flows.recipe_files import load
-from storage.shards import index_shards, read_index, read_shard
+from flows.engine.build import build
+from flows.engine.plan import Plan
+from flows.engine.progress import Terminal
+from flows.recipe.files import load
+from flows.recipe.model import Cluster
+from flows.stages.ingest import IMAGES, STAGE
+from storage.images.shards import index_shards, read_index, read_shard
 from storage.store import StoreError
-from storage.tracking import Tracking
+from storage.tracking.tracking import Tracking
 
 pytestmark = [pytest.mark.trials, pytest.mark.timeout(300)]
 

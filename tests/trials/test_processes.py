@@ -1,6 +1,6 @@
 """Processes killed in the middle of a stage, on a cluster of nodes: the work ends with the same rows.
 
-The stages run as they do on a cluster (flows/cluster/job.py), one after the other on one store; each trial kills something,
+The stages run as they do on a cluster (flows/remote/job.py), one after the other on one store; each trial kills something,
 runs the stage again where it did not end by itself, and counts what the store holds in the end.
 """
 
@@ -25,24 +25,24 @@ import pytest
 from lancedb import connect
 from PIL import Image
 
-from flows.bank import BANK, PATCHES
-from flows.chain import STAGES
 from flows.cluster.connection import EMBEDDED
-from flows.cluster.job import REQUEST, Request
-from flows.evaluate import REPORT
-from flows.ingest import IMAGES
-from flows.latents import LATENTS
-from flows.plan import Plan
-from flows.progress import MARK
-from flows.recipe import Reserved
-from flows.recipe_files import load
-from flows.stage import Stage
-from flows.train import TRAINING
+from flows.engine.plan import Plan
+from flows.engine.progress import MARK
+from flows.engine.stage import Stage
+from flows.recipe.files import load
+from flows.recipe.model import Reserved
+from flows.remote.job import REQUEST, Request
+from flows.stages.bank import BANK, PATCHES
+from flows.stages.chain import STAGES
+from flows.stages.evaluate.driver import REPORT
+from flows.stages.ingest import IMAGES
+from flows.stages.latents import LATENTS
+from flows.stages.train.driver import TRAINING
 from infra.processes import HOST, Processes, free_ports, listens
 from storage.checkpoints import latest
-from storage.latents import Latents
-from storage.shards import read_index
-from storage.tracking import Tracking
+from storage.images.shards import read_index
+from storage.tables.latents import Latents
+from storage.tracking.tracking import Tracking
 
 pytestmark = [pytest.mark.trials, pytest.mark.timeout(300)]
 
@@ -127,7 +127,7 @@ class Attempt:
     def __init__(self, nodes: Nodes, stage: str, plan: Plan, tracking: Tracking) -> None:
         request = Request.of(next(s for s in STAGES if s.name == stage), plan, tracking, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cluster.job"],
+            [sys.executable, "-m", "flows.remote.job"],
             env=nodes.environment | {REQUEST: request.model_dump_json()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from storage import checkpoints
-from storage.bank import Bank
-from storage.bank_rows import BankWriter, make_rows, write_fragments
-from storage.cleaning import clean
-from storage.latents import Latents, table_uri
+from storage.retention.clean import clean
 from storage.store import Artifact, Store, StoreError
+from storage.tables.bank import Bank
+from storage.tables.bank_rows import BankWriter, make_rows, write_fragments
+from storage.tables.latents import Latents, table_uri
 
 pytestmark = pytest.mark.trials
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.plan import Plan
-from flows.recipe_files import load
+from flows.engine.plan import Plan
+from flows.recipe.files import load
 
 
 @pytest.fixture

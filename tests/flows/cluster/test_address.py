@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flows.cluster.address import jobs_address
-from flows.recipe import Cluster
-from flows.recipe_files import RecipeError, load
+from flows.recipe.files import RecipeError, load
+from flows.recipe.model import Cluster
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001"])

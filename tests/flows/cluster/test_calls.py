@@ -11,7 +11,7 @@ import ray
 
 from flows.cluster.calls import spread
 from flows.cluster.workers import pool
-from flows.recipe import Cluster
+from flows.recipe.model import Cluster
 
 EMBEDDED = Cluster(cpus=3)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests

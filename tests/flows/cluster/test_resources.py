@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.cluster.resources import READER_CPUS, _encoding
-from flows.recipe import Cluster, Reserved
+from flows.recipe.model import Cluster, Reserved
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])

@@ -12,7 +12,7 @@ import ray
 from flows.cluster.errors import explained
 from flows.cluster.resources import Resources
 from flows.cluster.workers import make_room, pool
-from flows.recipe import Cluster
+from flows.recipe.model import Cluster
 
 EMBEDDED = Cluster(cpus=3)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests

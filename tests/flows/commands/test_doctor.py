@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flows.commands.doctor import LOOKS, NEEDED, Finding, _named
-from flows.recipe import PATHS
-from flows.recipe_files import load
+from flows.recipe.files import load
+from flows.recipe.model import PATHS
 
 
 def looked(store: Path, **sections: dict[str, Any]) -> dict[str, Finding]:

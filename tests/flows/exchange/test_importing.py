@@ -21,13 +21,13 @@ from gmem.metrics.sums import FeatureSums, write_sums
 from gmem.network import Network, NetworkConfig
 from gmem.published import read_network
 from gmem.tokenizer import load_tokenizer
-from storage.bank import Bank
-from storage.bank_rows import FIRST_FOREIGN_ID
 from storage.checkpoints import open_checkpoint
-from storage.latents import LatentsWriter, write_fragments
-from storage.mlflow_access import client
 from storage.store import Store
-from storage.tracking import Tracking
+from storage.tables.bank import Bank
+from storage.tables.bank_rows import FIRST_FOREIGN_ID
+from storage.tables.latents import LatentsWriter, write_fragments
+from storage.tracking.access import client
+from storage.tracking.tracking import Tracking
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
 REST: dict[str, Any] = {"latent_channels": 12, "latent_size": 8, "snippet_dim": 16}
@@ -107,7 +107,7 @@ def test_a_network_becomes_a_checkpoint_and_a_registered_model(
 
 
 def test_a_training_can_start_from_it(store: Store, published: Path, statistics: Path, weights: Tensors) -> None:
-    from flows.generation import load_into
+    from flows.models.generation import load_into
 
     uri = import_network(published, store, latent_stats=str(statistics)).uri
     network = Network(CONFIG)
@@ -125,10 +125,17 @@ def test_a_training_can_start_from_it(store: Store, published: Path, statistics:
 
 def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None:
     """Published files are without the head of the recipe's alignment, and often in half precision."""
-    from flows.outside import network_identity
-    from flows.training.setup import batch_of, components_of, learner_config, make_network, network_config, open_data
+    from flows.models.resolve import network_identity
+    from flows.stages.train.setup import (
+        batch_of,
+        components_of,
+        learner_config,
+        make_network,
+        network_config,
+        open_data,
+    )
     from gmem.learner import Learner, draw
-    from storage.training_data import BatchOrder
+    from storage.tables.training_data import BatchOrder
 
     job = trainings.job()
     data = open_data(job, "train", {})
@@ -155,15 +162,15 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
 
     other = replace(config, snippet_scale=3.0)
     with pytest.raises(ValueError, match=r"its snippet_scale is 1\.0, not 3\.0; set network\.snippet_scale"):
-        from flows.generation import load_into
+        from flows.models.generation import load_into
 
         load_into(Network(other), open_checkpoint(import_network(path, job.store).uri), "train.start_from")
 
 
 def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics: Path, tmp_path: Path) -> None:
-    from flows.bank import BANK
-    from flows.plan import Plan
-    from flows.recipe_files import load
+    from flows.engine.plan import Plan
+    from flows.recipe.files import load
+    from flows.stages.bank import BANK
 
     artifact = Plan(load("emoji", {"store": store.root})).artifact(BANK)
     bank = Bank.create(artifact.uri, 16, {"name": "other", "sha256": "0"})

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from storage.bank import Bank
+from storage.tables.bank import Bank
 
 if __name__ == "__main__":
     bank = Bank(sys.argv[1])

@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from storage.latents import LatentsWriter, write_fragments
 from storage.store import Store, StoreError
+from storage.tables.latents import LatentsWriter, write_fragments
 
 SHARDS, ROWS, SHAPE = 10, 20, (4, 8, 8)
 

@@ -1,0 +1,76 @@
+"""Networks and banks that are named by URI: a checkpoint, an import, an export, or the artifact that holds one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.recipe.model import Sample
+from storage.checkpoints import Checkpoint, all_checkpoints, latest, open_checkpoint
+from storage.errors import StoreError
+from storage.store import KINDS, Artifact, Store
+from storage.tables.bank import Bank
+
+
+def in_full(uri: str, store: Store) -> str:
+    """The URI itself, or that of an artifact named relative to the store, such as `weights/gmem-0123456789ab`."""
+    kind, _, rest = uri.rstrip("/").partition("/")
+    return f"{store.root}/{kind}/{rest}" if kind in KINDS and rest else uri.rstrip("/")
+
+
+def open_network(uri: str, store: Store) -> Checkpoint:
+    """The checkpoint at this URI, or the newest of an artifact; StoreError says when there is none."""
+    uri = in_full(uri, store)
+    newest = latest(uri)
+    return newest or open_checkpoint(uri)
+
+
+def open_bank(uri: str, store: Store) -> Bank:
+    """The finished bank of the artifact at this URI; ValueError says when there is none."""
+    artifact = artifact_at(uri, store)
+    if not artifact.complete:
+        raise StoreError(f"{artifact.uri} holds no finished bank; name the artifact that 'gmem import bank' made")
+    return Bank(artifact.uri, storage_options=artifact.store.storage_options)
+
+
+def artifact_at(uri: str, store: Store) -> Artifact:
+    """The artifact at a URI, in this store or in another."""
+    uri = in_full(uri, store)
+    root, _, _ = uri.rpartition("/")[0].rpartition("/")
+    return Store(root or store.root).at(uri)
+
+
+def network_identity(uri: str, store: Store) -> str:
+    """The hash of the averaged weights: what a fingerprint takes of a network from elsewhere."""
+    record = open_network(uri, store).manifest.files.get("ema.safetensors")
+    if record is None:
+        raise StoreError(f"{uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
+    return record.sha256[:16]
+
+
+def bank_identity(uri: str, store: Store) -> dict[str, Any]:
+    """The artifact's fingerprint, and the revision of its rows."""
+    bank = open_bank(uri, store)
+    return {"fingerprint": artifact_at(uri, store).fingerprint, "revision": bank.content_revision}
+
+
+def open_guide(sample: Sample, checkpoint: Checkpoint, store: Store) -> Checkpoint | None:
+    """The network that guides `checkpoint`, where there is guidance and the recipe names one."""
+    if sample.guide is None or sample.guidance == 1:
+        return None
+    if sample.earlier is None:
+        return open_network(sample.guide, store)
+    training = checkpoint.uri.rpartition("/checkpoints/")[0]
+    there = {each.step: each for each in all_checkpoints(training)} if training else {}
+    if sample.earlier not in there:
+        steps = ", ".join(str(step) for step in there if step < checkpoint.step) or "none"
+        raise ValueError(
+            f"sample.guide {sample.guide} is no checkpoint of {training or checkpoint.uri} (earlier ones there: {steps}); "
+            "name one of those, or train again with train.checkpoint_every a divisor of that step"
+        )
+    return there[sample.earlier]
+
+
+def guide_identity(sample: Sample, store: Store) -> str | None:
+    """What a fingerprint takes of the guide; an earlier step goes by its name, the training being known."""
+    named_by_uri = sample.guide and sample.guidance != 1 and sample.earlier is None
+    return network_identity(sample.guide, store) if named_by_uri and sample.guide else sample.guide

@@ -1,0 +1,123 @@
+"""Recipes as files: a name or a path becomes a recipe, and whatever is wrong becomes one sentence with a remedy.
+
+A recipe is a YAML file. It may extend another by name, and is resolved in this order:
+the model's defaults < the recipe it extends < the file itself < ``--set`` or a flow's ``overrides``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from flows.recipe.model import Recipe
+
+RECIPES = Path(__file__).parent
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message is one sentence that names the key and the remedy."""
+
+
+def names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load(recipe: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Resolves a shipped recipe's name or a YAML file's path, with nested `overrides` on top.
+
+    Raises RecipeError with one sentence that names the key and the remedy.
+    """
+    values = _merge(_layers(recipe, ()), overrides or {})
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {recipe}: {_sentence(error)}") from None
+
+
+def assignments(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["train.steps=2000", …]`` as nested overrides; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"'{pair}' is not of the form KEY=VALUE, such as train.steps=2000")
+        *sections, last = key.strip().split(".")
+        try:
+            # YAML 1.1 reads 1e-4 as text; a float that Python reads is meant as one.
+            value = yaml.safe_load(text)
+            value = float(value) if isinstance(value, str) and _is_number(value) else value
+        except yaml.YAMLError:
+            raise RecipeError(f"the value of {key} is not valid YAML; quote it") from None
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"{key} is set both as a value and as a section; keep one of them")
+        place[last] = value
+    return result
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text[:1] in "+-.0123456789"
+
+
+def _layers(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, names(), 1)
+        hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}, or name a .yaml file"
+        raise RecipeError(f"recipe '{recipe}' does not exist; {hint}")
+    if str(path) in seen:
+        raise RecipeError(f"recipe {recipe} extends itself; remove one 'extends'")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        raise RecipeError(
+            f"recipe {recipe} is not valid YAML{f' at line {place.line + 1}' if place else ''}; correct it there"
+        ) from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {recipe} is not a mapping of sections; see 'gmem recipe show emoji' for the form")
+    base = values.pop("extends", None)
+    own = {"name": path.stem} | values
+    return _merge(_layers(str(base), (*seen, str(path))), own) if base else own
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem of a validation, in one sentence with its key and a remedy."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        return f"unknown key {key}; {f'did you mean {near[0]}?' if near else 'known there: ' + ', '.join(known)}{more}"
+    if first["type"] == "value_error":
+        return f"{first['ctx']['error']!s}{more}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key} is {first['input']!r}, but {message.replace('input should', 'it should')}{more}"
+
+
+def _fields_at(place: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in place:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)

@@ -1,0 +1,338 @@
+"""The recipe: every parameter of every stage, typed, in one place.
+
+Recipes are YAML files (flows/recipe/files.py), and every field may be overridden for a run (flows/recipe/form.py).
+
+Each field either changes what a stage produces, and is then part of the artifact's fingerprint, or is merely
+`operational` (how many actors, how often to log) and may change without anything being computed again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ASSETS = Path(__file__).parents[1] / "assets"
+STORE = "./runs"
+"""Where everything is kept unless somebody says otherwise."""
+
+PATHS = {
+    "data": ("source",),
+    "tokenizer": ("source",),
+    "encoder": ("source",),
+    "train": ("start_from",),
+    "sample": ("guide",),
+    "evaluate": ("network", "bank", "encoder", "further_encoders", "inception", "reference"),
+}
+"""Keys that may name something, or several things, by a relative path."""
+
+
+def operational(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that changes how a stage works, not what it produces."""
+    return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every folder; URIs, ``asset:NAME`` and the empty path stay as they are.
+
+    Of ``timm:MODEL@FILE`` it is the file's.
+    """
+    model, at, file = path.partition("@")
+    if at and model.startswith("timm:"):
+        return f"{model}@{absolute(file)}"
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if os.path.exists(expanded) and "://" not in path and path else path
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def identity(self, *without: str) -> dict[str, Any]:
+        """The fields that decide what a stage produces, for its fingerprint."""
+        kept = {
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in without
+            and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"))
+        }
+        return self.model_dump(mode="json", include=kept)
+
+
+class Data(Section):
+    source: str = Field(
+        "", description="a folder of pictures, WebDataset shards (folder, file or pattern), or asset:NAME"
+    )
+    image_size: int = Field(
+        256, ge=16, le=4096, description="side of the square the pictures are cropped to, in pixels"
+    )
+    mirror: bool = Field(True, description="also train on every picture's mirror image")
+    held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures kept out of training, for evaluation")
+    shard_size: int = Field(1024, ge=1, description="pictures in a shard: the unit of work and of what a kill can cost")
+    max_pixels: int = Field(200_000_000, ge=1, description="larger pictures are refused before they are decoded")
+
+
+class Tokenizer(Section):
+    source: str = Field("", description="shipped:NAME, a local folder, or a hub id of a diffusers AutoencoderKL")
+    factor: int = Field(16, ge=1, description="pixels per latent cell, along each side")
+    channels: int = Field(32, ge=1, description="channels of the latent")
+    draw: bool = Field(False, description="store a draw from the posterior (seeded by the id) instead of its mean")
+    batch: int = operational(32, "pictures encoded at once", ge=1)
+
+
+class Encoder(Section):
+    source: str = Field("", description="shipped:NAME, timm:MODEL, timm:MODEL@FILE, or a local folder")
+    batch: int = operational(64, "pictures encoded at once", ge=1)
+
+
+class Bank(Section):
+    patch_components: int = Field(64, ge=1, description="principal components kept of each patch token")
+
+
+class Network(Section):
+    size: Literal["T", "S", "B", "L", "XL", "1p0B", "1p6B"] = Field("B", description="depth and width of the network")
+    patch: Literal[1, 2] = Field(1, description="latent cells per token, along each side")
+    conditioning: Literal["memory", "none", "label"] = Field(
+        "memory", description="what the network is told about the picture"
+    )
+    prediction: Literal["velocity", "data"] = Field("velocity", description="what the last layer gives")
+    initialisation: Literal["published", "zero"] = Field(
+        "published", description="zero starts modulation and output at nought"
+    )
+    snippet_scale: float = Field(
+        1.0,
+        gt=0,
+        description="length of snippets as the network sees them; the root of their dimension speeds up short trainings",
+    )
+    projection_hidden: int = Field(2048, ge=1, description="width of the alignment head")
+
+
+class Train(Section):
+    steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
+    batch: int = Field(1024, ge=1, description="global batch size, over all workers")
+    lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, reached by a ramp")
+    ema_ramp: float = Field(10, ge=0, description="after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "bf16", description="autocast precision, auto: bf16 where that multiplies faster; weights stay in fp32"
+    )
+    times: Literal["logit-normal", "uniform"] = "logit-normal"
+    shift_base: int | None = Field(
+        None, ge=1, description="base dimension of the time shift for large latents, such as 4096"
+    )
+    mask: float = Field(0.4, ge=0, lt=1, description="share of snippet coordinates dropped in training")
+    drop: float = Field(
+        0.0, ge=0, lt=1, description="share of whole snippets dropped, which trains a branch for guidance"
+    )
+    cosine: float = Field(1.0, ge=0, description="weight of the cosine loss")
+    align: float = Field(0.5, ge=0, description="weight of the alignment with patch tokens; 0 stores none")
+    seed: int = 0
+    start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
+    micro_batch: int = operational(0, "pictures a worker takes through the network at once; 0: its whole share", ge=0)
+    compile: bool = operational(
+        False, "whether the network's blocks are compiled: faster on GPUs, after a minute or two of compiling"
+    )
+    sharded: bool = operational(
+        False, "whether each worker holds a share of weights and optimiser (FSDP2), for networks too large for one GPU"
+    )
+    spike: float = operational(
+        10, "steps whose loss is more than so many times its running median are skipped; 0: none", ge=0
+    )
+    log_every: int = operational(50, "steps between logged metrics", ge=1)
+    sample_every: int = operational(0, "steps between grids of fixed snippets; 0: only at the end", ge=0)
+    held_out_every: int = operational(
+        1000, "steps between evaluations of the held-out loss, beside those at checkpoints", ge=1
+    )
+    distance_every: int = operational(0, "steps between small Fréchet distances on fixed seeds; 0: none", ge=0)
+    checkpoint_every: int = operational(5000, "steps between checkpoints", ge=1)
+    checkpoint_minutes: float = operational(30, "minutes between checkpoints", gt=0)
+    keep: int = operational(3, "newest checkpoints kept, beside the best", ge=1)
+    memory_gib: float = operational(8, "training data up to this size is held in memory by each worker", ge=0)
+
+
+class Sample(Section):
+    kind: Literal["ode", "sde"] = "sde"
+    method: Literal["euler", "heun", "dopri5"] = "heun"
+    steps: int = Field(50, ge=2, description="points of the time grid")
+    shift: float = Field(
+        1.0, gt=0, description="time shift of the grid; below 1 spends more points near noise, 1: none"
+    )
+    diffusion: Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"] = "linear"
+    last: Literal["none", "mean", "euler", "tweedie"] = "mean"
+    last_size: float = Field(0.004, gt=0, lt=1)
+    guidance: float = Field(1.0, ge=0, description="guidance scale; 1: none")
+    guide: str | None = Field(
+        None,
+        description="guiding network: URI of a smaller or earlier one, or earlier:STEP of the same training; none: the zero snippet",
+    )
+    guidance_from: float = Field(0.0, ge=0, le=1, description="guided from this time on (t = 1 is data)")
+    guidance_until: float = Field(1.0, ge=0, le=1)
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of the network's matrix products; GPUs are several times as fast with less"
+    )
+    seed: int = 0
+    batch: int = operational(64, "pictures sampled at once", ge=1)
+
+    @property
+    def earlier(self) -> int | None:
+        """The guide's step, where it is an earlier checkpoint of the same training."""
+        kind, _, step = (self.guide or "").partition("earlier:")
+        return int(step) if not kind and step.isdecimal() else None
+
+
+class Evaluate(Section):
+    network: str | None = Field(
+        None, description="URI of a checkpoint or imported network; none: the recipe's training"
+    )
+    bank: str | None = Field(None, description="URI of a bank whose snippets are sampled; none: the recipe's")
+    encoder: str = Field("", description="encoder of the Fréchet distance; neither conditions nor aligns the network")
+    further_encoders: list[str] = Field(
+        [], description="more encoders to measure with, such as timm:vit_base_patch14_dinov2.lvd142m"
+    )
+    samples: int = Field(
+        50_000, ge=2, description="samples, and reference pictures, per distance (fewer if there are fewer)"
+    )
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="the newest checkpoint, or that of the least held-out loss"
+    )
+    kernel_subsets: int = Field(50, ge=1, description="subsets of the kernel distance")
+    inception: str | None = Field(None, description="weights of the FID Inception network (file or URL); none: no FID")
+    reference: str | None = Field(
+        None,
+        description="ADM .npz that FID, sFID, KID, precision and recall compare with, as published ones do; none: as many "
+        "pictures of the recipe as there are samples, which gives other values",
+    )
+    memorisation: bool = Field(True, description="search the nearest training picture of every sample")
+    batch: int = operational(64, "pictures encoded at once", ge=1)
+
+
+class Reserved(Section):
+    """What each actor, task or training worker of one stage reserves, and how long an attempt at it may take."""
+
+    cpus: float | None = operational(
+        None, "CPUs; none: cluster.actor_cpus (ingest and training: 1; training with GPUs: its share, less one)", gt=0
+    )
+    gpus: float | None = operational(
+        None, "GPUs; none: cluster.actor_gpus (ingest: 0; training: 1 where there are any)", ge=0
+    )
+    memory_gib: float = operational(0, "memory; 0: not counted", ge=0)
+    labels: dict[str, str] = operational({}, "labels its node must have, such as {ray.io/accelerator-type: H100}")
+    minutes: float | None = operational(
+        None, "an attempt that takes longer is ended, and another goes on from what is committed; none: no limit", gt=0
+    )
+
+
+class Cluster(Section):
+    """Where the jobs run. Everything here is operational."""
+
+    address: str | None = operational(
+        None,
+        "a Ray cluster: http(s)://HOST:8265 (its jobs API), or HOST:PORT or auto to join it; none: embedded, or RAY_ADDRESS",
+    )
+    cpus: int | None = operational(None, "CPUs of the embedded Ray; none: all", ge=1)
+    actors: int | None = operational(None, "encoder and sampler actors; none: one a GPU, or one a two CPUs", ge=1)
+    actor_cpus: float = operational(1, "CPUs reserved by an encoder or sampler", gt=0)
+    actor_gpus: float | None = operational(
+        None, "GPUs reserved by an encoder or sampler; none: 1 where there are any", ge=0
+    )
+    train_workers: int | None = operational(None, "training workers; none: one a GPU, or one", ge=1)
+    train_workers_min: int | None = operational(
+        None, "go on with as few as these when nodes are lost, and grow again; none: wait for all", ge=1
+    )
+    train_failures: int = operational(3, "workers or nodes that may be lost in one training", ge=0)
+    cache: str = operational(
+        "~/.cache/gmem", "folder on each node's disk for training data that lies in an object store"
+    )
+    object_store_gib: float | None = operational(
+        None, "memory of the embedded Ray's object store; none: a share of the machine's, as Ray chooses", ge=0.1
+    )
+    ingest: Reserved = Reserved()
+    latents: Reserved = Reserved()
+    bank: Reserved = Reserved()
+    train: Reserved = Reserved()
+    evaluate: Reserved = Reserved()
+
+    @field_validator("address")
+    @classmethod
+    def _jobs_or_join(cls, address: str | None) -> str | None:
+        if address and address.startswith("ray://"):
+            raise ValueError(
+                f"cluster.address {address} is for Ray's client, whose work ends with the process that began it; "
+                f"give the cluster's jobs API, such as http://{address.removeprefix('ray://').split(':')[0]}:8265"
+            )
+        return address
+
+
+class Tracking(Section):
+    uri: str | None = operational(None, "MLflow's address; none: MLFLOW_TRACKING_URI, or SQLite in the store")
+    lease_wait: float = operational(0, "seconds to wait for another run that builds the same artifact", ge=0)
+
+
+class Recipe(Section):
+    name: str = Field(
+        "recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names artifacts and the MLflow experiment"
+    )
+    description: str = operational("", "one line for people")
+    store: str = operational(STORE, "where everything is kept: a directory or s3://bucket/prefix")
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    encoder: Encoder = Encoder()
+    bank: Bank = Bank()
+    network: Network = Network()
+    train: Train = Train()
+    sample: Sample = Sample()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @property
+    def grid(self) -> int:
+        """Latent cells along a side."""
+        return self.data.image_size // self.tokenizer.factor
+
+    @property
+    def source(self) -> str:
+        """Where the pictures are, with ``asset:NAME`` resolved to the shipped file."""
+        kind, _, name = self.data.source.partition(":")
+        return str(ASSETS / f"{name}.tar") if kind == "asset" else self.data.source
+
+    def located(self, store: str) -> Recipe:
+        """The same recipe for workers in other folders: the store's root in full, and relative paths made absolute."""
+        sections: dict[str, Section] = {}
+        for name, keys in PATHS.items():
+            section = getattr(self, name)
+            named = {key: value for key in keys if (value := getattr(section, key))}
+            paths = {k: [absolute(p) for p in v] if isinstance(v, list) else absolute(v) for k, v in named.items()}
+            sections[name] = section.model_copy(update=paths)
+        return self.model_copy(update={"store": store, **sections})
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        size, factor, patch = self.data.image_size, self.tokenizer.factor, self.network.patch
+        if size % factor:
+            raise ValueError(
+                f"data.image_size {size} is not divisible by tokenizer.factor {factor}; choose a multiple such as {max(1, round(size / factor)) * factor}"
+            )
+        if (size // factor) % patch:
+            raise ValueError(
+                f"network.patch {patch} does not divide the latent grid of {size // factor} cells; use network.patch 1 or another data.image_size"
+            )
+        if self.sample.kind == "sde" and self.sample.method == "dopri5":
+            raise ValueError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
+        if self.cluster.train_workers_min and self.cluster.train_workers_min > (self.cluster.train_workers or 2**31):
+            raise ValueError("cluster.train_workers_min is above cluster.train_workers; exchange them")
+        if self.evaluate.reference and not self.evaluate.inception:
+            raise ValueError(
+                "evaluate.reference holds features of the FID Inception network; name its weights by evaluate.inception"
+            )
+        if (self.sample.guide or "").startswith("earlier:") and self.sample.earlier is None:
+            raise ValueError(f"sample.guide {self.sample.guide} names no step; write it as earlier:20000")
+        if self.sample.guidance_from > self.sample.guidance_until:
+            raise ValueError("sample.guidance_from lies after sample.guidance_until; exchange them")
+        return self

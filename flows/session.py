@@ -1,0 +1,123 @@
+"""How a stage runs as a Prefect flow: one session for a whole pipeline, retries with back-off, published artifacts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel
+
+from flows.cluster.address import jobs_address
+from flows.cluster.connection import connected
+from flows.engine.build import build, found
+from flows.engine.plan import Plan
+from flows.engine.progress import shown
+from flows.engine.stage import Result, Stage
+from flows.recipe.files import load
+from flows.recipe.form import overrides_of
+from flows.remote.submission import submit
+from storage.errors import StoreUnreachable
+from storage.tracking.tracking import Tracking
+
+
+class Session:
+    """What the stages of one pipeline run share: the plan, the parent run in MLflow, and Ray once somebody needs it."""
+
+    def __init__(self, plan: Plan, stack: ExitStack) -> None:
+        self.plan, self._stack = plan, stack
+        self.tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, experiment=plan.recipe.name)
+        self.parent: str | None = None
+
+    def join_cluster(self) -> None:
+        self._stack.enter_context(connected(self.plan.recipe.cluster))
+
+
+_current: ContextVar[Session | None] = ContextVar("session", default=None)
+
+
+@contextmanager
+def session(recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Iterator[Session]:
+    """The pipeline's session, or a new one for a stage that runs alone."""
+    if running := _current.get():
+        yield running
+        return
+    with ExitStack() as stack:
+        new = Session(Plan(load(recipe, overrides_of(overrides))), stack)
+        token = _current.set(new)
+        stack.callback(_current.reset, token)
+        yield new
+
+
+def run(stage: Stage, recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Result:
+    """The body of every stage's flow."""
+    with session(recipe, overrides) as current:
+        minutes = getattr(current.plan.recipe.cluster, stage.name).minutes
+        limit = None if minutes is None else 60 * minutes
+        result = attempt.with_options(task_run_name=stage.name, timeout_seconds=limit)(stage, current)
+        publish(result)
+        return result
+
+
+def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
+    """Bad input stays bad; a lost node or an unreachable server may come back."""
+    try:
+        state.result()
+    except StoreUnreachable:
+        return True
+    except ValueError:
+        return False
+    except Exception:  # noqa: BLE001 - whatever it was
+        return True
+    return False
+
+
+@task(
+    retries=2,
+    retry_delay_seconds=exponential_backoff(5),
+    retry_condition_fn=_worth_retrying,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def attempt(stage: Stage, current: Session) -> Result:
+    """One attempt at a stage, in this process or as a job on a cluster. A further one goes on from what is committed."""
+    plan = current.plan
+    if not plan.missing(stage):
+        return found(stage, plan, current.tracking, current.parent)
+    with shown(stage.name) as report:
+        if address := jobs_address(plan.recipe.cluster):
+            return submit(stage, plan, current.tracking, current.parent, address, report)
+        current.join_cluster()
+        return build(stage, plan, current.tracking, current.parent, report)
+
+
+def publish(result: Result) -> None:
+    """What the stage made, as a table and its pictures in Prefect."""
+    row = {
+        "rows": result.rows,
+        "unit": result.unit,
+        "seconds": round(result.seconds, 1),
+        "made": "now" if result.fresh else "earlier",
+    }
+    table = [row | {"artifact": kind, "uri": uri, "version": result.version} for kind, uri in result.artifacts.items()]
+    create_table_artifact(
+        table,
+        key=f"{result.stage}-artifacts",
+        description=f"What stage {result.stage} made (MLflow run {result.run_id})",
+    )
+    for title, picture in result.pictures.items():
+        create_image_artifact(image_url=_inline(picture), key=f"{result.stage}-{title}", description=title)
+
+
+def _inline(uri: str) -> str:
+    """The picture itself as a data URL, so that it shows wherever the server runs."""
+    import fsspec
+
+    with fsspec.open(uri, "rb") as stream:
+        return "data:image/png;base64," + base64.b64encode(stream.read()).decode()

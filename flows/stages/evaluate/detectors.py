@@ -1,0 +1,93 @@
+"""The networks whose features an evaluation compares, and what is gathered of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.engine.stage import StageError
+from flows.models.weights import identity
+from flows.recipe.model import Evaluate, Recipe
+from gmem.encoder import load_encoder
+from gmem.metrics import FeatureSums, Sums, load_inception
+from gmem.tokenizer import from_bytes
+
+INCEPTION = "inception"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network whose features are compared. `identity`: detector, detector_hash, resize, as a protocol names them."""
+
+    identity: dict[str, str]
+    features: Callable[[Tensor], dict[str, Tensor]]
+    moments: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def sums(self) -> FeatureSums:
+        return FeatureSums(self.moments, self.kept)
+
+
+def named(evaluate: Evaluate) -> dict[str, str]:
+    """Source of each encoder to measure with, by the name its metrics bear; the first one judges memorisation."""
+    sources = [source for source in (evaluate.encoder, *evaluate.further_encoders) if source]
+    names = {source.partition("@")[0].rstrip("/").replace("/", ":").rpartition(":")[2]: source for source in sources}
+    if len(names) < len(sources):
+        raise StageError("two encoders of evaluate bear the same name; give one folder or model only once")
+    if not names and not evaluate.inception:
+        raise StageError("the recipe names nothing to measure with; set evaluate.encoder or evaluate.inception")
+    return names
+
+
+def judge(evaluate: Evaluate) -> str:
+    """The detector in whose features the nearest training pictures are searched."""
+    return next(iter(named(evaluate)), INCEPTION)
+
+
+def identities(evaluate: Evaluate) -> dict[str, Any]:
+    """What a fingerprint takes of the detectors."""
+    return {
+        "encoders": {name: identity(source) for name, source in named(evaluate).items()},
+        "inception": identity(evaluate.inception) if evaluate.inception else None,
+    }
+
+
+def load_detectors(recipe: Recipe, device: str) -> dict[str, Detector]:
+    """The recipe's evaluation encoders, and the FID Inception network where the recipe names its weights."""
+    found = {name: _encoder(name, source, recipe, device) for name, source in named(recipe.evaluate).items()}
+    if recipe.evaluate.inception:
+        inception = load_inception(recipe.evaluate.inception, device)
+        found[INCEPTION] = Detector(inception.identity, inception, ("pool", "spatial"), ("pool", "logits"))
+    return found
+
+
+def _encoder(name: str, source: str, recipe: Recipe, device: str) -> Detector:
+    encoder = load_encoder(source, device, recipe.data.image_size)
+    about = {
+        "detector": name,
+        "detector_hash": encoder.identity["sha256"],
+        "resize": f"{encoder.preprocessing.interpolation} to {encoder.preprocessing.size} px",
+    }
+    return Detector(about, lambda images: {"pool": encoder(from_bytes(images)).snippet}, ("pool",), ("pool",))
+
+
+@torch.inference_mode()
+def features_of(detectors: dict[str, Detector], images: Tensor, index: Any, batch: int, device: str) -> Sums:
+    """Features of uint8 [N, 3, H, W] for every detector; `index` [N] numbers the pictures."""
+    found = {name: detector.sums() for name, detector in detectors.items()}
+    for name, detector in detectors.items():
+        for start in range(0, len(images), batch):
+            features = detector.features(images[start : start + batch].to(device))
+            rows = {stream: values.float().cpu() for stream, values in features.items()}
+            found[name].update(rows, index[start : start + batch])
+    return found
+
+
+def merge(total: Sums, part: Sums) -> None:
+    """Adds `part` to `total`, in place. What comes out of Ray's object store cannot be written to: begin with none."""
+    for name, sums in part.items():
+        total.setdefault(name, FeatureSums(sums.moments, sums.kept)).merge(sums)

@@ -1,0 +1,271 @@
+"""Stage evaluate: samples from random snippets, measured against pictures, beside a floor and a ceiling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from flows.cluster.calls import under_way
+from flows.cluster.resources import resources
+from flows.cluster.workers import Worker, pool
+from flows.engine.plan import Plan
+from flows.engine.progress import Report
+from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.models.generation import require_pieces, require_snippets
+from flows.models.resolve import bank_identity, guide_identity, network_identity, open_bank, open_network
+from flows.models.weights import identity
+from flows.recipe.model import Recipe
+from flows.stages.bank import BANK
+from flows.stages.evaluate import references
+from flows.stages.evaluate import report as reporting
+from flows.stages.evaluate.detectors import identities, judge
+from flows.stages.evaluate.references import open_adm
+from flows.stages.evaluate.report import Found
+from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
+from flows.stages.ingest import IMAGES
+from flows.stages.train.driver import TRAINING, chosen
+from gmem.metrics import Manifolds, Memorisation, Nearest, Sums, memorisation, precision_recall
+from storage.checkpoints import Checkpoint, at, pin
+from storage.images.shards import HELD_OUT, TRAIN, read_index
+from storage.tables.bank import Bank
+
+VERSION = 2
+REPORT_VERSION = 3
+"""Rises alone where what is said of the samples changes, and they do not."""
+SPLITS = (TRAIN, HELD_OUT)
+CHUNK = 256
+"""Samples written together: what a kill can cost, and the unit that actors share out."""
+
+
+def _step(plan: Plan) -> int | None:
+    """The step evaluated: that of the chosen checkpoint, or the one the training will end with."""
+    if plan.recipe.evaluate.network:
+        return None
+    training = plan.artifact(TRAINING)
+    checkpoint = chosen(plan.recipe, training) if plan.done(TRAINING) else None
+    return checkpoint.step if checkpoint else plan.recipe.train.steps
+
+
+def _sampling(plan: Plan) -> dict[str, Any]:
+    sample, evaluate = plan.recipe.sample, plan.recipe.evaluate
+    return identities(evaluate) | {
+        "sample": sample.identity("guide") | {"guide": guide_identity(sample, plan.store)},
+        "samples": evaluate.samples,
+        "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
+    }
+
+
+def _outside(plan: Plan) -> dict[str, Any]:
+    network = plan.recipe.evaluate.network
+    assert network is not None, "wanted for a network from elsewhere only"
+    tokenizer = identity(plan.recipe.tokenizer.source)
+    return _sampling(plan) | {"network": network_identity(network, plan.store), "tokenizer": tokenizer}
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    evaluate = plan.recipe.evaluate
+    reference = identity(evaluate.reference) if evaluate.reference else None
+    return identities(evaluate) | {"samples": evaluate.samples, "reference": reference}
+
+
+def _reported(plan: Plan) -> dict[str, Any]:
+    named_by_content = ("encoder", "further_encoders", "inception", "reference", "network", "bank")
+    return {"evaluate": plan.recipe.evaluate.identity(*named_by_content), "step": _step(plan)}
+
+
+STATISTICS = Part("statistics", VERSION, _statistics, (IMAGES,))
+OWN = Part(
+    "samples",
+    VERSION,
+    lambda plan: _sampling(plan) | {"step": _step(plan)},
+    (TRAINING,),
+    wanted=lambda recipe: recipe.evaluate.network is None,
+)
+OUTSIDE = Part(
+    "samples",
+    VERSION,
+    _outside,
+    (IMAGES, replace(BANK, wanted=lambda recipe: recipe.evaluate.bank is None)),
+    wanted=lambda recipe: recipe.evaluate.network is not None,
+)
+REPORT = Part("report", REPORT_VERSION, _reported, (OWN, OUTSIDE, STATISTICS))
+
+
+def job(job: Job, report: Report) -> Outcome:
+    """Features of the reference pictures, then the samples, then the numbers; each part is kept as it is finished."""
+    recipe = job.recipe
+    checkpoint, bank = _subject(job)
+    guide, index = require_pieces(checkpoint, recipe), read_index(job.artifact("images").uri)
+    for each in (checkpoint, guide):
+        if each and each.uri.startswith(f"{job.store.root}/"):  # others' stores are theirs to keep
+            pin(each, job.artifact("report").folder)
+    file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
+    plans = _plans(recipe, bank, index)
+    pictures = {split: len(ids) for split, ids in plans.items()}
+    searched = _searched(recipe, index)
+    if searched:
+        pictures.setdefault(HELD_OUT, min(recipe.evaluate.samples, _count(index, HELD_OUT)))
+    report.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
+    with pool(recipe.cluster, "evaluate", Evaluator, job, checkpoint) as workers:
+        seen = references.of_pictures(job, index, pictures, workers, report)
+        against = references.of_file(job, file, workers) if file else None
+        shares = _sampled(job, index, plans, workers, report)
+        memorised = _memorised(job, index, plans, shares, seen, workers, report) if searched else {}
+        detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
+        found = Found(
+            job=job,
+            checkpoint=checkpoint,
+            guide=guide,
+            references=seen,
+            file=against,
+            shares=shares,
+            memorised=memorised,
+            searched=searched,
+            detectors=detectors,
+            tokenizer=tokenizer,
+            manifolds=_manifolds(recipe, workers),
+        )
+        return _outcome(found, plans)
+
+
+def _manifolds(recipe: Recipe, workers: list[Worker]) -> Manifolds:
+    """Precision and recall where the GPUs are: this process has none, though it may see one that Ray gave to a worker."""
+    if not resources(recipe.cluster, "evaluate").gpus:
+        return precision_recall
+    return lambda *asked: ray.get(workers[0].call(Evaluator.manifolds, *asked))
+
+
+def _subject(job: Job) -> tuple[Checkpoint, Bank]:
+    """The network and the bank to sample from; they are checked to belong together."""
+    evaluate = job.recipe.evaluate
+    if evaluate.network:
+        checkpoint = open_network(evaluate.network, job.store)
+    else:  # not simply the newest: the training may have gone on since
+        checkpoint = at(job.artifact("training"), job.parameters["report"]["step"])
+    bank = open_bank(evaluate.bank or job.artifact("bank").uri, job.store)
+    if checkpoint.manifest.encoder:
+        bank.require_encoder(checkpoint.manifest.encoder)
+    require_snippets(checkpoint, bank.dim, bank.artifact)
+    side = checkpoint.manifest.network["latent_size"] * job.recipe.tokenizer.factor
+    if side != job.recipe.data.image_size:
+        raise StageError(
+            f"{checkpoint.uri} makes pictures of {side} px, and those of recipe {job.recipe.name} have "
+            f"{job.recipe.data.image_size} px; evaluate it with a recipe of data.image_size={side}"
+        )
+    return checkpoint, bank
+
+
+def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """Ids of the snippets to sample from, by split: random ones, none twice, as many as there are pictures to compare.
+
+    Of the recipe's own bank those of its pictures: rows that were added since have neither latent nor picture.
+    """
+    origin = None if recipe.evaluate.bank else "dataset"
+    plans: dict[str, NDArray[np.int64]] = {}
+    for split in SPLITS:
+        count = min(recipe.evaluate.samples, _count(index, split))
+        if count >= 2:
+            own = f" AND origin = '{origin}'" if origin else ""
+            available = bank.table.count_rows(f"split = '{split}' AND flipped IS NOT TRUE{own}")
+            if min(count, available) >= 2:
+                plans[split] = bank.sample_ids(split, min(count, available), recipe.sample.seed, origin=origin)
+    if not plans:
+        raise StageError(
+            "evaluation needs at least 2 pictures, and 2 snippets of the bank, of one split; add pictures or raise data.held_out"
+        )
+    return plans
+
+
+def _count(index: pa.Table, split: str) -> int:
+    return pc.sum(pc.equal(index["split"], split)).as_py() or 0
+
+
+def _searched(recipe: Recipe, index: pa.Table) -> int:
+    """How many training pictures are searched for the nearest ones: all, where held-out ones can be compared with."""
+    possible = recipe.evaluate.memorisation and _count(index, HELD_OUT) >= 2
+    return _count(index, TRAIN) if possible else 0
+
+
+def _sampled(
+    job: Job, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[Worker], report: Report
+) -> dict[str, Shares]:
+    """Samples of every split, with the floor and the ceiling of as many."""
+    shares: dict[str, Shares] = {}
+    for split, ids in plans.items():
+        first = not shares
+        chunks = [
+            Chunk(
+                split, start // CHUNK, np.arange(start, min(start + CHUNK, len(ids))), ids[start : start + CHUNK], first
+            )
+            for start in range(0, len(ids), CHUNK)
+        ]
+        calls = (workers[i % len(workers)].call(Evaluator.run, chunk) for i, chunk in enumerate(chunks))
+        shares[split] = total = Shares()
+        for part in under_way(calls, 2 * len(workers)):
+            report.advance((1 + bool(part.floor) + bool(part.ceiling)) * part.count)
+            total.merge(part)
+        if not total.ceiling:  # decoded noise is the same for every split
+            report.advance(total.count)
+            total.ceiling = next(iter(shares.values())).ceiling
+    if lacking := {split: len(plans[split]) for split, each in shares.items() if not each.floor}:
+        for split, floor in references.reconstructions(job, index, lacking, workers, report).items():
+            shares[split].floor = floor
+    return shares
+
+
+def _memorised(
+    job: Job,
+    index: pa.Table,
+    plans: dict[str, NDArray[np.int64]],
+    shares: dict[str, Shares],
+    seen: dict[str, Sums],
+    workers: list[Worker],
+    report: Report,
+) -> dict[str, Memorisation]:
+    """Samples of every split and held-out pictures, each with its nearest training picture."""
+    name = judge(job.recipe.evaluate)
+    queries = [each.samples[name].features("pool") for each in shares.values()]
+    queries.append(seen[HELD_OUT][name].features("pool"))
+    nearest = references.nearest_of(job, index, np.concatenate(queries), workers, report)
+    parts = _split(nearest, [len(part) for part in queries])
+    if np.median(parts[-1].distance) == 0:
+        report.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
+        return {}
+    known = job.recipe.evaluate.bank is None
+    return {
+        split: memorisation(part, parts[-1], ids // 2 if known and split == TRAIN else None)
+        for part, (split, ids) in zip(parts, plans.items(), strict=False)
+    }
+
+
+def _split(nearest: Nearest, lengths: list[int]) -> list[Nearest]:
+    parts, start = [], 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        part = Nearest(nearest.queries[rows])
+        part.keep(nearest.distance[rows], nearest.id[rows])
+        parts.append(part)
+        start += length
+    return parts
+
+
+def _outcome(found: Found, plans: dict[str, NDArray[np.int64]]) -> Outcome:
+    job, results = found.job, reporting.results_of(found)
+    reporting.write(job, results, found.memorised)
+    pictures = dict(reporting.draw(job, split) for split in plans)
+    metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
+    counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
+    lines = reporting.lines(results, pictures)
+    used = {"network": found.checkpoint.uri, "guide": found.guide and found.guide.uri, "bank": job.recipe.evaluate.bank}
+    # What was used by address is kept from being cleaned up; fingerprints go by its content.
+    details = {"step": found.checkpoint.step, "metrics": metrics, "lines": lines, "used": used}
+    return Outcome(counts, details=details, metrics=metrics, pictures=pictures)
+
+
+STAGE = Stage("evaluate", "samples", (STATISTICS, OWN, OUTSIDE, REPORT), job)

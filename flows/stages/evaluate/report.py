@@ -1,0 +1,213 @@
+"""The report of an evaluation: every number with its protocol, pictures, and the lines a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.engine.stage import Job
+from flows.figures import grid, pairs
+from flows.models.generation import sampler_config
+from flows.models.resolve import artifact_at
+from flows.recipe.model import Recipe
+from flows.stages.evaluate.detectors import INCEPTION, judge
+from flows.stages.evaluate.references import File
+from flows.stages.evaluate.worker import Shares
+from gmem.metrics import (
+    FeatureSums,
+    Manifolds,
+    Memorisation,
+    Protocol,
+    Result,
+    Sums,
+    guidance_text,
+    measure,
+    memorisation_results,
+    precision_recall,
+)
+from storage.checkpoints import Checkpoint
+from storage.images.shards import TRAIN, read_index, read_shard
+from storage.samples import SampleRow, read_samples
+
+KINDS = ("samples", "floor", "ceiling")
+SHOWN = 32
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the jobs of an evaluation brought together."""
+
+    job: Job
+    checkpoint: Checkpoint
+    guide: Checkpoint | None
+    references: dict[str, Sums]
+    """Features of the recipe's pictures by split."""
+    file: File | None
+    shares: dict[str, Shares]
+    memorised: dict[str, Memorisation]
+    searched: int
+    """Training pictures among which the nearest were searched."""
+    detectors: dict[str, dict[str, str]]
+    tokenizer: dict[str, Any]
+    manifolds: Manifolds = precision_recall
+    """Finds precision and recall: here on the CPU, since a GPU that can be seen here is another's."""
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    """A network's name for people: its training, or the file it was imported from, and its step."""
+    manifest = checkpoint.manifest
+    origin = f"training {manifest.training}" if manifest.training else f"network {manifest.details.get('source', '')}"
+    return f"{origin.strip()} step {checkpoint.step}"
+
+
+def results_of(found: Found) -> dict[str, list[Result]]:
+    """Every number by `split/kind`, kind being samples, floor or ceiling."""
+    results: dict[str, list[Result]] = {}
+    for split, shares in found.shares.items():
+        for kind in KINDS:
+            sums: Sums = getattr(shares, kind)
+            subject = f"{kind} of {split}, {name_of(found.checkpoint)}"
+            numbers = [each for name, one in sums.items() for each in _measured(found, split, name, one)]
+            results[f"{split}/{kind}"] = [replace(each, subject=subject) for each in numbers]
+        if memorised := found.memorised.get(split):
+            protocol = _protocol(found, split, judge(found.job.recipe.evaluate), shares.count)
+            whole = replace(
+                protocol, reference=f"all training pictures {_of(found.job.recipe)}", reference_count=found.searched
+            )
+            results[f"{split}/samples"] += memorisation_results(
+                memorised, whole, f"samples of {split}, {name_of(found.checkpoint)}"
+            )
+    return results
+
+
+def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> list[Result]:
+    """Against the recipe's pictures, or as far as it goes against the file."""
+    pictures, subsets = found.references[split][detector], found.job.recipe.evaluate.kernel_subsets
+    protocol = _protocol(found, split, detector, sums.count)
+    file = found.file if detector == INCEPTION else None
+    how: dict[str, Any] = {"kernel_subsets": subsets, "manifolds": found.manifolds}
+    if file is None:
+        return measure(sums, pictures, protocol, **how)
+    against = replace(protocol, reference=file.name, reference_hash=file.sha256)
+    results = measure(sums, file.moments, against, features=file.features, **how)
+    if file.features:
+        return results
+    known = {result.metric for result in results}
+    return results + [r for r in measure(sums, pictures, protocol, **how) if r.metric not in known]
+
+
+def _protocol(found: Found, split: str, detector: str, count: int) -> Protocol:
+    recipe = found.job.recipe
+    sample, tokenizer = recipe.sample, found.tokenizer
+    guide = f"the network of {name_of(found.guide)} ({_weights(found.guide)})" if found.guide else "zero snippet"
+    return Protocol(
+        **found.detectors[detector],
+        reference=f"{split} pictures {_of(recipe)}",
+        reference_hash=found.job.fingerprints["images"],
+        reference_count=None,
+        count=count,
+        seed=sample.seed,
+        sampler=str(sampler_config(sample)),
+        steps=sample.steps,
+        calls=found.shares[split].calls,
+        guidance=guidance_text(sample.guidance, sample.guidance_from, sample.guidance_until, guide),
+        snippets=_snippets(found, split),
+        latents=f"{tokenizer['name']} ({tokenizer['sha256'][:12]}), {'draw' if recipe.tokenizer.draw else 'mean'} of the posterior",
+    )
+
+
+def _of(recipe: Recipe) -> str:
+    return f"of {recipe.name} at {recipe.data.image_size} px"
+
+
+def _weights(checkpoint: Checkpoint) -> str:
+    return checkpoint.manifest.files["ema.safetensors"].sha256[:12]
+
+
+def _snippets(found: Found, split: str) -> str:
+    bank = found.job.recipe.evaluate.bank
+    if bank is None:
+        return f"random snippets of {split} pictures, none twice"
+    return f"random snippets of {split} rows of {artifact_at(bank, found.job.store).folder}, none twice"
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def draw(job: Job, split: str) -> tuple[str, str]:
+    """Title and URI of a picture of the first samples of a split, below their sources where the bank is the recipe's."""
+    made = list(islice(read_samples(job.store, job.artifact("samples").path(f"{split}-000000.tar")), SHOWN))
+    images = np.stack([row.image for row in made])
+    known = job.recipe.evaluate.bank is None
+    title = f"{'pairs' if known else 'samples'}-{split}"
+    path = job.artifact("report").path(f"{title}.png")
+    job.store.write_bytes(path, pairs(_sources(job, made), images) if known else grid(images))
+    return title.replace("_", "-"), path
+
+
+def _sources(job: Job, made: list[SampleRow]) -> NDArray[np.uint8]:
+    uri = job.artifact("images").uri
+    index = read_index(uri)
+    place = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
+    wanted = [row.snippet // 2 for row in made]
+    found: dict[int, NDArray[np.uint8]] = {}
+    for shard in {place[sample] for sample in wanted}:
+        found |= {p.sample: p.image for p in read_shard(uri, shard, wanted)}
+    return np.stack([found[sample] for sample in wanted])
+
+
+# --- what is kept and said -------------------------------------------------------------------------------------------
+
+
+def write(job: Job, results: dict[str, list[Result]], memorised: dict[str, Memorisation]) -> None:
+    """`report.json`: every result; `nearest.json`: each sample's nearest training picture and its distance."""
+    artifact = job.artifact("report")
+    job.store.write_json(artifact.path("report.json"), [asdict(each) for part in results.values() for each in part])
+    if memorised:
+        about = {
+            split: {"nearest": each.nearest.tolist(), "distance": each.distances.tolist()}
+            for split, each in memorised.items()
+        }
+        held_out = next(iter(memorised.values())).held_out_distances.tolist()
+        job.store.write_json(artifact.path("nearest.json"), about | {"held_out_pictures": held_out})
+
+
+def lines(results: dict[str, list[Result]], pictures: dict[str, str]) -> list[str]:
+    """What a person reads at the end of a run."""
+    said = []
+    for place, part in results.items():
+        split, _, kind = place.partition("/")
+        values = {result.metric: result for result in part}
+        if kind == "samples":
+            said += [_line(split, value, results) for name, value in values.items() if name.startswith(("fd-", "fid"))]
+            said += _memorised(split, values.values())
+    return said + [f"{title}: {path}" for title, path in pictures.items()]
+
+
+def _line(split: str, result: Result, results: dict[str, list[Result]]) -> str:
+    where = {kind: {r.metric: r.value for r in results.get(f"{split}/{kind}", [])} for kind in KINDS[1:]}
+    words = {"floor": "floor, the tokenizer's reconstructions", "ceiling": "ceiling, pure noise decoded"}
+    said = [f"{words[kind]}: {values[result.metric]:.4g}" for kind, values in where.items() if result.metric in values]
+    return (
+        f"{result.metric} of {result.protocol.count} samples from {split.replace('_', '-')} snippets: "
+        f"[bold]{result.value:.4g}[/] ({'; '.join(said)})"
+    )
+
+
+def _memorised(split: str, results: Iterable[Result]) -> list[str]:
+    parts = {result.metric.partition("-")[0].removeprefix("memorisation_"): result for result in results}
+    if "ratio" not in parts or split != TRAIN:
+        return []
+    source = (
+        f"; the nearest is the snippet's own for {parts['from_source'].value:.0%}" if "from_source" in parts else ""
+    )
+    ratio, closer = parts["ratio"].value, parts["closer"].value
+    return [
+        f"nearest training pictures: {ratio:.2f} times as far as from held-out pictures; {closer:.0%} of the samples are "
+        + f"nearer than 95 % of those{source}"
+    ]

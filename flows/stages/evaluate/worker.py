@@ -1,0 +1,217 @@
+"""The worker that samples, and looks at what came out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flows.cluster.workers import settle
+from flows.engine.stage import Job
+from flows.models.generation import load_generator, sampler_config
+from flows.models.resolve import open_bank
+from flows.stages.evaluate.detectors import Detector, features_of, judge, load_detectors, merge
+from flows.stages.extraction import Block
+from gmem.generator import Generator
+from gmem.memory import normalise
+from gmem.metrics import FeatureSums, Nearest, PrecisionRecall, Sums, precision_recall, read_sums, write_sums
+from gmem.sampler import noise_for
+from gmem.tokenizer import from_bytes, standardise
+from storage.checkpoints import Checkpoint
+from storage.samples import SampleRow, read_samples, write_samples
+from storage.tables.bank import Bank
+from storage.tables.training_data import TrainingTable
+
+
+class Chunk(NamedTuple):
+    """Samples to be made: their numbers, which seed the noise, and the ids of their snippets."""
+
+    split: str
+    number: int
+    indices: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    ceiling: bool
+    """Whether noise is decoded too; it is the same for every split."""
+
+
+@dataclass
+class Shares:
+    """Features of the samples, of the floor (the sources' latents decoded) and of the ceiling (noise decoded)."""
+
+    samples: Sums = field(default_factory=dict)
+    floor: Sums = field(default_factory=dict)
+    ceiling: Sums = field(default_factory=dict)
+    calls: int = 0
+    count: int = 0
+
+    def merge(self, other: Shares) -> None:
+        """Adds another actor's. What comes out of the object store cannot be written to: begin with an empty one."""
+        for mine, theirs in ((self.samples, other.samples), (self.floor, other.floor), (self.ceiling, other.ceiling)):
+            merge(mine, theirs)
+        self.calls = max(self.calls, other.calls)
+        self.count += other.count
+
+
+class Evaluator:
+    """Holds the generator and the detectors, each loaded when it is first needed."""
+
+    def __init__(self, threads: int, job: Job, checkpoint: Checkpoint) -> None:
+        self.job, self.recipe, self.device = job, job.recipe, settle(threads)
+        self.checkpoint = checkpoint
+        self.tables: dict[str, TrainingTable] = {}
+        self.bank: Bank | None = None
+        self.search: Nearest | None = None
+
+    @cached_property
+    def generator(self) -> Generator:
+        return load_generator(self.checkpoint, self.recipe, self.device)
+
+    @cached_property
+    def detectors(self) -> dict[str, Detector]:
+        return load_detectors(self.recipe, self.device)
+
+    def identities(self) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+        """Those of the detectors by name, and the tokenizer's."""
+        return {name: each.identity for name, each in self.detectors.items()}, self.generator.tokenizer.identity
+
+    # --- pictures that are there -------------------------------------------------------------------------------------
+
+    def reference(self, block: Block, reconstructed: bool = False) -> dict[str, Sums]:
+        """Features of the block's pictures by split, as they are or through the tokenizer."""
+        images = torch.from_numpy(block.images).permute(0, 3, 1, 2)
+        if reconstructed:
+            tokenizer = self.generator.tokenizer
+            latents = [tokenizer.encode(from_bytes(part)) for part in images.split(self.recipe.tokenizer.batch)]
+            images = self._decoded(standardise(torch.cat(latents), self.generator.mean, self.generator.std))
+        found = {}
+        for split in sorted(set(block.splits)):
+            rows = [i for i, each in enumerate(block.splits) if each == split]
+            found[split] = self._sums(images[rows], block.samples[rows])
+        return found
+
+    def inception(self, images: NDArray[np.uint8], index: NDArray[np.int64]) -> Sums:
+        """Features of pictures uint8 [N, H, W, 3] of a reference file, of the FID Inception network alone."""
+        detectors = {name: each for name, each in self.detectors.items() if name == "inception"}
+        pictures = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
+        return features_of(detectors, pictures, index, self.recipe.evaluate.batch, self.device)
+
+    def nearest(
+        self, path: str, block: Block | None, queries: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+        """Distance [Q] of each query [Q, D] to the nearest training picture of this shard and those before, its sample
+        number [Q], and how many pictures the shard has.
+
+        The pictures' features are in the file at `path`, or are written to it when a block is given. Queries are
+        prepared once: every call of a worker comes with the same.
+        """
+        name, store = judge(self.recipe.evaluate), self.job.store
+        if block is not None:
+            store.write_bytes(path, write_sums({name: self._training_features(name, block)}))
+        features = read_sums(store.read_bytes(path))[name]
+        self.search = self.search or Nearest(queries, self.device)
+        self.search.update(features.features("pool"), features.index)
+        return self.search.distance, self.search.id, features.count
+
+    def _training_features(self, name: str, block: Block) -> FeatureSums:
+        images, one = torch.from_numpy(block.images).permute(0, 3, 1, 2), {name: self.detectors[name]}
+        found = features_of(one, images, block.samples, self.recipe.evaluate.batch, self.device)[name]
+        sums = FeatureSums((), ("pool",))
+        sums.update({"pool": found.features("pool")}, found.index)
+        return sums
+
+    def manifolds(self, samples: NDArray, reference: NDArray, neighbours: int) -> PrecisionRecall:
+        """Precision and recall of features [N, D] against [M, D], on this worker's device."""
+        return precision_recall(samples, reference, neighbours, device=self.device)
+
+    # --- samples -----------------------------------------------------------------------------------------------------
+
+    def run(self, chunk: Chunk) -> Shares:
+        """Makes and keeps the samples of a chunk, unless an earlier run did; gives their features beside those of floor
+        and ceiling."""
+        snippets, labels, latents = self._rows(chunk)
+        if there := self._kept(chunk):
+            return self._shares(chunk, *there, latents)
+        images, calls = self._generate(chunk, snippets, labels)
+        with ThreadPoolExecutor(1) as beside:  # encoding needs no GPU, and the detectors hardly anything else
+            kept = beside.submit(self._keep, chunk, images, calls)
+            shares = self._shares(chunk, images, calls, latents)
+        kept.result()
+        return shares
+
+    def _shares(self, chunk: Chunk, images: Tensor, calls: int, latents: Tensor | None) -> Shares:
+        shares = Shares(self._sums(images, chunk.indices), calls=calls, count=len(chunk.ids))
+        if latents is not None:
+            standard = standardise(latents, self.generator.mean, self.generator.std)
+            shares.floor = self._sums(self._decoded(standard), chunk.indices)
+        if chunk.ceiling:
+            noise = noise_for(
+                self.recipe.sample.seed, chunk.indices.tolist(), self.generator.network.config.latent_shape
+            )
+            shares.ceiling = self._sums(self._decoded(noise), chunk.indices)
+        return shares
+
+    def _rows(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Unit-length snippets [N, D], labels [N], and raw latents where the recipe's own network and bank are used."""
+        evaluate = self.recipe.evaluate
+        if evaluate.network is None and evaluate.bank is None:
+            rows = self._table(chunk.split).batch(chunk.ids)
+            return normalise(rows["snippet"]), rows["label"], rows["latent"].float()
+        uri = evaluate.bank or self.job.artifact("bank").uri
+        self.bank = self.bank or open_bank(uri, self.job.store)
+        labels = self.bank.rows(chunk.ids.tolist(), ["label"])["label"].fill_null(-1).to_numpy()
+        return normalise(self.bank.snippets(chunk.ids.tolist())), torch.from_numpy(labels.astype(np.int64)), None
+
+    def _generate(self, chunk: Chunk, snippets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        sample, indices = self.recipe.sample, torch.from_numpy(chunk.indices)
+        made = self.generator.batches(snippets, indices, sampler_config(sample), sample.seed, labels, size=sample.batch)
+        images, calls = zip(*((part.cpu(), taken) for part, taken in made), strict=True)
+        return torch.cat(images), max(calls)
+
+    def _path(self, chunk: Chunk) -> str:
+        return self.job.artifact("samples").path(f"{chunk.split}-{chunk.number:06d}.tar")
+
+    def _keep(self, chunk: Chunk, images: Tensor, calls: int) -> None:
+        pictures = images.permute(0, 2, 3, 1).numpy()
+        rows = [
+            SampleRow(int(i), int(snippet), picture, calls)
+            for i, snippet, picture in zip(chunk.indices, chunk.ids, pictures, strict=True)
+        ]
+        write_samples(self.job.store, self._path(chunk), rows, self.recipe.sample.seed)
+
+    def _kept(self, chunk: Chunk) -> tuple[Tensor, int] | None:
+        """The chunk's samples uint8 [N, 3, H, W] and their calls, where they are in the store: all that decides them is
+        in the artifact's name."""
+        path = self._path(chunk)
+        rows = list(read_samples(self.job.store, path)) if self.job.store.files.exists(path) else []
+        there = [(row.number, row.snippet) for row in rows]
+        if there != list(zip(chunk.indices.tolist(), chunk.ids.tolist(), strict=True)) or not all(
+            r.calls for r in rows
+        ):
+            return None
+        images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2)
+        return images, max(row.calls for row in rows)
+
+    def _table(self, split: str) -> TrainingTable:
+        """Latents and snippets of a split, read as they are needed."""
+        if split not in self.tables:
+            latents, bank = (self.job.artifact(kind).uri for kind in ("latents", "bank"))
+            self.tables[split] = TrainingTable(
+                latents, bank, None, split, memory_limit=0, storage_options=self.job.store.storage_options
+            )
+        return self.tables[split]
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] of standardised latents."""
+        return torch.cat(
+            [self.generator.decode(part.to(self.device)).cpu() for part in latents.split(self.recipe.tokenizer.batch)]
+        )
+
+    def _sums(self, images: Tensor, index: NDArray[np.int64]) -> Sums:
+        """Features of uint8 [N, 3, H, W] for every detector."""
+        return features_of(self.detectors, images, index, self.recipe.evaluate.batch, self.device)

@@ -1,0 +1,90 @@
+"""Stage ingest: a folder of pictures or WebDataset shards into image shards of one size, every input accounted for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+
+from flows.cluster.calls import under_way
+from flows.cluster.resources import resources
+from flows.cluster.workers import beside
+from flows.engine.plan import Plan
+from flows.engine.progress import Report
+from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.models.weights import identity
+from flows.recipe.model import Recipe
+from storage.images.shards import ShardPlan, done_shards, write_index, write_shard
+from storage.images.sources import list_source
+
+VERSION = 1
+REASONS_SHOWN = 5
+CRASHES = (WorkerCrashedError, OutOfMemoryError)
+"""How a task ends, after Ray's retries, when a picture takes down whoever decodes it."""
+
+
+def _parameters(plan: Plan) -> dict[str, Any]:
+    """What is in the source counts, not where the source lies; of a shipped one the content, the same in every copy."""
+    listing = _shipped(plan.recipe) or plan.source_fingerprint
+    return plan.recipe.data.identity("source", "mirror") | {"listing": listing}
+
+
+def _shipped(recipe: Recipe) -> str | None:
+    """The content of a shipped source."""
+    return identity(recipe.source) if recipe.data.source.startswith("asset:") else None
+
+
+IMAGES = Part("images", VERSION, _parameters)
+
+
+def job(job: Job, report: Report) -> Outcome:
+    """Writes the shards that are not written yet, several at once, then numbers the pictures."""
+    data, root, size = job.recipe.data, job.artifact("images").uri, job.recipe.data.shard_size
+    listing = list_source(job.recipe.source)
+    if job.parameters["images"]["listing"] not in (listing.fingerprint, _shipped(job.recipe)):
+        raise StageError(
+            f"the pictures in {job.recipe.data.source} are not those that were listed when the run began; let whatever "
+            "changes them end, and run again (on a cluster: all nodes must see the same files, times included)"
+        )
+    plan = ShardPlan(job.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
+    shards = -(-len(listing) // size)
+    done = done_shards(root)
+    missing = [number for number in range(shards) if number not in done]
+    report.total(len(listing), min(len(done) * size, len(listing)))
+
+    have = beside(resources(job.recipe.cluster, "ingest"))
+    write: Any = ray.remote(write_shard).options(**have.options(), max_retries=3)
+
+    def start(number: int, isolated: bool) -> Any:
+        return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, isolated)
+
+    for result in under_way((start(n, False) for n in missing), 2 * have.actors, CRASHES):
+        report.advance(result.kept + result.rejected)
+    if crashed := sorted(set(missing) - done_shards(root)):
+        report.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
+    for result in under_way((start(n, True) for n in crashed), 2 * have.actors):
+        report.advance(result.kept + result.rejected)
+    index = write_index(root, shards, plan)
+    return _outcome(index, report)
+
+
+def _outcome(index: pa.Table, report: Report) -> Outcome:
+    kept = index.filter(index["kept"])
+    splits = {row["values"]: row["counts"] for row in kept["split"].value_counts().to_pylist()}
+    refused = len(index) - len(kept)
+    reasons = sorted(index["reason"].drop_null().value_counts().to_pylist(), key=lambda row: -row["counts"])
+    for row in reasons[:REASONS_SHOWN]:
+        report.note(f"{row['counts']} left out: {row['values']}")
+    counts = {
+        "rows": len(kept),
+        "inputs": len(index),
+        "refused": refused,
+        "shards": len(kept["shard"].unique()),
+    } | splits
+    details = {"reasons": {row["values"]: row["counts"] for row in reasons[:50]}}
+    return Outcome(counts, details=details, metrics={"pictures": len(kept), "refused": refused})
+
+
+STAGE = Stage("ingest", "pictures", (IMAGES,), job)

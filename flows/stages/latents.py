@@ -1,0 +1,89 @@
+"""Stage latents: image shards through the tokenizer into the latents table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from flows.cluster.workers import pool, settle
+from flows.engine.plan import Plan
+from flows.engine.progress import Report
+from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.models.weights import identity
+from flows.recipe.model import Recipe
+from flows.stages.extraction import Block, expected_ids, extract, read_block, tensor, views
+from flows.stages.ingest import IMAGES
+from gmem.tokenizer import load_tokenizer
+from storage.images.shards import index_shards, read_index
+from storage.tables.latents import LatentsWriter, write_fragments
+
+VERSION = 1
+
+
+def _parameters(plan: Plan) -> dict[str, Any]:
+    tokenizer = plan.recipe.tokenizer
+    return tokenizer.identity("source") | {"weights": identity(tokenizer.source), "mirror": plan.recipe.data.mirror}
+
+
+LATENTS = Part("latents", VERSION, _parameters, (IMAGES,))
+
+
+class LatentEncoder:
+    """A worker that holds the tokenizer and writes what it encodes."""
+
+    def __init__(self, threads: int, recipe: Recipe, artifact: str, options: dict[str, str]) -> None:
+        self.recipe, self.artifact, self.options, self.device = recipe, artifact, options, settle(threads)
+        self.tokenizer = load_tokenizer(recipe.tokenizer.source, self.device)
+
+    def describe(self) -> dict[str, Any]:
+        return self.tokenizer.identity
+
+    def run(self, block: Block) -> dict[str, Any]:
+        """Latents of a block and of its mirror images, written as fragments; returns what to commit."""
+        images, orientations = tensor(block.images, self.device), views(block.samples, self.recipe.data.mirror)
+        latents = [self._encode(images.flip(-1) if flipped else images, ids) for flipped, ids in orientations]
+        ids = np.concatenate([ids for _, ids in orientations])
+        return write_fragments(
+            self.artifact, block.shard, ids, block.labels * len(latents), np.concatenate(latents), self.options
+        )
+
+    def _encode(self, images: torch.Tensor, ids: np.ndarray) -> np.ndarray:
+        batch = self.recipe.tokenizer.batch
+        seeds = torch.from_numpy(ids).split(batch) if self.recipe.tokenizer.draw else [None] * -(-len(ids) // batch)
+        parts = [self.tokenizer.encode(part, seed) for part, seed in zip(images.split(batch), seeds, strict=True)]
+        return torch.cat(parts).cpu().numpy()
+
+
+def job(job: Job, report: Report) -> Outcome:
+    """Encodes the shards that are not committed yet."""
+    recipe, images, artifact = job.recipe, job.artifact("images").uri, job.artifact("latents")
+    options = job.store.storage_options
+    index = read_index(images)
+    samples = index.filter(index["kept"])["sample"].to_numpy()
+    expected = expected_ids(samples, recipe.data.mirror)
+    with pool(recipe.cluster, "latents", LatentEncoder, recipe, artifact.uri, options) as workers:
+        tokenizer = ray.get(workers[0].call(LatentEncoder.describe))
+        _check(recipe, tokenizer)
+        shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
+        writer = LatentsWriter(artifact.uri, shape, tokenizer, job.leases["latents"], options)
+        done = set(writer.done)
+        report.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
+        blocks = (read_block.remote(images, shard, None) for shard in index_shards(index) if shard not in done)
+        extract(blocks, workers, LatentEncoder.run, writer.commit, report, len(expected))
+    table = writer.finish_latents(expected)
+    return Outcome({"rows": len(expected)}, {"latents": table.version}, {"tokenizer": tokenizer, "shape": list(shape)})
+
+
+def _check(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
+    for key in ("factor", "channels"):
+        if tokenizer[key] != getattr(recipe.tokenizer, key):
+            raise StageError(
+                f"tokenizer {recipe.tokenizer.source} has {key} {tokenizer[key]}, but the recipe says {getattr(recipe.tokenizer, key)}; "
+                f"set tokenizer.{key}={tokenizer[key]}"
+            )
+
+
+STAGE = Stage("latents", "rows", (LATENTS,), job)

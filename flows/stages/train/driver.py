@@ -1,0 +1,225 @@
+"""Stage train: the driver of a Ray Train job. What a worker does is told in flows/stages/train/worker.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from flows.cluster.address import address_of
+from flows.cluster.errors import ClusterError, explained
+from flows.cluster.resources import resources
+from flows.cluster.workers import make_room
+from flows.engine.plan import Plan
+from flows.engine.progress import Report
+from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.models.resolve import network_identity
+from flows.recipe.model import Recipe
+from flows.stages.bank import BANK, PATCHES
+from flows.stages.latents import LATENTS
+from flows.stages.train.channel import Channel
+from flows.stages.train.preemption import Listening
+from flows.stages.train.setup import Versions
+from flows.stages.train.worker import loop
+from storage.checkpoints import Checkpoint, best, latest
+from storage.store import Artifact
+from storage.tables.bank import Bank
+
+VERSION = 1
+POLL_SECONDS = 0.5
+RAY = "ray"  # Ray Train's own folder in the training's, needed only while it runs
+GROW_SECONDS = 3600.0
+"""How often a training that lost workers may take on more: each time costs the work since the last checkpoint."""
+# No node is taken away from a machine of its own: no actor need watch for that; and an end is soon seen.
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+GRACE_SECONDS = 120.0
+"""How long an interrupted training may take for its last checkpoint."""
+
+
+def _parameters(plan: Plan) -> dict[str, Any]:
+    """The number of steps is no part of a training's identity: more steps continue it. What it starts from is, by content."""
+    start = plan.recipe.train.start_from
+    return {
+        "network": plan.recipe.network.identity(),
+        "train": plan.recipe.train.identity() | ({"start_from": network_identity(start, plan.store)} if start else {}),
+        "mirror": plan.recipe.data.mirror,
+    }
+
+
+def reached(plan: Plan, artifact: Artifact) -> bool:
+    newest = latest(artifact)
+    return artifact.complete and newest is not None and newest.step >= plan.recipe.train.steps
+
+
+TRAINING = Part("training", VERSION, _parameters, (LATENTS, BANK, PATCHES), done=reached)
+
+
+def job(job: Job, report: Report) -> Outcome:
+    """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
+    artifact, versions = job.artifact("training"), pinned(job)
+    _require_room(job, report)
+    make_room(resources(job.recipe.cluster, "train"))
+    # With us, for it must outlive the workers' nodes; where it may, Ray puts it elsewhere.
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
+    with terminable():
+        while True:
+            before = latest(artifact)
+            _attempt(_trainer(job, channel, versions), channel, report)
+            newest = latest(artifact)
+            if newest and newest.step >= job.recipe.train.steps:
+                break
+            if newest is None or (before and before.step == newest.step):
+                raise ClusterError("the training's workers ended without getting any further; see Ray's logs")
+            report.note(f"a worker was asked to make way; going on from step {newest.step} with other workers")
+    job.store.files.remove(artifact.path(RAY))
+    return _outcome(job, artifact)
+
+
+def pinned(job: Job) -> Versions:
+    """The versions to train on. The bank's is tagged, so that it is never cleaned up; a training that is continued
+    goes on with the one it began with, whatever was added since."""
+    kinds = ("latents", "patches") if job.recipe.train.align else ("latents",)
+    versions: Versions = {kind: job.manifest(kind).details.get("version") for kind in kinds}
+    bank = Bank(job.artifact("bank").uri, storage_options=job.store.storage_options)
+    tag = f"training-{job.fingerprints['training']}"
+    known = bank.table.tags.list().get(tag)
+    return versions | {"bank": known["version"] if known else bank.tag(tag)}
+
+
+def _require_room(job: Job, report: Report) -> None:
+    """Ray waits without a word for what a cluster does not have, and an embedded one will never have more."""
+    have, fewest, there = resources(job.recipe.cluster, "train"), _fewest(job), ray.cluster_resources()
+    for kind, each in (("CPU", have.cpus), ("GPU", have.gpus)):
+        if fewest * each > there.get(kind, 0):
+            text = f"{fewest} training workers need {fewest * each:g} {kind}s, Ray has {there.get(kind, 0):g}"
+            if not address_of(job.recipe.cluster):
+                raise StageError(f"{text}; lower cluster.train_workers or raise cluster.cpus")
+            report.note(f"{text}: waiting for more nodes, or lower cluster.train_workers")
+
+
+def _fewest(job: Job) -> int:
+    workers = resources(job.recipe.cluster, "train").actors
+    return min(job.recipe.cluster.train_workers_min or workers, workers)
+
+
+def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
+    """One Ray Train run, which itself replaces workers that die. What goes wrong in it is raised here."""
+    failure: list[BaseException] = []
+    # An event to wait for, and not the thread: a join that a signal interrupts takes the thread for ended (Python 3.11).
+    ended = threading.Event()
+    threading.Thread(target=_fit, args=(trainer, failure, ended), name="train", daemon=True).start()
+    try:
+        while not ended.wait(POLL_SECONDS):
+            _relay(channel, report)
+    except ValueError:  # no use in trying again
+        raise
+    except BaseException:
+        report.note("stopping after a last checkpoint")
+        ray.get(channel.ask_to_stop.remote())
+        ended.wait(GRACE_SECONDS)
+        _relay(channel, report)
+        raise
+    _relay(channel, report)
+    if failure:
+        raise _explained(failure[0])
+
+
+def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
+    have, fewest = resources(job.recipe.cluster, "train"), _fewest(job)
+    if not address_of(job.recipe.cluster):
+        os.environ.update(ALONE)
+    config = {
+        "job": job.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions
+    }  # fmt: skip
+    return TorchTrainer(
+        loop,
+        train_loop_config=config,
+        torch_config=Listening(),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=have.actors if fewest == have.actors else (fewest, have.actors),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=GROW_SECONDS,
+            use_gpu=bool(have.gpus),
+            resources_per_worker={"CPU": have.cpus, "GPU": have.gpus, "memory": have.memory},
+            **have.placed(),
+        ),
+        run_config=RunConfig(
+            name=f"{job.recipe.name}-{job.fingerprints['training']}-{os.getpid()}-{time.time_ns()}",
+            storage_path=job.artifact("training").path(RAY),
+            failure_config=FailureConfig(max_failures=job.recipe.cluster.train_failures),
+        ),
+    )
+
+
+def _fit(trainer: TorchTrainer, failure: list[BaseException], ended: threading.Event) -> None:
+    try:
+        trainer.fit()
+    except BaseException as error:  # noqa: BLE001 - handed to the driver's thread, which explains it
+        failure.append(error)
+    finally:
+        ended.set()
+
+
+def _relay(channel: Any, report: Report) -> None:
+    """Raises ValueError when the workers said that nothing but another recipe or store would help."""
+    events, reason = ray.get(channel.take.remote())
+    for event, value, values in events:
+        getattr(report, event)(value, **values)
+    if reason:
+        raise ValueError(reason)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends this process as an interrupt would, so that a last checkpoint is written, where nobody else (such
+    as Prefect) listens to it."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _explained(error: BaseException) -> Exception:
+    """The worker's own words."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    return explained(failures[0] if failures else error)
+
+
+def chosen(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
+    """The checkpoint that evaluation and sampling take: the newest, or the one of the least held-out loss."""
+    return best(artifact) if recipe.evaluate.checkpoint == "best" else latest(artifact)
+
+
+def _outcome(job: Job, artifact: Artifact) -> Outcome:
+    newest, least = latest(artifact), best(artifact)
+    assert newest is not None and least is not None, "a finished training has written a checkpoint"
+    version = job.run.register(f"gmem-{job.recipe.name}", newest)
+    return Outcome(
+        {"rows": newest.step},
+        {"training": newest.step},
+        {
+            "step": newest.step,
+            "best_step": least.step,
+            "held_out": least.manifest.held_out_loss,
+            "model_version": version,
+            "start_from": job.recipe.train.start_from,  # by its address, which keeps it from being cleaned up
+        },
+        pictures={"training-samples": artifact.path("samples.png")},
+    )
+
+
+STAGE = Stage("train", "steps", (TRAINING,), job, continues=True)

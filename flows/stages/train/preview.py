@@ -1,0 +1,80 @@
+"""What rank 0 shows of a training as it goes: samples of fixed snippets, and a small Fréchet distance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flows.figures import grid
+from flows.models.generation import sampler_config
+from flows.recipe.model import Recipe
+from gmem.encoder import Encoder, load_encoder
+from gmem.generator import Generator
+from gmem.memory import normalise
+from gmem.metrics import frechet_distance_of_features
+from gmem.network import Network
+from gmem.sampler import SamplerConfig
+from gmem.tokenizer import from_bytes, load_tokenizer, standardise
+from storage.tables.training_data import TrainingTable
+
+SHOWN, MEASURED = 16, 256
+
+
+class Preview:
+    """Fixed snippets, seeds and reference, so that what changes between two steps is the network alone.
+
+    The reference of the small distance is the pictures' own latents decoded: what a perfect network would make.
+    """
+
+    def __init__(self, recipe: Recipe, data: TrainingTable, network: Network) -> None:
+        self.recipe, self.data, self.network = recipe, data, network
+        self.device = next(network.parameters()).device
+        upright = data.ids[data.ids % 2 == 0]
+        self.ids = np.random.default_rng(recipe.sample.seed).permutation(upright)[:MEASURED]
+
+    @cached_property
+    def generator(self) -> Generator:
+        tokenizer = load_tokenizer(self.recipe.tokenizer.source, self.device)
+        return Generator(self.network, tokenizer, self.data.mean.to(self.device), self.data.std.to(self.device))
+
+    @cached_property
+    def sampler(self) -> SamplerConfig:
+        """As samples are made later, but without a guide: it may be a checkpoint that is still to come."""
+        config = sampler_config(self.recipe.sample)
+        return replace(config, guidance_scale=1.0) if self.recipe.sample.guide else config
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return load_encoder(self.recipe.evaluate.encoder, self.device, self.recipe.data.image_size)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        latents = self.data.batch(self.ids)["latent"].float().to(self.device)
+        decoded = [
+            self.generator.decode(standardise(part, self.generator.mean, self.generator.std))
+            for part in latents.split(self.recipe.sample.batch)
+        ]
+        return self._features(torch.cat(decoded))
+
+    def grid(self) -> bytes:
+        """PNG of samples of the first fixed snippets."""
+        return grid(self._samples(SHOWN).permute(0, 2, 3, 1).cpu().numpy())
+
+    def distance(self) -> float:
+        return frechet_distance_of_features(self._features(self._samples(MEASURED)), self.reference)
+
+    def _samples(self, count: int) -> Tensor:
+        """uint8 [count, 3, H, W]"""
+        rows, sample = self.data.batch(self.ids[:count]), self.recipe.sample
+        snippets, indices = normalise(rows["snippet"].float()), torch.arange(len(rows["snippet"]))
+        made = self.generator.batches(snippets, indices, self.sampler, sample.seed, rows["label"], size=sample.batch)
+        return torch.cat([images for images, _ in made])
+
+    def _features(self, images: Tensor) -> Tensor:
+        return torch.cat(
+            [self.encoder(from_bytes(part)).snippet for part in images.split(self.recipe.evaluate.batch)]
+        ).cpu()

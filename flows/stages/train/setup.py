@@ -1,0 +1,96 @@
+"""What a training begins with: its data, its network and its learner, as the recipe says."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flows.engine.stage import Job
+from flows.models.generation import load_into
+from flows.models.resolve import open_network
+from flows.recipe.model import Recipe
+from gmem.learner import Batch, LearnerConfig
+from gmem.memory import Components
+from gmem.network import Network, NetworkConfig
+from gmem.tokenizer import standardise
+from storage.store import Store
+from storage.tables.training_data import TrainingTable
+
+Versions = dict[str, int | None]
+"""The versions of latents, bank and patch tokens that a training reads from its first step to its last."""
+
+
+def open_data(job: Job, split: str, versions: Versions) -> TrainingTable:
+    return TrainingTable(
+        job.artifact("latents").uri,
+        job.artifact("bank").uri,
+        job.artifact("patches").uri if job.recipe.train.align else None,
+        split,
+        versions=versions,
+        memory_limit=int(job.recipe.train.memory_gib * 2**30),
+        storage_options=job.store.storage_options,
+        cache=job.recipe.cluster.cache,
+    )
+
+
+def batch_of(recipe: Recipe, data: TrainingTable, ids: Tensor | NDArray[np.int64]) -> Batch:
+    """The rows of these ids as the learner takes them: latents standardised, patch tokens as coefficients."""
+    rows = data.batch(ids)
+    label = rows["label"] if recipe.network.conditioning == "label" else None
+    latent = standardise(rows["latent"].float(), data.mean, data.std)
+    return Batch(latent, rows["snippet"].float(), rows.get("tokens"), label)
+
+
+def components_of(data: TrainingTable) -> Components | None:
+    """What brings the patch tokens to full width."""
+    return Components(data.patches.mean, data.patches.components) if data.patches else None
+
+
+def make_network(recipe: Recipe, data: TrainingTable) -> Network:
+    """With fresh weights, or those of `train.start_from`."""
+    network = Network(network_config(recipe, data))
+    if recipe.train.start_from:
+        load_into(network, open_network(recipe.train.start_from, Store(recipe.store)), "train.start_from")
+    return network
+
+
+def network_config(recipe: Recipe, data: TrainingTable) -> NetworkConfig:
+    network = recipe.network
+    return NetworkConfig.of(
+        network.size,
+        patch=network.patch,
+        latent_channels=recipe.tokenizer.channels,
+        latent_size=recipe.grid,
+        snippet_dim=data.snippet_dim,
+        projection_dim=data.token_dim,
+        projection_hidden=network.projection_hidden,
+        conditioning=network.conditioning,
+        snippet_scale=network.snippet_scale,
+        classes=data.classes if network.conditioning == "label" else 0,
+        prediction=network.prediction,
+        initialisation=network.initialisation,
+    )
+
+
+def learner_config(recipe: Recipe) -> LearnerConfig:
+    train = recipe.train
+    return LearnerConfig(
+        lr=train.lr,
+        betas=(train.beta1, train.beta2),
+        weight_decay=train.weight_decay,
+        clip=train.clip,
+        warmup_steps=train.warmup,
+        ema_decay=train.ema,
+        ema_ramp=train.ema_ramp,
+        precision=train.precision,
+        micro_batch=train.micro_batch,
+        compile=train.compile,
+        mask_rate=train.mask,
+        drop_rate=train.drop,
+        cosine_weight=train.cosine,
+        projection_weight=train.align,
+        time_sampling=train.times,
+        time_shift_base=train.shift_base or 0,
+        seed=train.seed,
+    )

@@ -1,0 +1,50 @@
+"""The servers that a run on this machine needs: each takes its 10 seconds, so they start beside each other and our imports."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+# Here, since Ray in its thread and Prefect in ours would import it at the same moment, at which one of them fails.
+import pydantic.v1.fields  # noqa: F401
+
+from flows.cluster.connection import warm_up
+from flows.recipe.model import Cluster
+
+# By the workers of latents, bank and evaluate: a third of a small run's time, unless somebody does it ahead.
+WORKERS_IMPORT = (
+    "flows.stages.latents",
+    "flows.stages.bank",
+    "flows.stages.evaluate.worker",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "timm",
+)
+
+
+def _start_prefect() -> None:
+    from prefect import get_client
+
+    with suppress(Exception):  # the flow tries again, and says what is wrong
+        get_client(sync_client=True)
+
+
+_prefect = threading.Thread(target=_start_prefect, name="prefect-start", daemon=True)
+
+
+def begin(cluster: Cluster, modules: tuple[str, ...] = WORKERS_IMPORT) -> None:
+    """Begins to start Ray, whose workers then import `modules`, and Prefect's own server, where the environment names
+    no others."""
+    if _prefect.ident is not None:
+        return
+    warm_up(cluster, modules)
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        import prefect.server.api.server  # noqa: F401 - which a client does before it starts one: here, ahead of our own
+    _prefect.start()
+
+
+def wait() -> None:
+    """Until Prefect's server answers; a second client would not wait for one that the first is starting."""
+    if _prefect.ident is not None:
+        _prefect.join()

@@ -1,0 +1,220 @@
+"""What training reads: latents, snippets and patch tokens joined by id, and the order in which it reads them.
+
+Both halves are made so that a step's batch is a pure function of the seed and the step: `BatchOrder` says which
+pictures, `TrainingTable` fetches them, from memory when everything fits, else from disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from lance.dataset import LanceDataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.tables.bank_rows import ENCODER, table_uri
+from storage.tables.cache import on_disk
+from storage.tables.fragments import Options, open_table, to_matrix
+from storage.tables.latents import Latents
+from storage.tables.patches import Patches
+
+MEMORY_LIMIT = 8 << 30  # bytes
+READ_ROWS = 4096
+
+
+class TrainingTable:
+    """The rows of one split that latents, bank and (where given) patch tokens have in common, at fixed versions.
+
+    `batch` gives raw latents; standardise them with `mean` and `std` [C] where they are used, on the device.
+    """
+
+    def __init__(
+        self,
+        latents: str,
+        bank: str,
+        patches: str | None = None,
+        split: str = "train",
+        *,
+        versions: dict[str, int | None] | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+        storage_options: Options = None,
+        cache: str | None = None,
+    ) -> None:
+        """Opens artifacts by URI; `versions` pins "latents", "bank", "patches". Loads all when under `memory_limit`.
+
+        Tables in an object store are read by way of a copy in the folder `cache` on this node's disk, where given.
+        ValueError when the split is empty or a training row lacks its latent or tokens.
+        """
+        pin = versions or {}
+        self.latents = Latents.open(latents, pin.get("latents"), storage_options)
+        self.patches = Patches.open(patches, pin.get("patches"), storage_options) if patches else None
+        self._bank = open_table(table_uri(bank), pin.get("bank"), storage_options)
+        self.versions = {"latents": self.latents.version, "bank": self._bank.version}
+        if self.patches:
+            self.versions["patches"] = self.patches.version
+
+        chosen = self._bank.to_table(columns=["id"], filter=f"split = '{split}' AND origin = 'dataset'")["id"]
+        self.ids = np.sort(chosen.to_numpy())
+        if not len(self.ids) and split == "train":
+            raise ValueError(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
+        self.pictures = np.unique(self.ids >> 1)
+        self._sources = self._open_sources(cache)
+        self.in_memory = self.bytes <= memory_limit
+        self._memory = _merged(source.load() for source in self._sources) if self.in_memory else {}
+
+    def _open_sources(self, cache: str | None) -> list[_Source]:
+        tables: list[tuple[LanceDataset, dict[str, tuple[int, ...]]]] = [
+            (self.latents.dataset, {"latent": self.latents.shape, "label": ()}),
+            (self._bank, {"snippet": (self.snippet_dim,)}),
+        ]
+        if self.patches:
+            tables.append((self.patches.dataset, {"tokens": self.patches.shape}))
+        return [_Source(dataset, columns, self.ids, cache) for dataset, columns in tables]
+
+    @property
+    def bytes(self) -> int:
+        """What the rows take in memory."""
+        return len(self.ids) * sum(source.row_bytes for source in self._sources)
+
+    @property
+    def mean(self) -> Tensor:
+        """[C] float32, of the raw latents of the whole table."""
+        return torch.tensor(self.latents.mean, dtype=torch.float32)
+
+    @property
+    def std(self) -> Tensor:
+        """[C] float32."""
+        return torch.tensor(self.latents.std, dtype=torch.float32)
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """Identity of the encoder that made the snippets."""
+        return json.loads(self._bank.schema.metadata[ENCODER.encode()])
+
+    @property
+    def snippet_dim(self) -> int:
+        return self._bank.schema.field("snippet").type.list_size
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a full patch token, as `patches.full` gives it; 0 without patches."""
+        return self.patches.components.shape[1] if self.patches else 0
+
+    @cached_property
+    def classes(self) -> int:
+        """One more than the largest label of the whole table; 0 where nothing is labelled."""
+        largest = pc.max(self.latents.dataset.to_table(columns=["label"])["label"]).as_py()
+        return 0 if largest is None else largest + 1
+
+    def batch(self, ids: Tensor | NDArray[np.int64] | Sequence[int]) -> dict[str, Tensor]:
+        """Rows in the order of `ids`: `latent` float16 [B,C,H,W] raw, `snippet` float16 [B,D], `label` int64 [B]
+        (-1: none), and with patches `tokens` float16 [B,T,K], projected. ValueError for ids outside the split.
+        """
+        wanted = np.asarray(ids, np.int64)
+        place = np.searchsorted(self.ids, wanted)
+        if (place >= len(self.ids)).any() or (self.ids[place] != wanted).any():
+            raise ValueError("ids outside this table's split were asked for; its ids are those of `ids`")
+        if self.in_memory:
+            rows = torch.from_numpy(place)
+            return {name: values.index_select(0, rows) for name, values in self._memory.items()}
+        return _merged(source.take(place) for source in self._sources)
+
+
+class _Source:
+    """Columns of one table for the rows of sorted `ids`; row i of what it gives belongs to `ids[i]`."""
+
+    def __init__(
+        self,
+        dataset: LanceDataset,
+        columns: dict[str, tuple[int, ...]],
+        ids: NDArray[np.int64],
+        cache: str | None = None,
+    ) -> None:
+        """`columns` names them with the shape of a row: () for the label, else that of a list of float16."""
+        self.columns = columns
+        self.row_bytes = sum(2 * int(np.prod(shape)) if shape else 8 for shape in columns.values())
+        self.dataset = on_disk(dataset, ["id", *columns], self.row_bytes + 8, cache) if cache else dataset
+        there = self.dataset.to_table(columns=["id"])["id"].to_numpy()
+        order = np.argsort(there, kind="stable")
+        found = np.searchsorted(there, ids, sorter=order)
+        self.offsets = order[np.minimum(found, len(there) - 1)]
+        missing = ids[there[self.offsets] != ids]
+        if len(missing):
+            raise ValueError(
+                f"{dataset.uri} lacks {len(missing)} rows of the bank, first id {missing[0]}; rerun its stage"
+            )
+
+    def load(self) -> dict[str, Tensor]:
+        """All rows, [N, *shape] for each column, read front to back."""
+        order = np.argsort(self.offsets)
+        result = {
+            name: values.new_empty((len(order), *values.shape[1:])) for name, values in self.take(order[:1]).items()
+        }
+        for start in range(0, len(order), READ_ROWS):
+            place = order[start : start + READ_ROWS]
+            for name, values in self.take(place).items():
+                result[name][torch.from_numpy(place)] = values
+        return result
+
+    def take(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Rows at these places. Lance reads sorted offsets more than twice as fast, so sort and put back in order."""
+        unique, back = np.unique(self.offsets[place], return_inverse=True)
+        rows = self.dataset.take(unique.tolist(), columns=list(self.columns))
+        in_order = torch.from_numpy(back)
+        return {name: _tensor(rows[name], shape).index_select(0, in_order) for name, shape in self.columns.items()}
+
+
+def _tensor(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Tensor:
+    if not shape:
+        return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int64))
+    values = to_matrix(column)
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(-1, *shape)
+
+
+def _merged(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: values for part in parts for name, values in part.items()}
+
+
+class BatchOrder:
+    """Which pictures each step trains on: every picture once an epoch in random order, its orientation drawn.
+
+    A pure function of (seed, step), whatever came before; a batch may straddle epochs.
+    """
+
+    def __init__(self, seed: int, pictures: NDArray[np.int64], global_batch: int, mirrored: bool = False) -> None:
+        """`pictures`: the sample numbers to go through; `mirrored`: whether mirror images are drawn as well."""
+        if not len(pictures) or global_batch < 1:
+            raise ValueError(f"{len(pictures)} pictures in batches of {global_batch} cannot be trained on; give some")
+        self.seed, self.samples, self.global_batch, self.mirrored = seed, pictures, global_batch, mirrored
+
+    def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Sample numbers [B] and whether each is mirrored [B], for the step counted from 0."""
+        place = step * self.global_batch + np.arange(self.global_batch)
+        epoch, within = np.divmod(place, len(self.samples))
+        chosen = np.empty(self.global_batch, np.int64)
+        for number in np.unique(epoch):
+            ours = epoch == number
+            chosen[ours] = self.samples[_permutation(self.seed, int(number), len(self.samples))[within[ours]]]
+        coins = _stream(self.seed, 1, step).random(self.global_batch) < 0.5
+        return chosen, coins & self.mirrored
+
+    def ids(self, step: int) -> Tensor:
+        """int64 [B]: 2·sample + flipped."""
+        samples, flipped = self.pictures(step)
+        return torch.from_numpy(2 * samples + flipped)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return _stream(seed, 0, epoch).permutation(count)
+
+
+def _stream(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -1,0 +1,308 @@
+"""One MLflow run, written to without waiting for MLflow.
+
+What is logged goes into a queue; a thread of its own sends it, metrics in batches. When MLflow does not answer the
+queue is kept and tried again, so that a server may go away for a while and a training never notices. A run is known
+by (tracking URI, run id): any process can write to it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from storage.addresses import without_userinfo
+from storage.errors import StoreError
+from storage.tracking.access import client, cut, flatten, is_final, patiently, problems
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from storage.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000  # MLflow's limit for metrics in one call
+KEPT = 200_000  # entries kept while MLflow does not answer
+EVERY = 1.0  # seconds between two batches
+
+Send = Callable[["MlflowClient"], object]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One value of a metric, with the time at which it was measured."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+class Run:
+    """A run that exists. Every method but `register`, `flush` and `close` returns at once, and none ever fails.
+
+    Close it (or use it in a `with` block) before a process ends, or its last second may be lost.
+    """
+
+    def __init__(self, uri: str, id: str) -> None:
+        self.uri, self.id = uri, id
+        self._queue: deque[_Point | Send] = deque()
+        self._changed = threading.Condition()
+        self._hurry = self._closed = False
+        self._thread: threading.Thread | None = None
+        self._stop_sampling = threading.Event()
+        self._pause = 0.0  # seconds to the next attempt, while MLflow does not answer
+
+    def __reduce__(self) -> tuple[type[Run], tuple[str, str]]:
+        return Run, (self.uri, self.id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Numbers, of this step of training if there are steps."""
+        now = int(time.time() * 1000)
+        self._put(*(_Point(key, float(value), now, step or 0) for key, value in values.items()))
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Adds to metrics that count over all attempts of a run which is continued, such as hours."""
+        self._put(lambda mlflow: _add(mlflow, self.id, values))
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Parameters, nested ones under dotted names. One that was logged before with another value becomes a tag."""
+        if flat := flatten(dict(values)):
+            self._put(lambda mlflow: _log_params(mlflow, self.id, flat))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._put(lambda mlflow: _log_tags(mlflow, self.id, values))
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table that MLflow shows and compares; rows are added when it is there already."""
+        columns = {key: [row.get(key) for row in rows] for key in (rows[0] if rows else ())}
+        if columns:
+            self._put(lambda mlflow: mlflow.log_table(self.id, columns, f"{name}.json"))
+
+    def artifact(self, name: str, data: bytes) -> None:
+        """A file of this content; `name` may have folders."""
+        self._put(lambda mlflow: _log_bytes(mlflow, self.id, name, data))
+
+    def dataset(self, name: str, uri: str, version: int | str, context: str, rows: int | None = None) -> None:
+        """An input: a table or folder at `uri` in this version, used for `context` (training, evaluation, …)."""
+        self._put(lambda mlflow: _log_dataset(mlflow, self.id, name, uri, str(version), context, rows))
+
+    def system_metrics(self, every: float = 10.0, node: str = "") -> None:
+        """Measures this machine's processors, memory, disk, network and GPUs until the run is closed."""
+        threading.Thread(target=self._sample, args=(every, node), name="system-metrics", daemon=True).start()
+
+    def register(self, model: str, checkpoint: Checkpoint, copy_below: int = 256 << 20) -> int | None:
+        """Makes the checkpoint's averaged weights a version of a registered model, linked to latents and bank.
+
+        Weights smaller than `copy_below` bytes are copied into the run; larger ones stay where they are, and the
+        version says where, with their hash. The same weights are registered once. None (and a warning) on failure.
+        """
+        try:
+            mlflow = client(self.uri)
+            return patiently(lambda: _register(mlflow, self.id, model, checkpoint, copy_below), "registering a model")
+        except problems() as problem:
+            reason = without_userinfo(str(problem))
+            log.warning("The weights of %s were not registered in MLflow: %s", checkpoint.uri, reason)
+            return None
+
+    def flush(self, timeout: float = 60.0) -> bool:
+        """Waits until everything is with MLflow; False if it is not yet."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: not self._queue, timeout)
+            self._hurry = False
+        return done
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Sends the rest; what MLflow does not take within `timeout` seconds is given up with a warning."""
+        self._stop_sampling.set()
+        if not self.flush(timeout):
+            text = "MLflow at %s did not answer: %d entries of run %s are lost."
+            log.warning(text, without_userinfo(self.uri), len(self._queue), self.id)
+        atexit.unregister(self.close)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread:
+            self._thread.join(0.0 if self._queue else timeout)
+
+    def _put(self, *entries: _Point | Send) -> None:
+        with self._changed:
+            if len(self._queue) >= KEPT:
+                return
+            self._queue.extend(entries)
+            if self._thread is None or not self._thread.is_alive():
+                self._closed = False
+                self._thread = threading.Thread(target=self._work, name=f"mlflow-{self.id[:6]}", daemon=True)
+                self._thread.start()
+                atexit.register(self.close, 10.0)
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        """Sends what is queued, in order; an entry leaves the queue only when MLflow has it or never will take it."""
+        while entries := self._next():
+            try:
+                self._send(entries)
+                self._pause = 0.0
+            except Exception as problem:  # noqa: BLE001 - whatever goes wrong with tracking, work goes on
+                reason, where = cut(without_userinfo(str(problem)), 300), without_userinfo(self.uri)
+                if isinstance(problem, problems()) and not is_final(problem):
+                    if not self._pause:
+                        log.warning("MLflow at %s does not answer, entries are kept: %s", where, reason)
+                    self._pause = min(max(2 * self._pause, 0.5), 15.0)
+                    continue
+                log.warning("MLflow refused an entry of run %s: %s", self.id, reason)
+            with self._changed:
+                for _ in entries:
+                    self._queue.popleft()
+                self._changed.notify_all()
+
+    def _next(self) -> list[_Point | Send]:
+        """Waits for something to send, and a moment longer so that metrics gather; nothing once closed."""
+        with self._changed:
+            if not self._queue:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                self._changed.wait_for(lambda: self._hurry or self._closed, EVERY)
+            elif self._pause:
+                self._changed.wait_for(lambda: self._closed, self._pause)
+            return [] if self._closed else self._head()
+
+    def _head(self) -> list[_Point | Send]:
+        """The metrics at the head of the queue, or else the one other entry there."""
+        points: list[_Point | Send] = []
+        for entry in self._queue:
+            if not isinstance(entry, _Point) or len(points) == BATCH:
+                break
+            points.append(entry)
+        return points or [self._queue[0]]
+
+    def _send(self, entries: list[_Point | Send]) -> None:
+        mlflow = client(self.uri)
+        if not isinstance(entries[0], _Point):
+            entries[0](mlflow)
+            return
+        from mlflow.entities import Metric
+
+        points = [Metric(p.key, p.value, p.timestamp, p.step) for p in entries if isinstance(p, _Point)]
+        mlflow.log_batch(self.id, metrics=points, synchronous=True)
+
+    def _sample(self, every: float, node: str) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self.id, tracking_uri=self.uri)
+        prefix = f"system/{node}/" if node else "system/"
+        began = self._start_time()
+        while not self._stop_sampling.wait(every):
+            try:
+                monitor.collect_metrics()
+                values = {f"{prefix}{key}": value for key, value in monitor.aggregate_metrics().items()}
+                for each in monitor.monitors:
+                    each.clear_metrics()
+            except Exception as problem:  # noqa: BLE001 - drivers of devices fail in many ways
+                log.warning("System metrics cannot be measured: %s", problem)
+                return
+            self.metrics(values, step=int(time.time() - began))  # seconds, so that a resumed run goes on
+
+    def _start_time(self) -> float:
+        try:
+            return float(client(self.uri).get_run(self.id).info.start_time) / 1000
+        except problems():
+            return time.time()
+
+
+def _log_params(mlflow: MlflowClient, run: str, values: dict[str, str]) -> None:
+    from mlflow.entities import Param, RunTag
+
+    known = mlflow.get_run(run).data.params
+    new = [Param(key, value) for key, value in values.items() if key not in known]
+    changed = [RunTag(f"changed.{key}", value) for key, value in values.items() if known.get(key, value) != value]
+    for start in range(0, len(new), 100):  # MLflow's limit
+        mlflow.log_batch(run, params=new[start : start + 100], synchronous=True)
+    mlflow.log_batch(run, tags=changed[:100], synchronous=True)
+
+
+def _add(mlflow: MlflowClient, run: str, values: Mapping[str, float]) -> None:
+    known = mlflow.get_run(run).data.metrics
+    for key, value in values.items():
+        mlflow.log_metric(run, key, known.get(key, 0.0) + value)
+
+
+def _log_tags(mlflow: MlflowClient, run: str, values: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        mlflow.set_tag(run, key, cut(without_userinfo(str(value)), 8000))
+
+
+@contextmanager
+def _file(name: str, data: bytes) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
+        path = Path(folder) / Path(name).name
+        path.write_bytes(data)
+        yield path
+
+
+def _log_bytes(mlflow: MlflowClient, run: str, name: str, data: bytes) -> None:
+    with _file(name, data) as path:
+        mlflow.log_artifact(run, str(path), str(Path(name).parent) if "/" in name else None)
+
+
+def _log_dataset(
+    mlflow: MlflowClient, run: str, name: str, uri: str, version: str, context: str, rows: int | None
+) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": uri, "version": version})
+    profile = json.dumps({"num_rows": rows}) if rows is not None else None
+    dataset = Dataset(name=cut(name, 500), digest=version[:36], source_type="lance", source=source, profile=profile)
+    tag = InputTag(key="mlflow.data.context", value=context)
+    mlflow.log_inputs(run, [DatasetInput(dataset=dataset, tags=[tag])])
+
+
+def _register(mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint, copy_below: int) -> int:
+    from mlflow.exceptions import MlflowException
+
+    from storage.checkpoints import export, pin  # brings torch along, which logging does not need
+
+    about, weights = checkpoint.manifest, checkpoint.manifest.files.get("ema.safetensors")
+    if weights is None:
+        raise StoreError(f"{checkpoint.uri} has no averaged weights (ema.safetensors)")
+    if weights.bytes >= copy_below:  # else the registry has a copy, whatever becomes of the checkpoint
+        pin(checkpoint, "registered")
+    try:
+        mlflow.create_registered_model(model)
+    except MlflowException as problem:
+        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for version in mlflow.search_model_versions(f"name = '{model}'"):
+        if version.tags.get("sha256") == weights.sha256:
+            return int(version.version)
+    with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
+        if weights.bytes < copy_below:
+            export(checkpoint, folder)
+        else:
+            (Path(folder) / "manifest.json").write_text(about.model_dump_json(indent=2))
+        where = f"model/step-{about.step}"
+        mlflow.log_artifacts(run, folder, where)
+    tags = {"step": str(about.step), "checkpoint": checkpoint.uri, "sha256": weights.sha256}
+    for role in ("latents", "bank", "patches"):
+        if (made_of := getattr(about, role)) is not None:
+            tags |= {role: made_of.uri, f"{role}_version": str(made_of.version)}
+    tags |= {f"{role}_sha256": str(getattr(about, role).get("sha256", "")) for role in ("tokenizer", "encoder")}
+    source = f"{mlflow.get_run(run).info.artifact_uri}/{where}"
+    return int(mlflow.create_model_version(model, source, run_id=run, tags=tags).version)

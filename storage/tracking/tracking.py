@@ -1,0 +1,145 @@
+"""Tracking with MLflow: an experiment for each recipe, a run for each pipeline run, and below it one for each stage."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from storage.addresses import without_userinfo
+from storage.store import Store
+from storage.tracking.access import SQLITE, TrackingError, client, patiently, problems, warm_up
+from storage.tracking.run import Run
+
+__all__ = ["Run", "Tracking", "TrackingError"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the runs of one recipe are kept. Cheap to make; MLflow is opened with the first run."""
+
+    uri: str
+    experiment: str
+    artifacts: str | None = None  # where files of runs go; None leaves it to the server
+
+    @classmethod
+    def open(cls, uri: str | None, store: Store, experiment: str) -> Tracking:
+        """The recipe's address, else MLFLOW_TRACKING_URI, else an SQLite file in the store (in ./runs when the store
+        is a bucket). Begins at once, in the background, to load MLflow and to create a missing database."""
+        folder = Path("runs").absolute() if "://" in store.root else Path(store.root)
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder}/mlflow.db"
+        artifacts = None
+        if uri.startswith(SQLITE):
+            path = Path(uri.removeprefix(SQLITE)).absolute()
+            uri, artifacts = f"{SQLITE}{path}", str(path.parent / "mlflow-artifacts" / experiment)
+        warm_up(uri)
+        return cls(uri, experiment, artifacts)
+
+    @property
+    def command(self) -> str:
+        """What to type, or to open, to see the runs."""
+        local = self.uri.startswith(SQLITE)
+        return f"mlflow ui --backend-store-uri {quote(self.uri)}" if local else without_userinfo(self.uri)
+
+    @contextmanager
+    def pipeline_run(self, parameters: Mapping[str, Any]) -> Iterator[str]:
+        """The parent run of one pipeline run; gives its id, and ends it as the block ends."""
+        with self._run(f"pipeline {self.experiment}", parameters, {"gmem.kind": "pipeline"}) as run:
+            yield run.id
+
+    @contextmanager
+    def stage_run(
+        self, stage: str, parent: str | None, parameters: Mapping[str, Any], artifact: str | None = None
+    ) -> Iterator[Run]:
+        """A stage's run below its parent's. It is FINISHED, FAILED or KILLED as the block ends.
+
+        With `artifact` (its folder in the store), a run of that artifact which never finished is continued instead
+        of another begun: a training that was interrupted keeps its curves.
+        """
+        tags = {"gmem.kind": "stage", "gmem.stage": stage}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        if artifact:
+            tags["gmem.artifact"] = artifact
+        with self._run(stage, parameters, tags) as run:
+            yield run
+
+    def link(self, parent: str, stage: str, run_id: str) -> None:
+        """Says in the parent run which earlier run made what this stage did not have to make again."""
+        with suppress_problems(f"linking stage {stage}"):
+            mlflow = client(self.uri)
+            mlflow.set_tag(parent, f"gmem.reused.{stage}", run_id)
+            experiment = mlflow.get_run(run_id).info.experiment_id
+            note = mlflow.get_run(parent).data.tags.get("mlflow.note.content", "")
+            line = f"- {stage}: made earlier by [this run](#/experiments/{experiment}/runs/{run_id})"
+            mlflow.set_tag(parent, "mlflow.note.content", f"{note}\n{line}".strip())
+
+    @contextmanager
+    def _run(self, name: str, parameters: Mapping[str, Any], tags: dict[str, str]) -> Iterator[Run]:
+        run = Run(self.uri, patiently(lambda: self._begin(name, tags), "beginning a run"))
+        run.params(parameters)
+        status = "KILLED"  # unless we learn better: SystemExit, KeyboardInterrupt, a cancelled flow
+        try:
+            yield run
+            status = "FINISHED"
+        except Exception as problem:
+            status = "FAILED"
+            run.tags({"gmem.error": str(problem)})
+            raise
+        finally:
+            run.close()
+            with suppress_problems(f"ending run {run.id}"):
+                patiently(lambda: client(self.uri).set_terminated(run.id, status), "ending a run", 20)
+
+    def _begin(self, name: str, tags: dict[str, str]) -> str:
+        """Id of an unfinished run with the same artifact, taken up again, or of a new run."""
+        mlflow, experiment = client(self.uri), self._experiment_id()
+        if artifact := tags.get("gmem.artifact"):
+            query = f"tags.`gmem.artifact` = '{artifact}' and attributes.status != 'FINISHED'"
+            for earlier in mlflow.search_runs([experiment], query, max_results=1):
+                mlflow.update_run(earlier.info.run_id, status="RUNNING")
+                for key, value in tags.items():
+                    mlflow.set_tag(earlier.info.run_id, key, value)
+                return str(earlier.info.run_id)
+        about = {"mlflow.source.name": "gmem", "mlflow.source.type": "JOB", "mlflow.user": _user()}
+        return str(mlflow.create_run(experiment, tags=about | tags, run_name=name).info.run_id)
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        mlflow = client(self.uri)
+        found = mlflow.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(mlflow.create_experiment(self.experiment, artifact_location=self.artifacts))
+            except MlflowException as problem:
+                if problem.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = mlflow.get_experiment_by_name(self.experiment)  # another pipeline was faster
+        assert found is not None, "it exists already"
+        if found.lifecycle_stage == "deleted":
+            mlflow.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+
+@contextmanager
+def suppress_problems(doing: str) -> Iterator[None]:
+    """Nothing MLflow does may cost a result: a problem is told, and work goes on."""
+    try:
+        yield
+    except problems() as problem:
+        log.warning("MLflow: %s failed: %s", doing, without_userinfo(str(problem)))
+
+
+def _user() -> str:
+    with suppress(Exception):
+        return getpass.getuser()
+    return "unknown"

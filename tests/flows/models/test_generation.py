@@ -1,0 +1,123 @@
+"""What a generator is put together from: checkpoints, guides, and pieces that do not belong together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from flows.engine.stage import StageError
+from flows.models.generation import load_generator, sampler_config
+from flows.models.resolve import guide_identity, open_guide, open_network
+from flows.recipe.files import RecipeError, load
+from flows.recipe.model import Recipe
+from gmem.network import Network, NetworkConfig
+from storage.checkpoints import Checkpoint, CheckpointManifest, save
+from storage.store import Artifact, Store
+
+CONFIG = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=8, snippet_dim=16)
+STATISTICS: dict[str, Any] = {"latent_mean": [0.0] * 12, "latent_std": [1.0] * 12}
+
+
+def written(artifact: Artifact, step: int, config: NetworkConfig = CONFIG, **about: Any) -> Checkpoint:
+    torch.manual_seed(step)
+    tensors = {f"ema.{name}": value for name, value in Network(config).state_dict().items()}
+    manifest = CheckpointManifest(step=step, network=asdict(config), **(STATISTICS | about))
+    return save(artifact, step, tensors, {}, manifest)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def training(store: Store) -> Artifact:
+    artifact = store.artifact("training", "emoji", "0" * 12)
+    for step in (2, 4):
+        written(artifact, step)
+    return artifact
+
+
+@pytest.fixture(scope="module")
+def checkpoint(training: Artifact) -> Checkpoint:
+    return open_network(training.uri, training.store)
+
+
+def recipe(store: Store, **sample: Any) -> Recipe:
+    return load("emoji", {"store": store.root, "sample": {"steps": 3, "guidance": 2.0} | sample})
+
+
+def test_a_network_is_named_by_checkpoint_training_or_place_in_the_store(training: Artifact, store: Store) -> None:
+    newest = f"{training.uri}/checkpoints/step-00000004"
+    for uri in (newest, training.uri, training.folder, f"{training.folder}/checkpoints/step-00000004", f"{newest}/"):
+        assert open_network(uri, store).uri == newest
+    with pytest.raises(ValueError, match="no finished checkpoint"):
+        open_network("training/none-000000000000", store)
+
+
+def test_an_earlier_checkpoint_guides(checkpoint: Checkpoint, store: Store) -> None:
+    def made(**sample: Any) -> tuple[torch.Tensor, int]:
+        chosen = recipe(store, **sample)
+        generator = load_generator(checkpoint, chosen, "cpu")
+        snippets = torch.nn.functional.normalize(torch.ones(1, 16))
+        return generator.images(snippets, torch.tensor([0]), sampler_config(chosen.sample), 0)
+
+    guided, calls = made(guide="earlier:2")
+    plain, other_calls = made()
+    assert calls == other_calls == 2 * 3 - 2 and not torch.equal(guided, plain)
+    guide = load_generator(checkpoint, recipe(store, guide="earlier:2"), "cpu").guide
+    assert guide is not None
+    torch.manual_seed(2)
+    assert torch.equal(guide.x_embedder.proj.weight, Network(CONFIG).x_embedder.proj.weight)
+    by_uri, _ = made(guide=f"{checkpoint.uri.rpartition('/')[0]}/step-00000002")
+    assert torch.equal(guided, by_uri)
+    assert open_guide(recipe(store, guide="earlier:2", guidance=1).sample, checkpoint, store) is None
+
+
+def test_samples_are_the_same_however_many_are_made_at_once(checkpoint: Checkpoint, store: Store) -> None:
+    generator, config = load_generator(checkpoint, recipe(store), "cpu"), sampler_config(recipe(store).sample)
+    snippets, indices = torch.nn.functional.normalize(torch.randn(5, 16), dim=1), torch.arange(5)
+    together, calls = generator.images(snippets, indices, config, 0)
+    made = list(generator.batches(snippets, indices, config, 0, size=2))
+    assert [len(images) for images, _ in made] == [2, 2, 1] and {taken for _, taken in made} == {calls}
+    apart = torch.cat([images for images, _ in made])
+    assert (apart.int() - together.int()).abs().max() <= 1  # of 255: rounding differs with the size of a batch
+
+
+def test_a_guide_that_does_not_fit_is_refused(checkpoint: Checkpoint, store: Store) -> None:
+    with pytest.raises(ValueError, match=r"earlier:3 is no checkpoint of .*\(earlier ones there: 2\)"):
+        load_generator(checkpoint, recipe(store, guide="earlier:3"), "cpu")
+    wider = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=8, snippet_dim=17)
+    other = written(store.artifact("training", "other", "1" * 12), 1, wider)
+    with pytest.raises(StageError, match=r"differs from .* in snippet_dim; name a smaller or earlier network"):
+        load_generator(checkpoint, recipe(store, guide=other.uri), "cpu")
+    moved = written(store.artifact("training", "moved", "2" * 12), 1, latent_mean=[1.0] * 12)
+    with pytest.raises(StageError, match="in latent statistics"):
+        load_generator(checkpoint, recipe(store, guide=moved.uri), "cpu")
+    with pytest.raises(RecipeError, match="names no step; write it as earlier:20000"):
+        recipe(store, guide="earlier:soon")
+
+
+def test_what_counts_of_a_guide_is_its_content(training: Artifact, store: Store) -> None:
+    first, second = (f"{training.folder}/checkpoints/step-0000000{step}" for step in (2, 4))
+    identities = [guide_identity(recipe(store, guide=uri).sample, store) for uri in (first, second, training.uri)]
+    assert identities[0] != identities[1] == identities[2]
+    assert guide_identity(recipe(store, guide="earlier:2").sample, store) == "earlier:2"
+
+
+def test_pieces_that_do_not_belong_together_are_refused(store: Store) -> None:
+    artifact = store.artifact("training", "pieces", "3" * 12)
+    without = written(artifact, 1, latent_mean=[], latent_std=[])
+    with pytest.raises(StageError, match=r"no latent statistics, .* import it again with --latent-stats"):
+        load_generator(without, recipe(store), "cpu")
+    four = written(artifact, 2, NetworkConfig(2, 32, 2, latent_channels=4, latent_size=8, snippet_dim=16))
+    with pytest.raises(
+        StageError, match=r"latents of 4 channels, and tokenizer\.source shipped:emoji-tokenizer decodes 12"
+    ):
+        load_generator(four, recipe(store), "cpu")
+    foreign = written(artifact, 3, tokenizer={"name": "vavae", "sha256": "ab" * 32})
+    with pytest.raises(StageError, match="trained on latents of vavae"):
+        load_generator(foreign, recipe(store), "cpu")

@@ -1,0 +1,77 @@
+"""Recipes as files: layers, overrides, and what is refused, each time in one sentence with the key and a remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.recipe.files import RecipeError, assignments, load, names
+
+
+def test_shipped_recipes_are_valid_and_carry_the_published_hyper_parameters() -> None:
+    assert {"emoji", "imagenet256-b", "imagenet256-xl", "imagenet512-xl"} <= set(names())
+    xl = load("imagenet256-xl")
+    assert (xl.network.size, xl.train.steps, xl.train.batch, xl.train.lr, xl.train.mask) == (
+        "XL",
+        200_000,
+        1024,
+        2e-4,
+        0.4,
+    )
+    assert (xl.tokenizer.factor, xl.tokenizer.channels, xl.grid) == (16, 32, 16)
+    assert (xl.train.beta1, xl.train.beta2, xl.train.ema, xl.train.clip) == (0.9, 0.95, 0.9999, 1.0)
+    assert (xl.sample.kind, xl.sample.method, xl.sample.steps, xl.sample.last_size) == ("sde", "heun", 50, 0.004)
+    assert load("imagenet512-xl").grid == 32
+
+
+def test_a_recipe_extends_another_and_its_own_values_win(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: emoji\ntrain: {steps: 7}\n")
+    recipe = load(str(mine))
+    assert recipe.name == "mine"
+    assert recipe.train.steps == 7
+    assert recipe.train.batch == load("emoji").train.batch
+
+
+def test_overrides_win_over_everything() -> None:
+    recipe = load("emoji", assignments(["train.steps=12", "train.lr=1e-4", "data.mirror=false"]))
+    assert (recipe.train.steps, recipe.train.lr, recipe.data.mirror) == (12, 1e-4, False)
+
+
+@pytest.mark.parametrize(
+    ("pair", "sentence"),
+    [
+        ("train.stps=3", "unknown key train.stps; did you mean steps?"),
+        ("train.steps=many", "train.steps is 'many'"),
+        ("train.steps=0", "greater than or equal to 1"),
+        ("data.image_size=250", "not divisible by tokenizer.factor 8; choose a multiple such as 248"),
+        ("network.size=XXL", "network.size is 'XXL'"),
+        ("nonsense=1", "unknown key nonsense"),
+        ("sample.method=dopri5", "dopri5"),
+        ("evaluate.reference=ref.npz", "name its weights by evaluate.inception"),
+        ("sample.guide=earlier:soon", "write it as earlier:20000"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_a_remedy(pair: str, sentence: str) -> None:
+    changes = assignments([pair])
+    if "dopri5" in pair:
+        changes["sample"]["kind"] = "sde"
+    with pytest.raises(RecipeError) as refusal:
+        load("emoji", changes)
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_recipe_suggests_a_near_one() -> None:
+    with pytest.raises(RecipeError, match="did you mean emoji"):
+        load("emojii")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- just\n- a list\n", "extends: loop\n"])
+def test_a_broken_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "loop.yaml"
+    file.write_text(text.replace("loop", str(file)))
+    with pytest.raises(RecipeError) as refusal:
+        load(str(file))
+    assert "\n" not in str(refusal.value)

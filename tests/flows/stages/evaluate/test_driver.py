@@ -1,0 +1,435 @@
+"""The evaluation of a network from elsewhere, on a bank from elsewhere, with everything that can be measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.engine.build import build
+from flows.engine.plan import Plan
+from flows.engine.stage import Result, StageError
+from flows.exchange.importing import import_network
+from flows.exchange.importing_bank import import_bank
+from flows.recipe.files import load
+from flows.recipe.model import Recipe
+from flows.stages.bank import BANK
+from flows.stages.evaluate.comparison import read_report, side_by_side
+from flows.stages.evaluate.detectors import named
+from flows.stages.evaluate.driver import OUTSIDE, OWN, REPORT, STAGE
+from flows.stages.evaluate.report import Found
+from flows.stages.ingest import IMAGES
+from gmem.metrics import precision_recall, random_inception, read_adm
+from gmem.network import Network, NetworkConfig
+from storage.images.shards import ShardPlan, write_index, write_shard
+from storage.store import Store
+from storage.tracking.tracking import Tracking
+
+COUNT, SHARD, SEED = 10, 30, 3
+CONFIG = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=8, snippet_dim=16)
+
+
+class Quiet:
+    """Keeps what is told of progress."""
+
+    def __init__(self) -> None:
+        self.rows = self.done = 0
+        self.notes: list[str] = []
+
+    def total(self, rows: int, done: int = 0) -> None:
+        self.rows, self.done = rows, done
+
+    def advance(self, rows: int, **values: float) -> None:
+        self.done += rows
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, published files and the weights of a detector."""
+    root, random = tmp_path_factory.mktemp("evaluation"), np.random.default_rng(0)
+    (root / "pictures").mkdir()
+    for i in range(30):
+        low = random.integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(low).resize((64, 64), Image.Resampling.BICUBIC).save(root / "pictures" / f"{i:02d}.png")
+    torch.manual_seed(0)
+    for name in ("large", "small"):
+        torch.save({"ema": Network(CONFIG).state_dict()}, root / f"{name}.pt")
+    torch.save({"mean": torch.zeros(12), "std": torch.ones(12)}, root / "latents_stats.pt")
+    torch.save(torch.randn(40, 16), root / "bank.pth")
+    torch.save(random_inception().state_dict(), root / "inception.pth")
+    _reference(root / "reference.npz")
+    return root
+
+
+def _reference(path: Path) -> None:
+    """As ADM's: statistics of many pictures, and some of the pictures."""
+    random, arrays = np.random.default_rng(1), {}
+    for suffix, dim in (("", 2048), ("_s", 2023)):
+        rows = random.normal(size=(64, dim))
+        arrays |= {f"mu{suffix}": rows.mean(0), f"sigma{suffix}": rows.T @ rows / 64}
+    np.savez(path, arr_0=random.integers(0, 256, (6, 64, 64, 3), np.uint8), **arrays)
+
+
+@pytest.fixture(scope="module")
+def uris(home: Path) -> dict[str, str]:
+    store = Store(str(home / "runs"))
+    statistics = str(home / "latents_stats.pt")
+    networks = {
+        name: import_network(home / f"{name}.pt", store, latent_stats=statistics).uri for name in ("large", "small")
+    }
+    return networks | {"bank": import_bank(home / "bank.pth", store).artifact}
+
+
+def recipe(home: Path, **evaluate: Any) -> Recipe:
+    return load(
+        "emoji",
+        {
+            "store": str(home / "runs"),
+            "data": {"source": str(home / "pictures"), "held_out": 0.4, "shard_size": SHARD},
+            "sample": {"steps": 2, "seed": SEED},
+            "evaluate": {"samples": COUNT, "kernel_subsets": 3} | evaluate,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(home: Path, uris: dict[str, str]) -> Plan:
+    """Guided by a smaller network, measured by two detectors, one of them against a file."""
+    inception = {"inception": str(home / "inception.pth"), "reference": str(home / "reference.npz")}
+    chosen = recipe(home, network=uris["large"], bank=uris["bank"], **inception)
+    guided = chosen.sample.model_copy(update={"guide": uris["small"], "guidance": 1.5})
+    plan = Plan(chosen.model_copy(update={"sample": guided}))
+    artifact, shards = plan.artifact(IMAGES), ShardPlan(plan.recipe.source, 64, 0.4)
+    write_shard(artifact.uri, 0, plan.listing.slice(0, SHARD), shards)
+    write_index(artifact.uri, 1, shards)
+    with artifact.lease("test") as lease:
+        artifact.commit(artifact.describe(lease))
+    return plan
+
+
+@pytest.fixture(scope="module")
+def told() -> Quiet:
+    return Quiet()
+
+
+@pytest.fixture(scope="module")
+def result(plan: Plan, told: Quiet, a_ray: None) -> Iterator[Result]:
+    tracking = Tracking.open(f"sqlite:///{plan.store.root}/mlflow.db", plan.store, "evaluation")
+    yield build(STAGE, plan, tracking, None, told)
+
+
+@pytest.fixture(scope="module")
+def results(result: Result) -> dict[str, dict[str, Any]]:
+    """By subject and metric."""
+    found: dict[str, dict[str, Any]] = {}
+    for each in json.loads(Path(result.artifacts["report"], "report.json").read_text()):
+        found.setdefault(each["subject"].partition(",")[0], {})[each["metric"]] = each
+    return found
+
+
+def test_every_metric_is_in_the_report(results: dict[str, dict[str, Any]], told: Quiet) -> None:
+    inception = {"fid", "sfid", "kid", "precision", "recall", "inception_score"}
+    encoder = {f"{name}-emoji-evaluator" for name in ("fd", "kd", "precision", "recall")}
+    memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer")}
+    assert set(results) == {"samples of train", "floor of train", "ceiling of train"}
+    assert set(results["samples of train"]) == inception | encoder | memorised
+    assert set(results["floor of train"]) == set(results["ceiling of train"]) == inception | encoder
+    distance = {kind: results[f"{kind} of train"]["fd-emoji-evaluator"]["value"] for kind in ("floor", "ceiling")}
+    assert distance["floor"] < distance["ceiling"]
+    assert results["samples of train"]["kd-emoji-evaluator"]["details"]["subsets"] == 3
+    assert told.done == told.rows > 0
+
+
+def test_every_number_carries_its_protocol(
+    results: dict[str, dict[str, Any]], uris: dict[str, str], home: Path
+) -> None:
+    numbers = results["samples of train"]
+    fid, encoder = numbers["fid"]["protocol"], numbers["fd-emoji-evaluator"]["protocol"]
+    assert (fid["count"], fid["seed"], fid["steps"], fid["calls"]) == (COUNT, SEED, 2, 2)
+    assert fid["sampler"] == "ode euler shift 1"
+    assert fid["guidance"].startswith("1.5 for t in [0, 1] with the network of network small.pt step 0 (")
+    assert uris["bank"].endswith(fid["snippets"].split(" rows of ")[1].partition(",")[0])
+    assert fid["reference"] == "reference.npz" and fid["reference_hash"] == read_adm(home / "reference.npz").sha256
+    assert numbers["precision"]["protocol"]["reference_count"] == 6  # the pictures in the file
+    assert encoder["reference"] == "train pictures of emoji at 64 px" and encoder["reference_count"] == COUNT
+    searched = numbers["memorisation_ratio-emoji-evaluator"]["protocol"]
+    assert searched["reference"].startswith("all training pictures") and searched["reference_count"] > COUNT
+    assert "large.pt step 0" in numbers["fid"]["subject"]
+
+
+def test_samples_and_their_nearest_pictures_are_kept(result: Result, home: Path) -> None:
+    nearest = json.loads(Path(result.artifacts["report"], "nearest.json").read_text())
+    assert len(nearest["train"]["nearest"]) == len(nearest["train"]["distance"]) == COUNT
+    assert len(nearest["held_out_pictures"]) == COUNT and min(nearest["train"]["nearest"]) >= 0
+    with Image.open(result.pictures["samples-train"]) as picture:
+        assert picture.width > 128
+    assert any(line.startswith("nearest training pictures") for line in result.details["lines"])
+
+    def export(*arguments: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["export", *arguments, "--store", str(home / "runs"), "--json"])
+        if done.exception:
+            raise done.exception
+        return json.loads(done.stdout.splitlines()[-1])
+
+    assert export("samples", result.artifacts["samples"], str(home / "samples.npz"))["samples"] == COUNT
+    images = np.concatenate(list(read_adm(home / "samples.npz").images(4)))
+    assert images.shape == (COUNT, 64, 64, 3) and images.std() > 0
+    assert export("statistics", result.artifacts["statistics"], str(home / "own.npz"))["pictures"] == COUNT
+    pool = read_adm(home / "own.npz").pool
+    assert pool is not None and (pool.dim, pool.count) == (2048, COUNT)
+    with pytest.raises(ValueError, match=f"holds {COUNT} samples of split train, not 11"):
+        export("samples", result.artifacts["samples"], str(home / "more.npz"), "-n", "11")
+
+
+def test_two_reports_side_by_side(result: Result, plan: Plan, home: Path, tmp_path: Path) -> None:
+    first = read_report(result.artifacts["report"], plan.store)
+    other = [
+        replace(r, value=r.value + 1, protocol=replace(r.protocol, seed=r.protocol.seed + (r.metric == "fid")))
+        for r in first
+    ]
+    pairs = {(p.subject, p.metric): p for p in side_by_side(first, other, [])}
+    assert len(pairs) == len(first)
+    refused, compared = (pairs["samples of train", metric] for metric in ("fid", "sfid"))
+    assert refused.change is None and refused.differs == f"seed: {SEED} and {SEED + 1}"
+    assert compared.change == pytest.approx(1) and compared.differs == ""
+    allowed = {(p.subject, p.metric): p for p in side_by_side(first, other, ["seed"])}["samples of train", "fid"]
+    assert allowed.change == pytest.approx(1) and allowed.differs
+    shown = CliRunner().invoke(app, ["compare", result.artifacts["report"], result.artifacts["report"], "--json"])
+    assert {row["change"] for row in json.loads(shown.stdout.splitlines()[-1])} == {0.0}
+    with pytest.raises(ValueError, match="no metric in common"):
+        side_by_side(first, [replace(r, metric="other") for r in first], [])
+    wrong_type = json.dumps([asdict(first[0]) | {"value": "low"}])
+    for content in ("{", "[]", '[{"metric": "fid"}]', wrong_type):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(ValueError) as error:
+            read_report(str(tmp_path), plan.store)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="holds no report"):
+        read_report(str(tmp_path / "none"), plan.store)
+
+
+def test_nothing_is_measured_twice(result: Result, plan: Plan) -> None:
+    assert not plan.missing(STAGE)
+    other = Plan(plan.recipe.model_copy(update={"sample": plan.recipe.sample.model_copy(update={"seed": 9})}))
+    assert {part.kind for part in other.missing(STAGE)} == {"samples", "report"}
+
+
+def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: dict[str, str]) -> None:
+    own, outside = Plan(recipe(home)), Plan(recipe(home, network=uris["large"]))
+    assert STAGE.wanted(own.recipe) == [STAGE.parts[0], OWN, REPORT]
+    assert STAGE.wanted(outside.recipe) == [STAGE.parts[0], OUTSIDE, REPORT]
+    assert own.fingerprint(BANK) == outside.fingerprint(OUTSIDE.inputs[1])
+    fingerprints = {
+        Plan(recipe(home, **named)).fingerprint(OUTSIDE)
+        for named in (
+            {"network": uris["large"]},
+            {"network": uris["small"]},
+            {"network": uris["large"], "bank": uris["bank"]},
+        )
+    }
+    assert len(fingerprints) == 3
+    # the same network by the artifact's name in the store
+    folder = uris["large"].removeprefix(f"{home}/runs/").partition("/checkpoints")[0]
+    assert Plan(recipe(home, network=folder)).fingerprint(OUTSIDE) in fingerprints
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, home: Path, uris: dict[str, str]) -> None:
+    from flows.engine.stage import Job
+    from flows.stages.evaluate.driver import _plans, _subject
+    from flows.stages.evaluate.references import open_adm
+    from storage.images.shards import read_index
+
+    def job(**changes: Any) -> Job:
+        evaluate = plan.recipe.evaluate.model_copy(update=changes.pop("evaluate", {}))
+        chosen = plan.recipe.model_copy(update={"evaluate": evaluate, **changes})
+        return Job(recipe=chosen, fingerprints={}, leases={}, tracking_uri="", run_id="")
+
+    _, bank = _subject(job())
+    torch.save(torch.randn(3, 8), home / "narrow.pth")
+    narrow = import_bank(home / "narrow.pth", plan.store).artifact
+    with pytest.raises(StageError, match=r"takes snippets of 16 numbers, and those of the bank .* have 8"):
+        _subject(job(evaluate={"bank": narrow}))
+    with pytest.raises(StageError, match="makes pictures of 64 px, and those of recipe emoji have 128"):
+        _subject(job(data=plan.recipe.data.model_copy(update={"image_size": 128})))
+    with pytest.raises(ValueError, match="no finished checkpoint"):
+        _subject(job(evaluate={"network": str(home)}))
+
+    torch.save(torch.randn(1, 16), home / "single.pth")
+    from storage.tables.bank import Bank
+
+    single = Bank(import_bank(home / "single.pth", plan.store).artifact)
+    index = read_index(plan.artifact(IMAGES).uri)
+    with pytest.raises(StageError, match="at least 2 pictures, and 2 snippets"):
+        _plans(plan.recipe, single, index)
+    assert len(_plans(plan.recipe, bank, index)["train"]) == COUNT
+
+    random = np.random.default_rng(0).normal(size=(9, 64))
+    np.savez(home / "clip.npz", mu=random.mean(0), sigma=np.cov(random.T))
+    with pytest.raises(StageError, match="pool statistics of 64 dimensions, and the FID Inception network gives 2048"):
+        open_adm(str(home / "clip.npz"))
+
+
+@pytest.fixture
+def found(plan: Plan, uris: dict[str, str]) -> Found:
+    """What was measured of a network by random features, beside a file that holds no pictures."""
+    from flows.engine.stage import Job
+    from flows.models.resolve import open_network
+    from flows.stages.evaluate.references import File
+    from flows.stages.evaluate.worker import Shares
+    from gmem.metrics import AdmReference, FeatureSums
+    from gmem.metrics.inception import DETECTOR
+
+    def sums(count: int, seed: int) -> dict[str, FeatureSums]:
+        random, found = np.random.default_rng(seed), FeatureSums(("pool", "spatial"), ("pool", "logits"))
+        rows = {name: random.normal(size=(count, 6)) for name in ("pool", "spatial", "logits")}
+        found.update(rows, np.arange(count))
+        return {"inception": found}
+
+    many = {name: each.gaussian() for name, each in sums(30, 2)["inception"].statistics.items()}
+    identity = {"detector": DETECTOR, "detector_hash": "ab", "resize": "none"}
+    return Found(
+        job=Job(recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""),
+        checkpoint=open_network(uris["large"], plan.store),
+        guide=None,
+        references={"train": sums(20, 1)},
+        file=File(AdmReference(Path("many.npz"), "ef", many["pool"], many["spatial"], None), None, "many.npz", "ef"),
+        shares={"train": Shares(sums(15, 3), calls=2, count=15)},
+        memorised={},
+        searched=0,
+        detectors={"inception": identity},
+        tokenizer={"name": "vae", "sha256": "0" * 64},
+    )
+
+
+def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(found: Found) -> None:
+    from flows.stages.evaluate.report import results_of
+
+    protocols = {r.metric: r.protocol for r in results_of(found)["train/samples"]}
+    against_file = {metric for metric, protocol in protocols.items() if protocol.reference == "many.npz"}
+    assert against_file == {"fid", "sfid", "inception_score"}
+    assert {m for m, p in protocols.items() if p.reference_count == 20} == {"kid", "precision", "recall"}
+    assert results_of(found)["train/floor"] == []
+
+
+def test_where_a_gpu_can_be_seen_but_was_given_to_nobody_neighbours_are_found_on_the_cpu(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.stages.evaluate.report import results_of
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert {"precision", "recall"} <= {result.metric for result in results_of(found)["train/samples"]}
+
+
+def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
+    plan: Plan, home: Path, uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.engine.stage import Job
+    from flows.models.resolve import open_network
+    from flows.stages.evaluate import worker as evaluator
+    from flows.stages.evaluate.worker import Evaluator
+    from flows.stages.extraction import read_block
+    from storage.images.shards import read_index
+
+    uri = plan.artifact(IMAGES).uri
+    splits = {row["sample"]: row["split"] for row in read_index(uri).to_pylist()}
+    wanted = [next(s for s, each in splits.items() if each == split) for split in ("train", "held_out")]
+    decoded, opened = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: decoded.append(1) or opened(*args, **options))
+    block = read_block._function(uri, "shard-000000", wanted)
+    assert sorted(block.samples) == sorted(wanted) and len(block.images) == len(decoded) == 2
+    monkeypatch.setattr(evaluator, "settle", lambda threads: "cpu")
+    job = Job(recipe=recipe(home), fingerprints={}, leases={}, tracking_uri="", run_id="")
+    seen = Evaluator(1, job, open_network(uris["large"], plan.store)).reference(block)
+    assert {split: sums["emoji-evaluator"].index.tolist() for split, sums in seen.items()} == {
+        splits[sample]: [sample] for sample in wanted
+    }
+
+
+def test_the_most_calls_of_a_sample_do_not_depend_on_who_ends_last() -> None:
+    from flows.stages.evaluate.worker import Shares
+
+    totals = []
+    for order in ((26, 38), (38, 26)):
+        total = Shares()
+        for calls in order:
+            total.merge(Shares(calls=calls, count=1))
+        totals.append(total.calls)
+    assert totals == [38, 38]
+
+
+def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
+    trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flows.stages.evaluate import worker as evaluator_module
+    from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
+    from storage.checkpoints import CheckpointManifest, save
+    from storage.samples import read_samples
+
+    monkeypatch.setattr(evaluator_module, "settle", lambda threads: "cpu")
+    looked, write, sums = Event(), evaluator_module.write_samples, Evaluator._sums
+
+    def written(*row: Any) -> None:
+        assert looked.wait(60), "samples are encoded while the detectors work, not before"
+        write(*row)
+
+    monkeypatch.setattr(evaluator_module, "write_samples", written)
+    monkeypatch.setattr(Evaluator, "_sums", lambda self, *what: looked.set() or sums(self, *what))
+    config = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=4, snippet_dim=6)
+    job = trainings.job()
+    fingerprints = job.fingerprints | {"samples": "a" * 12}
+    manifest = CheckpointManifest(step=1, network=asdict(config), latent_mean=[0.0] * 12, latent_std=[1.0] * 12)
+    tensors = {f"ema.{name}": value for name, value in Network(config).state_dict().items()}
+    checkpoint = save(str(trainings.store.root) + "/own", 1, tensors, {}, manifest)
+    evaluator = Evaluator(1, job.model_copy(update={"fingerprints": fingerprints}), checkpoint)
+    ids = np.array([6, 8, 10])
+    total = Shares()
+    for number, ceiling in ((0, True), (1, False)):
+        part = evaluator.run(Chunk("train", number, 3 * number + np.arange(3), ids, ceiling))
+        assert bool(part.ceiling) == ceiling and part.floor["emoji-evaluator"].count == part.count == 3
+        total.merge(part)
+    assert total.samples["emoji-evaluator"].index.tolist() == list(range(6)) and total.calls == 1
+    path = evaluator.job.artifact("samples").path("train-000001.tar")
+    kept = [(row.number, row.snippet, row.calls) for row in read_samples(trainings.store, path)]
+    assert kept == [(3, 6, 1), (4, 8, 1), (5, 10, 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_generate", lambda *_: pytest.fail("what is kept is not made again"))
+        patch.setattr(Evaluator, "_keep", lambda *_: pytest.fail("nor written again"))
+        again = evaluator.run(Chunk("train", 1, np.array([3, 4, 5]), ids, False))
+    for name, sums in again.samples.items():
+        assert np.array_equal(sums.features("pool"), part.samples[name].features("pool")) and again.calls == part.calls
+    other = Chunk("train", 1, np.array([3, 4, 5]), ids[::-1].copy(), False)
+    assert evaluator._kept(other) is None  # samples of other snippets are not taken for these
+    near, far = (np.random.default_rng(seed).normal(size=(30, 6)) + seed for seed in (0, 1))
+    assert evaluator.manifolds(near, far, 3) == precision_recall(near, far, 3)
+    detectors, tokenizer = evaluator.identities()
+    assert set(detectors) == {"emoji-evaluator"} and tokenizer["name"] == "shipped:emoji-tokenizer"
+
+    torch.save({"layer": torch.zeros(1)}, tmp_path / "foreign.pth")
+    evaluate = job.recipe.evaluate.model_copy(update={"inception": str(tmp_path / "foreign.pth")})
+    other = job.model_copy(update={"recipe": job.recipe.model_copy(update={"evaluate": evaluate})})
+    with pytest.raises(ValueError, match=r"foreign\.pth is not the FID Inception network: \d+ tensors"):
+        Evaluator(1, other, checkpoint).identities()  # by its first call, so that Ray passes the sentence on
+
+
+def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:
+    evaluate = recipe(
+        home, further_encoders=["timm:vit_small_patch14_dinov2.lvd142m@/weights/file.safetensors"]
+    ).evaluate
+    assert list(named(evaluate)) == ["emoji-evaluator", "vit_small_patch14_dinov2.lvd142m"]
+    with pytest.raises(StageError, match="same name"):
+        named(evaluate.model_copy(update={"further_encoders": ["/elsewhere/emoji-evaluator"]}))
+    with pytest.raises(StageError, match="nothing to measure with"):
+        named(evaluate.model_copy(update={"encoder": "", "further_encoders": []}))

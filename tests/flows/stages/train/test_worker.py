@@ -1,0 +1,310 @@
+"""Training workers without Ray Train: alone in this process, and two of them as actors with a process group."""
+
+from __future__ import annotations
+
+import math
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+
+from flows.engine.stage import Job
+from flows.stages.train.channel import Channel
+from flows.stages.train.driver import _relay, pinned
+from flows.stages.train.preemption import Notice
+from flows.stages.train.worker import SKIPS_ALLOWED, Worker, loop
+from gmem.network import SIZES
+from gmem.threads import one_thread
+from storage import checkpoints
+from storage.errors import StoreError
+from storage.tables.bank import Bank
+from storage.tracking.access import client
+
+Tensors = dict[str, torch.Tensor]
+
+pytestmark = pytest.mark.usefixtures("a_ray")
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import tests
+
+
+def make_small() -> None:
+    """The smallest network smaller still: checkpoints of a megabyte."""
+    from flows.stages.train import worker  # noqa: F401 - takes its time while the tests of one worker run
+    from gmem import network
+
+    network.SIZES["T"] = network.Size(4, 64, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    before = SIZES["T"]
+    make_small()
+    yield
+    SIZES["T"] = before
+
+
+class Told(Notice):
+    """Somebody who asks the training to make way once it has done so many steps."""
+
+    def __init__(self, after: float = math.inf) -> None:
+        super().__init__()
+        self.steps, self.after = 0, after
+
+    def given(self) -> bool:
+        self.steps += 1  # it is asked once a step
+        return self.steps >= self.after
+
+    def due(self) -> bool:
+        return False
+
+
+def train(job: Job, after: float = math.inf, spoil: Callable[[Worker], bool] | None = None) -> Worker:
+    """Runs a lone worker; `spoil` says whether the gradient of the step it is about to take is NaN."""
+    channel = Channel.remote()
+    with one_thread():
+        worker = Worker(job, channel, 0, 1, "cpu", {}, Told(after))
+        if spoil:
+            first = next(iter(worker.learner.parameters.values()))
+            first.register_hook(lambda gradient: gradient * math.nan if spoil(worker) else gradient)
+        try:
+            worker.run()
+        finally:
+            job.run.close()
+            worker.heard = ray.get(channel.take.remote())[0]
+    return worker
+
+
+def saved(job: Job, step: int | None = None) -> tuple[Tensors, dict[str, Any]]:
+    artifact = job.artifact("training")
+    found = checkpoints.latest(artifact) if step is None else checkpoints.at(artifact, step)
+    assert found is not None
+    return checkpoints.load(found)
+
+
+def same(a: Tensors, b: Tensors) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def near(a: Tensors, b: Tensors) -> bool:
+    """The same but for rounding: AdamW's first steps make whole steps of the smallest gradients."""
+    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], rtol=2e-3, atol=2e-4) for name in a)
+
+
+def steps(job: Job) -> list[int]:
+    return [each.step for each in checkpoints.all_checkpoints(job.artifact("training"))]
+
+
+def again(trainings: Any, job: Job, **settings: Any) -> Job:
+    return trainings.job(job.artifact("training"), **settings)
+
+
+def notes(worker: Worker) -> str:
+    return "\n".join(value for event, value, _ in worker.heard if event == "note")
+
+
+@pytest.fixture(scope="module")
+def whole(trainings, ranks: Any) -> Job:
+    """Eight steps of one worker that nothing disturbed."""
+    job = trainings.job()
+    train(job)
+    return job
+
+
+# --- one worker ------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(trainings, whole: Job) -> None:
+    job = trainings.job()
+    worker = train(job, after=3)
+    assert steps(job) == [3] and "made way at step 3" in notes(worker)
+    train(again(trainings, job), after=2)
+    train(again(trainings, job))
+    assert steps(job) == [3, 4, 5, 8] and steps(whole) == [4, 8]
+    assert same(saved(job)[0], saved(whole)[0]) and saved(job)[1] == saved(whole)[1]
+    assert {name.split(".")[0] for name in saved(job)[0]} == {"network", "ema", "optimiser"}
+
+
+def test_micro_batches_only_round_differently(trainings, whole: Job) -> None:
+    job = trainings.job(micro_batch=2)
+    train(job)
+    assert near(saved(job)[0], saved(whole)[0])
+
+
+def test_samples_and_their_distance_are_followed(trainings, whole: Job) -> None:
+    job = trainings.job(distance_every=4, sample_every=4)
+    worker = train(job)
+    mlflow = client(job.tracking_uri)
+    points = mlflow.get_metric_history(job.run_id, "fd_preview")
+    assert [point.step for point in points] == [4, 8] and all(0 < point.value < 1e6 for point in points)
+    shown = [file.path for file in mlflow.list_artifacts(job.run_id, "samples")]
+    assert shown == [f"samples/step-{step:08d}.png" for step in (4, 8)]
+    assert worker.observer is not None and worker.observer.preview.distance() == points[-1].value
+    assert [point.step for point in mlflow.get_metric_history(job.run_id, "held_out/total")] == [4, 8]
+    assert same(saved(job)[0], saved(whole)[0])  # looking changes nothing
+
+
+def test_a_bad_step_is_skipped_and_told(trainings) -> None:
+    job = trainings.job()
+    worker = train(job, spoil=lambda worker: worker.learner.steps in (2, 5))
+    tensors, progress = saved(job)
+    assert progress["learner"] == {"steps": 8, "updates": 6} and progress["attempt"] == 0
+    assert all(value.isfinite().all() for value in tensors.values())
+    events = client(job.tracking_uri).get_metric_history(job.run_id, "events/skipped")
+    assert [event.step for event in events] == [2, 5] and "step 2 skipped" in notes(worker)
+    table = client(job.tracking_uri).download_artifacts(job.run_id, "events.json")
+    assert "skipped" in Path(table).read_text()
+
+
+def test_after_several_bad_steps_it_goes_back_and_draws_anew_the_same_when_interrupted(trainings, whole: Job) -> None:
+    def spoil(worker: Worker) -> bool:
+        return worker.attempt == 0 and worker.learner.steps >= 5
+
+    job = trainings.job(steps=14)
+    worker = train(job, spoil=spoil)
+    assert worker.attempt == 1 and "back to step 4" in notes(worker) and steps(job)[-1] == 14
+    assert saved(job, 12)[1]["attempt"] == 1
+    assert same(saved(job, 4)[0], saved(whole, 4)[0]) and not same(saved(job, 8)[0], saved(whole, 8)[0])
+    returned = client(job.tracking_uri).get_metric_history(job.run_id, "events/returned")
+    assert [event.step for event in returned] == [5 + SKIPS_ALLOWED + 1]
+
+    killed = trainings.job(steps=14)
+    train(killed, after=7, spoil=spoil)  # in the middle of the bad steps
+    train(again(trainings, killed, steps=14), spoil=spoil)
+    assert saved(killed)[1] == saved(job)[1] and same(saved(killed)[0], saved(job)[0])
+
+
+def test_a_checkpoint_that_does_not_lead_on_is_given_up_and_so_is_a_hopeless_training(trainings) -> None:
+    job = trainings.job(steps=40)
+    with pytest.raises(ValueError, match=r"does not get beyond step \d+: going back 3 times did not help; lower"):
+        train(job, spoil=lambda worker: worker.learner.steps >= 9)
+    dropped = client(job.tracking_uri).get_metric_history(job.run_id, "events/dropped")
+    assert [event.step for event in dropped] == [8] and steps(job) == [4, 8]  # the second 8, from other draws
+
+
+def test_a_store_that_is_away_for_a_moment_costs_a_checkpoint_and_no_more(trainings, monkeypatch, whole: Job) -> None:
+    def away(*_: Any) -> None:
+        monkeypatch.undo()
+        raise StoreError("the store cannot be written: check it.")
+
+    job = trainings.job()
+    monkeypatch.setattr("flows.stages.train.observer.save", away)
+    worker = train(job)
+    assert steps(job) == [8] and "no checkpoint at step 4: the store cannot be written" in notes(worker)
+    assert same(saved(job)[0], saved(whole)[0])
+
+
+def test_what_no_further_attempt_would_mend_reaches_the_driver_and_everybody_who_tries_again(trainings) -> None:
+    channel = Channel.remote()
+    ray.get([channel.fail.remote("lower train.lr"), channel.fail.remote("a later one")])
+    with pytest.raises(ValueError, match=r"^lower train.lr$"):
+        _relay(channel, Told())  # there is no event to report
+    with pytest.raises(ValueError, match=r"^lower train.lr$"):
+        loop({"channel": channel})
+
+
+def test_the_bank_is_pinned_and_tagged_before_it_is_trained_on(trainings) -> None:
+    job = trainings.job()
+    bank, before = Bank(job.artifact("bank").uri), pinned(job)
+    assert before["bank"] == bank.version and before["latents"] == job.manifest("latents").details["version"]
+    bank.append(torch.ones(1, bank.dim).numpy(), "external", bank.encoder)
+    assert bank.version > before["bank"] and pinned(job) == before
+    assert Bank(bank.artifact).info().tags[f"training-{job.fingerprints['training']}"] == before["bank"]
+    assert pinned(trainings.job())["bank"] == bank.version
+
+
+# --- two workers -----------------------------------------------------------------------------------------------------
+
+
+@ray.remote(num_cpus=1)
+class Rank:
+    """One of two workers, each with its share of every batch of five: two pictures and three."""
+
+    def __init__(self) -> None:
+        make_small()
+
+    def train(self, job: Job, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+        worker = Worker(job, channel, rank, 2, "cpu", {}, Told(after))
+        if bad and rank == 1:
+            first = next(iter(worker.learner.parameters.values()))
+            first.register_hook(
+                lambda gradient: gradient * (math.nan if worker.attempt == 0 and worker.learner.steps >= 5 else 1)
+            )
+        try:
+            worker.run()
+        finally:
+            job.run.close()
+            dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(a_ray) -> Any:
+    actors = [Rank.remote() for _ in range(2)]
+    yield actors
+    for actor in actors:
+        ray.kill(actor)
+
+
+def together(ranks: Any, job: Job, after: tuple[float, float] = (math.inf, math.inf), bad: bool = False) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    channel = Channel.remote()
+    work = [actor.train.remote(job, channel, rank, port, after[rank], bad) for rank, actor in enumerate(ranks)]
+    ray.get(work, timeout=120)
+
+
+def test_two_workers_train_as_one_also_when_told_to_make_way_and_when_one_goes_on_alone(
+    trainings, ranks: Any, whole: Job
+) -> None:
+    both = trainings.job()
+    together(ranks, both)
+    alone, pair = saved(whole), saved(both)
+    assert pair[1]["learner"] == alone[1]["learner"]
+    assert near(pair[0], alone[0])
+
+    job = trainings.job()
+    together(ranks, job, after=(math.inf, 3))  # rank 1 alone is told
+    assert steps(job) == [3]
+    together(ranks, again(trainings, job))
+    assert same(saved(job)[0], pair[0]) and saved(job)[1] == pair[1]
+
+    job = trainings.job()
+    together(ranks, job, after=(3, math.inf))
+    train(again(trainings, job))  # one worker after two
+    assert near(saved(job)[0], alone[0])
+
+
+def test_two_workers_with_half_of_the_weights_each_train_the_same_and_resume_exactly(
+    trainings, ranks: Any, whole: Job
+) -> None:
+    halves = trainings.job(sharded=True)
+    together(ranks, halves)
+    assert steps(halves) == [4, 8] and near(saved(halves)[0], saved(whole)[0])
+
+    job = trainings.job(sharded=True)
+    together(ranks, job, after=(math.inf, 3))
+    together(ranks, again(trainings, job, sharded=True))
+    assert steps(job) == [3, 4, 8]
+    assert same(saved(job)[0], saved(halves)[0]) and saved(job)[1] == saved(halves)[1]
+
+
+def test_two_workers_go_back_together(trainings, ranks: Any) -> None:
+    job = trainings.job(steps=14)
+    together(ranks, job, bad=True)
+    assert steps(job)[-1] == 14 and saved(job)[1]["attempt"] == 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_every_row_of_a_batch_belongs_to_one_worker_however_many_there_are(world: int) -> None:
+    from flows.stages.train.worker import share
+
+    rows = [row for rank in range(world) for row in range(5)[share(5, rank, world)]]
+    assert rows == list(range(5))

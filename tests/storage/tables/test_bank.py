@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage.images.decoding import thumbnail
+from storage.tables.bank import Bank
+from storage.tables.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, table_uri, write_fragments
+
+ENCODER = {"name": "vit", "sha256": "ab" * 32, "preprocessing": {"size": 64}, "dim": 12}
+DIM = 12
+
+
+def snippets(seed: int, n: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32)
+
+
+def shard_rows(number: int, pictures: int = 10) -> pa.Table:
+    """Both orientations of `pictures` pictures; every fifth is held out."""
+    samples = np.repeat(np.arange(number * pictures, (number + 1) * pictures), 2)
+    flipped = np.tile([0, 1], pictures)
+    return make_rows(
+        2 * samples + flipped,
+        snippets(number, 2 * pictures),
+        "dataset",
+        keys=[f"k{s}" for s in samples],
+        flipped=[bool(f) for f in flipped],
+        labels=[int(s) % 3 for s in samples],
+        splits=["held_out" if s % 5 == 0 else "train" for s in samples],
+        shard=f"shard-{number}",
+        thumbnails=[thumbnail(np.full((80, 100, 3), s, np.uint8)) for s in samples],
+    )
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> str:
+    return str(tmp_path / "bank")
+
+
+@pytest.fixture
+def bank(artifact: str) -> Bank:
+    writer = BankWriter(artifact, DIM, ENCODER, lease=1)
+    writer.commit([write_fragments(artifact, f"shard-{n}", shard_rows(n)) for n in range(3)])
+    writer.finish_bank(np.arange(60))
+    return Bank(artifact)
+
+
+def test_info_counts_what_is_there(bank: Bank) -> None:
+    info = bank.info()
+    assert info.rows == len(bank) == 60
+    assert info.by_origin == {"dataset": 60}
+    assert info.by_split == {"held_out": 12, "train": 48}
+    assert sum(info.by_label.values()) == 60
+    assert (info.dim, info.encoder, info.content_revision) == (DIM, ENCODER, 1)
+    assert (info.index, info.unindexed) == (None, 60)
+    assert info.bytes > 60 * DIM * 2
+
+
+def test_columns_are_those_of_the_contract(bank: Bank) -> None:
+    assert bank.table.schema.names == [
+        "id", "key", "flipped", "label", "split", "shard", "origin", "parents", "snippet", "thumbnail",
+    ]  # fmt: skip
+    assert bank.table.schema.field("snippet").type == pa.list_(pa.float16(), DIM)
+    assert bank.table.schema.field("parents").type == pa.list_(pa.int64())
+
+
+def test_an_unfinished_bank_is_not_opened(artifact: str) -> None:
+    with pytest.raises(ValueError, match="holds no bank"):
+        Bank(artifact)
+    BankWriter(artifact, DIM, ENCODER)
+    with pytest.raises(ValueError, match="unfinished"):
+        Bank(artifact)
+
+
+def test_rows_come_in_the_order_asked_for(bank: Bank) -> None:
+    rows = bank.rows([7, 3, 3, 58])
+    assert rows["id"].to_pylist() == [7, 3, 3, 58]
+    assert rows["key"].to_pylist() == ["k3", "k1", "k1", "k29"]
+    assert rows["flipped"].to_pylist() == [True, True, True, False]
+    with pytest.raises(ValueError, match="no row 999"):
+        bank.rows([1, 999])
+    expected = np.concatenate([snippets(n, 20) for n in range(3)]).astype(np.float16)
+    assert np.array_equal(bank.snippets([41, 0]).numpy(), expected[[41, 0]])
+
+
+def test_search_is_by_cosine_and_filters_first(bank: Bank) -> None:
+    every = np.concatenate([snippets(n, 20) for n in range(3)])
+    query = 7.5 * every[33]  # length does not matter
+    unit = every / np.linalg.norm(every, axis=1, keepdims=True)
+    order = np.argsort(1 - unit @ unit[33])
+    found = bank.search(query, k=4)
+    assert found["id"].to_pylist() == order[:4].tolist()
+    assert found["_distance"][0].as_py() == pytest.approx(0, abs=1e-3)
+    assert "snippet" not in found.column_names
+    assert bank.search(np.int64(33), k=4)["id"].to_pylist() == order[:4].tolist()
+    held_out = bank.search(query, k=60, where="split = 'held_out' AND NOT flipped")
+    assert held_out["id"].to_pylist() == [i for i in order if i % 10 == 0]
+    with pytest.raises(ValueError, match="cannot be applied"):
+        bank.search(query, where="colour = 3")
+    with pytest.raises(ValueError, match="13 numbers"):
+        bank.search(np.ones(13))
+
+
+def test_sampling_is_deterministic_and_repeats_only_when_it_must(bank: Bank) -> None:
+    ids = bank.sample_ids("train", 24, seed=1)
+    assert np.array_equal(ids, bank.sample_ids("train", 24, seed=1))
+    assert not np.array_equal(ids, bank.sample_ids("train", 24, seed=2))
+    assert len(set(ids)) == 24 and all(i % 2 == 0 and i // 2 % 5 for i in ids)
+    assert np.array_equal(bank.sample_ids("train", 10, seed=1), ids[:10])
+    twice = bank.sample_ids("held_out", 12, seed=0)
+    assert sorted(twice) == sorted([*range(0, 60, 10), *range(0, 60, 10)])
+    assert len(set(bank.sample_ids("train", 48, seed=0, mirrored=True))) == 48
+    bank.append(snippets(9, 3), "external", ENCODER, splits=["train"] * 3)
+    assert np.array_equal(bank.sample_ids("train", 24, seed=1, origin="dataset"), ids)
+    assert not np.array_equal(bank.sample_ids("train", 24, seed=1), ids)
+    with pytest.raises(ValueError, match="no rows of split"):
+        bank.sample_ids("test", 1, seed=0)
+
+
+def test_append_gives_new_ids_and_raises_the_revision(bank: Bank, artifact: str) -> None:
+    first = bank.append(snippets(9, 3), "external", ENCODER, keys=["a", "b", "c"])
+    second = bank.append(snippets(10, 1), "mixed", ENCODER, parents=[[4, 6]])
+    assert first.tolist() == [FIRST_FOREIGN_ID + i for i in range(3)]
+    assert second.tolist() == [FIRST_FOREIGN_ID + 3]
+    assert bank.rows(second)["parents"].to_pylist() == [[4, 6]]
+    info = Bank(artifact).info()
+    assert info.by_origin == {"dataset": 60, "external": 3, "mixed": 1}
+    assert info.content_revision == 3
+    assert bank.table.schema.metadata[b"content_revision"] == b"3"
+
+
+def test_ids_are_never_reused(bank: Bank) -> None:
+    ids = bank.append(snippets(9, 2), "external", ENCODER)
+    before = bank.version
+    bank.append(snippets(9, 2), "external", ENCODER)
+    bank.table.delete(f"id >= {ids[0]}")
+    bank.table.checkout(before)
+    bank.table.restore()
+    bank.refresh()
+    assert bank.append(snippets(9, 1), "external", ENCODER).tolist() == [FIRST_FOREIGN_ID + 4]
+
+
+def test_ids_of_an_imported_bank_are_never_reused(artifact: str) -> None:
+    ids = np.arange(FIRST_FOREIGN_ID, FIRST_FOREIGN_ID + 20)
+    writer = BankWriter(artifact, DIM, ENCODER, lease=1)
+    writer.commit([write_fragments(artifact, "import", make_rows(ids, snippets(0, 20), "imported", shard="import"))])
+    writer.finish_bank(ids)
+    bank = Bank(artifact)
+    bank.table.delete(f"id >= {ids[-5]}")
+    bank.refresh()
+    assert bank.append(snippets(9, 1), "external", ENCODER).tolist() == [ids[-1] + 1]
+
+
+def test_revision_follows_rows_and_not_maintenance(bank: Bank) -> None:
+    bank.append(snippets(1, 2), "external", ENCODER)
+    assert bank.content_revision == 2
+    bank.table.optimize()
+    bank.refresh()
+    assert bank.content_revision == 2
+    bank.table.delete("id = 5")  # by another's hand
+    assert bank.content_revision == 3
+    at_three = bank.version
+    bank.table.add(bank.rows([7]).set_column(0, pa.field("id", pa.int64(), nullable=False), pa.array([2**50])))
+    assert bank.content_revision == 4
+    bank.append(snippets(1, 2), "external", ENCODER)
+    assert bank.content_revision == 5
+    bank.table.checkout(at_three)
+    assert bank.content_revision == 3
+    bank.table.restore()
+    bank.refresh()
+    assert bank.content_revision > 5, "an old content under a new version must not look like what came between"
+
+
+def test_revision_outlives_the_versions_it_was_counted_from(bank: Bank) -> None:
+    bank.tag("early")
+    bank.append(snippets(1, 2000), "external", ENCODER)
+    bank.table.delete("id = 5")  # by another's hand
+    bank.build_index("IVF_PQ")
+    bank.build_index("IVF_PQ")
+    assert bank.content_revision == 3
+    bank.dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+    bank.refresh()
+    assert bank.content_revision == 3
+    bank.table.delete("id = 6")
+    assert bank.content_revision == 4
+
+
+def test_a_finished_bank_is_known_by_its_rows_once_its_history_is_gone(bank: Bank, artifact: str) -> None:
+    bank.append(snippets(1, 5), "external", ENCODER)
+    bank.dataset.cleanup_old_versions(older_than=timedelta(0))
+    writer = BankWriter(artifact, DIM, ENCODER, lease=2)
+    assert {name: shard["rows"] for name, shard in writer.done.items()} == {f"shard-{n}": 20 for n in range(3)}
+    writer.finish_bank(np.arange(60))
+    assert Bank(artifact).content_revision == 2
+
+
+def test_another_encoder_is_refused(bank: Bank) -> None:
+    other = ENCODER | {"sha256": "cd" * 32}
+    with pytest.raises(ValueError, match=r"made by the encoder vit \(abababababab\), not by vit \(cdcdcdcdcdcd\)"):
+        bank.append(snippets(0, 1), "external", other)
+    bank.require_encoder(dict(reversed(ENCODER.items())))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((1, DIM)), np.full((1, DIM), np.nan), np.full((1, DIM), 1e6)])
+def test_unusable_snippets_are_refused(bank: Bank, bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"finite|zero"):
+        bank.append(bad, "external", ENCODER)
+    with pytest.raises(ValueError, match="origin"):
+        bank.append(snippets(0, 1), "elsewhere", ENCODER)
+
+
+def test_a_tag_keeps_its_version(bank: Bank, artifact: str) -> None:
+    version = bank.tag("trained-abc")
+    assert bank.tag("trained-abc") == version
+    bank.append(snippets(1, 2), "external", ENCODER)
+    with pytest.raises(ValueError, match="names version"):
+        bank.tag("trained-abc")
+    assert bank.info().tags == {"trained-abc": version}
+    pinned = Bank(artifact, version="trained-abc")
+    assert (len(pinned), pinned.version, pinned.content_revision) == (60, version, 1)
+    with pytest.raises(ValueError, match="version 999"):
+        Bank(artifact, version=999)
+
+
+def test_an_imported_bank_knows_little_of_its_rows(artifact: str) -> None:
+    bank = Bank.create(artifact, DIM, ENCODER)
+    ids = bank.append(snippets(0, 20), "imported", ENCODER)
+    info = bank.info()
+    assert info.by_split == {"None": 20} and info.by_label == {"None": 20} and info.content_revision == 2
+    assert set(bank.sample_ids(None, 20, 0)) == set(ids)
+    with pytest.raises(ValueError, match="already"):
+        Bank.create(artifact, DIM, ENCODER)
+
+
+def test_the_index_finds_what_an_exhaustive_search_finds(artifact: str) -> None:
+    bank = Bank.create(artifact, DIM, ENCODER)
+    bank.append(snippets(0, 2000), "imported", ENCODER)
+    assert bank.build_index() is None
+    assert bank.build_index("IVF_HNSW_SQ") == "IVF_HNSW_SQ"
+    bank.append(snippets(1, 10), "imported", ENCODER)
+    assert (bank.info().index, bank.info().unindexed, bank.content_revision) == ("IvfHnswSq", 10, 3)
+    assert bank.recall(k=10, queries=20) >= 0.9
+    bank.build_index("IVF_HNSW_SQ")
+    assert (bank.info().unindexed, bank.content_revision) == (0, 3)
+
+
+def test_appends_at_the_same_time_all_arrive(bank: Bank, artifact: str) -> None:
+    def append_three(seed: int) -> list[int]:
+        own = Bank(artifact)
+        return [i for step in range(3) for i in own.append(snippets(seed + step, 2), "external", ENCODER)]
+
+    with ThreadPoolExecutor(3) as pool:
+        given = [i for ids in pool.map(append_three, (100, 200, 300)) for i in ids]
+    bank.refresh()
+    ids = bank.dataset.to_table(columns=["id"], filter=f"id >= {FIRST_FOREIGN_ID}")["id"].to_pylist()
+    assert sorted(ids) == sorted(given) == list(range(FIRST_FOREIGN_ID, FIRST_FOREIGN_ID + 18))
+    assert bank.content_revision == 10
+
+
+@pytest.mark.parametrize("just_before", ["UpdateConfig", "Merge"])
+def test_a_row_appended_while_a_lost_manifest_is_made_up_for_stays(
+    bank: Bank, artifact: str, just_before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = BankWriter._committed
+
+    def late(self: BankWriter, operation: Any, dataset: Any, about: dict[str, str]) -> Any:
+        if type(operation).__name__ == just_before:
+            monkeypatch.undo()
+            bank.append(snippets(9, 2), "external", ENCODER)
+        return committed(self, operation, dataset, about)
+
+    monkeypatch.setattr(BankWriter, "_committed", late)
+    BankWriter(artifact, DIM, ENCODER, lease=2).finish_bank(np.arange(60))
+    assert Bank(artifact).info().by_origin == {"dataset": 60, "external": 2}
+    assert Bank(artifact).content_revision == 2, "a writer that takes over changes no row"
+
+
+def test_it_is_an_ordinary_lancedb_table(bank: Bank, artifact: str) -> None:
+    table = lancedb.connect(artifact).open_table("bank")
+    assert table.uri.rstrip("/").endswith(table_uri(artifact).rsplit("/", 1)[-1])
+    near = table.search(snippets(0, 1)[0], vector_column_name="snippet").distance_type("cosine").limit(1).to_list()
+    assert near[0]["id"] == 0 and near[0]["thumbnail"][8:12] == b"WEBP"
