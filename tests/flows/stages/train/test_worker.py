@@ -144,7 +144,8 @@ def test_samples_and_their_distance_are_followed(trainings, whole: Job) -> None:
     assert [point.step for point in points] == [4, 8] and all(0 < point.value < 1e6 for point in points)
     shown = [file.path for file in mlflow.list_artifacts(job.run_id, "samples")]
     assert shown == [f"samples/step-{step:08d}.png" for step in (4, 8)]
-    assert worker.observer is not None and worker.observer.preview.distance() == points[-1].value
+    assert worker.observer is not None
+    assert worker.observer.preview.distance() == pytest.approx(points[-1].value, rel=1e-6)
     assert [point.step for point in mlflow.get_metric_history(job.run_id, "held_out/total")] == [4, 8]
     assert same(saved(job)[0], saved(whole)[0])  # looking changes nothing
 
