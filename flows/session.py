@@ -90,11 +90,11 @@ def attempt(stage: Stage, current: Session) -> Result:
     plan = current.plan
     if not plan.missing(stage):
         return found(stage, plan, current.tracking, current.parent)
-    with shown(stage.name) as report:
+    with shown(stage.name) as progress:
         if address := jobs_address(plan.recipe.cluster):
-            return submit(stage, plan, current.tracking, current.parent, address, report)
+            return submit(stage, plan, current.tracking, current.parent, address, progress)
         current.join_cluster()
-        return build(stage, plan, current.tracking, current.parent, report)
+        return build(stage, plan, current.tracking, current.parent, progress)
 
 
 def publish(result: Result) -> None:

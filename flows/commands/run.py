@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prefect import State
 
     from flows.engine.plan import Plan
-    from flows.engine.stage import Part, Result, Stage
+    from flows.engine.stage import Output, Result, Stage
     from flows.recipe.model import Recipe
 
 
@@ -187,16 +187,16 @@ def _states(recipe: Recipe) -> list[dict[str, Any]]:
     from flows.engine.plan import Plan
 
     plan = Plan(recipe)
-    return [_state(stage, part, plan) for stage in _stages() for part in stage.wanted(recipe)]
+    return [_state(stage, output, plan) for stage in _stages() for output in stage.wanted(recipe)]
 
 
-def _state(stage: Stage, part: Part, plan: Plan) -> dict[str, Any]:
-    artifact = plan.artifact(part)
+def _state(stage: Stage, output: Output, plan: Plan) -> dict[str, Any]:
+    artifact = plan.artifact(output)
     summary, manifest = artifact.summary(), artifact.manifest()
     return {
         "stage": stage.name,
-        "kind": part.kind,
-        "state": "complete" if plan.done(part) else summary["state"],
+        "kind": output.kind,
+        "state": "complete" if plan.done(output) else summary["state"],
         "rows": summary["counts"].get("rows", 0),
         "version": manifest.details.get("version") if manifest else None,
         "age": summary["age_s"],

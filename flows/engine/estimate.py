@@ -58,7 +58,7 @@ def _bytes(stage: str, recipe: Recipe, rows: int) -> int:
 
 def _minutes(stage: Stage, plan: Plan, rows: int) -> float | None:
     """By the rate of the newest finished artifact of the same kind and recipe, on whatever machine made it."""
-    newest = plan.newest(stage.parts[0])
+    newest = plan.newest(stage.outputs[0])
     if newest is None:
         return None
     return rows / max(newest.counts.get("rows", 0), 1) * newest.times.get("seconds", 0.0) / 60

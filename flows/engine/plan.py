@@ -6,7 +6,7 @@ import copy
 from functools import cached_property
 from typing import Any
 
-from flows.engine.stage import Part, Result, Stage, StageError
+from flows.engine.stage import Output, Result, Stage, StageError
 from flows.recipe.model import Recipe
 from storage.images.sources import Listing, list_source
 from storage.store import Artifact, Manifest, Store, fingerprint
@@ -21,10 +21,10 @@ class Plan:
         self.recipe = recipe.located(self.store.root)
         if source_fingerprint:  # a job on a cluster is told what the flow saw
             self.source_fingerprint = source_fingerprint
-        self._settled: dict[Part, tuple[dict[str, Any], str]] | None = None
+        self._settled: dict[Output, tuple[dict[str, Any], str]] | None = None
 
     def settled(self) -> Plan:
-        """The same, but what a part is made of stays what it was when it was first asked for.
+        """The same, but what an output is made of stays what it was when it was first asked for.
 
         While a stage is built others may train the network on, add to the bank or change the pictures: the artifacts
         that it holds the leases of are still those that it began.
@@ -42,43 +42,43 @@ class Plan:
     def source_fingerprint(self) -> str:
         return self.listing.fingerprint
 
-    def fingerprint(self, part: Part) -> str:
-        return self._described(part)[1]
+    def fingerprint(self, output: Output) -> str:
+        return self._described(output)[1]
 
-    def parameters(self, part: Part) -> dict[str, Any]:
-        """What decides a part's content, besides its inputs and the version of the stage's code."""
-        return self._described(part)[0]
+    def parameters(self, output: Output) -> dict[str, Any]:
+        """What decides an output's content, besides its inputs and the version of the stage's code."""
+        return self._described(output)[0]
 
-    def _described(self, part: Part) -> tuple[dict[str, Any], str]:
-        if self._settled is not None and part in self._settled:
-            return self._settled[part]
-        inputs = {needed.kind: self.fingerprint(needed) for needed in part.needs(self.recipe)}
-        parameters = part.parameters(self)
-        described = parameters, fingerprint(part.kind, part.version, parameters, inputs)
+    def _described(self, output: Output) -> tuple[dict[str, Any], str]:
+        if self._settled is not None and output in self._settled:
+            return self._settled[output]
+        inputs = {needed.kind: self.fingerprint(needed) for needed in output.needs(self.recipe)}
+        parameters = output.parameters(self)
+        described = parameters, fingerprint(output.kind, output.version, parameters, inputs)
         if self._settled is not None:
-            self._settled[part] = described
+            self._settled[output] = described
         return described
 
     def fingerprints(self, stage: Stage) -> dict[str, str]:
         """By kind, of what a stage makes and of everything that this rests on."""
-        parts = {p.kind: p for part in stage.wanted(self.recipe) for p in (part, *self._ancestors(part))}
-        return {kind: self.fingerprint(part) for kind, part in parts.items()}
+        outputs = {p.kind: p for output in stage.wanted(self.recipe) for p in (output, *self._ancestors(output))}
+        return {kind: self.fingerprint(output) for kind, output in outputs.items()}
 
-    def _ancestors(self, part: Part) -> list[Part]:
-        return [p for needed in part.needs(self.recipe) for p in (needed, *self._ancestors(needed))]
+    def _ancestors(self, output: Output) -> list[Output]:
+        return [p for needed in output.needs(self.recipe) for p in (needed, *self._ancestors(needed))]
 
-    def artifact(self, part: Part) -> Artifact:
-        return self.store.artifact(part.kind, self.recipe.name, self.fingerprint(part))
+    def artifact(self, output: Output) -> Artifact:
+        return self.store.artifact(output.kind, self.recipe.name, self.fingerprint(output))
 
-    def done(self, part: Part) -> bool:
-        return part.done(self, self.artifact(part))
+    def done(self, output: Output) -> bool:
+        return output.done(self, self.artifact(output))
 
-    def missing(self, stage: Stage) -> list[Part]:
-        return [part for part in stage.wanted(self.recipe) if not self.done(part)]
+    def missing(self, stage: Stage) -> list[Output]:
+        return [output for output in stage.wanted(self.recipe) if not self.done(output)]
 
-    def newest(self, part: Part) -> Manifest | None:
-        """Of the finished artifacts of a part's kind and this recipe's name, whatever their fingerprints."""
-        artifacts = [a for a in self.store.artifacts(part.kind) if a.name == self.recipe.name]
+    def newest(self, output: Output) -> Manifest | None:
+        """Of the finished artifacts of an output's kind and this recipe's name, whatever their fingerprints."""
+        artifacts = [a for a in self.store.artifacts(output.kind) if a.name == self.recipe.name]
         return max((m for a in artifacts if (m := a.manifest())), key=lambda m: m.created, default=None)
 
     def why(self, stage: Stage) -> str:
@@ -86,14 +86,14 @@ class Plan:
         missing = self.missing(stage)
         return "" if not missing else self._difference(missing[0])
 
-    def _difference(self, part: Part) -> str:
-        started = self.artifact(part)
+    def _difference(self, output: Output) -> str:
+        started = self.artifact(output)
         if started.complete:
             return "to be continued"
-        manifest = self.newest(part)
+        manifest = self.newest(output)
         if manifest is None:
             return "not there yet"
-        before, now = _flat(manifest.parameters), _flat(self.parameters(part))
+        before, now = _flat(manifest.parameters), _flat(self.parameters(output))
         changed = [
             f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
             for key in sorted(before.keys() | now.keys())
@@ -101,10 +101,10 @@ class Plan:
         ]
         changed += [
             f"{i.kind} is another"
-            for i in part.needs(self.recipe)
+            for i in output.needs(self.recipe)
             if i.kind in manifest.inputs and manifest.inputs[i.kind].fingerprint != self.fingerprint(i)
         ]
-        return "changed: " + ", ".join(changed or [f"version {part.version} of the stage's code"])
+        return "changed: " + ", ".join(changed or [f"version {output.version} of the stage's code"])
 
 
 def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -117,9 +117,9 @@ def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_inputs(stage: Stage, plan: Plan) -> None:
     """Raises StageError if something the stage reads is not there."""
-    for part in stage.wanted(plan.recipe):
-        for needed in part.needs(plan.recipe):
-            if needed not in stage.parts and not plan.artifact(needed).complete:
+    for output in stage.wanted(plan.recipe):
+        for needed in output.needs(plan.recipe):
+            if needed not in stage.outputs and not plan.artifact(needed).complete:
                 raise StageError(
                     f"stage {stage.name} needs the {needed.kind} of recipe {plan.recipe.name}, which are not in {plan.store.root} yet; "
                     f"run 'gmem run' for the whole chain, or the stage that makes them first"
@@ -137,7 +137,7 @@ def result_of(stage: Stage, plan: Plan, fresh: bool, seconds: float) -> Result:
         fresh=fresh,
         seconds=seconds or manifest.times.get("seconds", 0.0),
         rows=manifest.counts.get("rows", 0),
-        artifacts={part.kind: plan.artifact(part).uri for part in stage.wanted(plan.recipe)},
+        artifacts={output.kind: plan.artifact(output).uri for output in stage.wanted(plan.recipe)},
         version=manifest.details.get("version"),
         run_id=manifest.mlflow_run,
         store=plan.store.root,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 from uuid import UUID
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from storage.errors import StoreUnreachable
 
@@ -22,7 +23,7 @@ console = Console(stderr=True, highlight=False, markup=False)
 MARK = "@gmem "  # begins a line of a submitted job's output that is an event
 
 
-class Report(Protocol):
+class Progress(Protocol):
     """What a job tells while it runs. `rows` are its own unit: pictures, steps, samples."""
 
     def total(self, rows: int, done: int = 0) -> None:
@@ -74,7 +75,7 @@ class Terminal:
         self.stage, self.every = stage, every
         self.rate = Rate()
         self.said = time.monotonic()
-        self.bar: Progress | None = None
+        self.bar: rich.progress.Progress | None = None
         self.task = TaskID(0)
 
     def __enter__(self) -> Self:
@@ -86,7 +87,7 @@ class Terminal:
                 TextColumn("{task.fields[line]}"),
                 TimeRemainingColumn(),
             )
-            self.bar = Progress(*columns, console=console)
+            self.bar = rich.progress.Progress(*columns, console=console)
             self.bar.start()
             self.task = self.bar.add_task(self.stage, total=None, line="starting")
         return self
@@ -172,23 +173,23 @@ class PrefectProgress:
 
 
 class Everyone:
-    """Tells several reports the same."""
+    """Tells several displays the same."""
 
-    def __init__(self, *reports: Report) -> None:
-        self.reports = reports
+    def __init__(self, *displays: Progress) -> None:
+        self.displays = displays
 
     def total(self, rows: int, done: int = 0) -> None:
-        self._tell(lambda report: report.total(rows, done))
+        self._tell(lambda display: display.total(rows, done))
 
     def advance(self, rows: int, **values: float) -> None:
-        self._tell(lambda report: report.advance(rows, **values))
+        self._tell(lambda display: display.advance(rows, **values))
 
     def note(self, text: str) -> None:
-        self._tell(lambda report: report.note(text))
+        self._tell(lambda display: display.note(text))
 
-    def _tell(self, event: Callable[[Report], None]) -> None:
-        for report in self.reports:
-            event(report)
+    def _tell(self, event: Callable[[Progress], None]) -> None:
+        for display in self.displays:
+            event(display)
 
 
 class Lines:
@@ -222,25 +223,25 @@ class Failure:
     bad_input: bool
 
 
-def replay(line: str, report: Report) -> Failure | None:
-    """Passes the event of a line on to `report`, and notes anything else; returns what an error line says."""
+def replay(line: str, progress: Progress) -> Failure | None:
+    """Passes the event of a line on to `progress`, and notes anything else; returns what an error line says."""
     text, _, event = line.partition(MARK)
     try:
         name, value, values = json.loads(event)
     except ValueError:  # no event of ours, whatever it holds
         name, value, values, text = "", "", {}, line
     if text.strip():
-        report.note(text.strip())
+        progress.note(text.strip())
     if not name:
         return None
     if name == "error":
         return Failure(value, values["bad_input"])
-    getattr(report, name)(value, **values)
+    getattr(progress, name)(value, **values)
     return None
 
 
 @contextmanager
-def shown(stage: str) -> Iterator[Report]:
+def shown(stage: str) -> Iterator[Progress]:
     """The terminal's bar and Prefect's artifact."""
     with Terminal(stage) as terminal, PrefectProgress(stage) as prefect:
         yield Everyone(terminal, prefect)

@@ -1,4 +1,4 @@
-"""What a stage is: its parts, which are artifacts with fingerprints, its job, and what the job is told and gives back."""
+"""What a stage is: its outputs, which are artifacts with fingerprints, its job, and what the job is told and gives back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from flows.engine.progress import Report
+from flows.engine.progress import Progress
 from flows.recipe.model import Recipe
 from storage.store import Artifact, Manifest, Store
 from storage.tracking.tracking import Run
@@ -23,24 +23,24 @@ class StageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
+class Output:
     """One kind of artifact: what it depends on decides its fingerprint, and so whether it is there already."""
 
     kind: str
     version: int
     """Raise by hand when the stage's code makes something else of the same parameters."""
     parameters: Callable[[Plan], dict[str, Any]]
-    inputs: tuple[Part, ...] = ()
+    inputs: tuple[Output, ...] = ()
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     done: Callable[[Plan, Artifact], bool] = lambda plan, artifact: artifact.complete
 
-    def needs(self, recipe: Recipe) -> list[Part]:
+    def needs(self, recipe: Recipe) -> list[Output]:
         """Those of its inputs that are wanted."""
-        return [part for part in self.inputs if part.wanted(recipe)]
+        return [output for output in self.inputs if output.wanted(recipe)]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Made:
     """What a job made: counts and details for the manifest, metrics and pictures for MLflow and Prefect."""
 
     counts: dict[str, int]
@@ -56,16 +56,16 @@ class Stage:
     name: str
     unit: str
     """What it counts: pictures, steps, samples."""
-    parts: tuple[Part, ...]
-    job: Callable[[Job, Report], Outcome]
+    outputs: tuple[Output, ...]
+    run: Callable[[Context, Progress], Made]
     continues: bool = False
     """Whether a run that was interrupted is continued under the same MLflow run, so that its curves go on."""
 
-    def wanted(self, recipe: Recipe) -> list[Part]:
-        return [part for part in self.parts if part.wanted(recipe)]
+    def wanted(self, recipe: Recipe) -> list[Output]:
+        return [output for output in self.outputs if output.wanted(recipe)]
 
 
-class Job(BaseModel):
+class Context(BaseModel):
     """What a job needs to run anywhere: plain values only, so that it can be sent to workers."""
 
     recipe: Recipe

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flows.engine.progress import Report
+from flows.engine.progress import Progress
 from flows.exchange.importing import Details, Imported, Made, artifact_of, content_hash, imported_once, named_after
 from gmem.published import PublishedBank, read_bank
 from storage.store import Artifact, Store
@@ -29,7 +29,7 @@ def import_bank(
     keys: Path | None = None,
     name: str | None = None,
     index: bool = False,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> Imported:
     """A file of snippets [N, D] as a bank, read and committed a part at a time; an interrupted import goes on.
 
@@ -45,7 +45,7 @@ def import_bank(
     encoder = {"name": f"imported:{path.name}", "sha256": said["sha256"], "dim": bank.dim}
 
     def make(lease: int, run: Run) -> Made:
-        _fill(artifact, lease, bank, encoder, files, report)
+        _fill(artifact, lease, bank, encoder, files, progress)
         version = Bank(artifact.uri).version
         run.dataset(artifact.name, artifact.uri, version, "import", bank.rows)
         return {"rows": bank.rows}, {"version": version, "encoder": encoder, "source": path.name}
@@ -62,13 +62,13 @@ def _fill(
     bank: PublishedBank,
     encoder: Details,
     files: dict[str, Path | None],
-    report: Report | None,
+    progress: Progress | None,
 ) -> None:
     writer = BankWriter(artifact.uri, bank.dim, encoder, lease)
     ids = np.arange(FIRST_FOREIGN_ID, FIRST_FOREIGN_ID + bank.rows)
     columns = {what: _column(file, what) for what, file in files.items() if file}
-    if report:
-        report.total(bank.rows, sum(shard["rows"] for shard in writer.done.values()))
+    if progress:
+        progress.total(bank.rows, sum(shard["rows"] for shard in writer.done.values()))
     for number, chunk in enumerate(bank.chunks(CHUNK)):
         told: Any = {what: list(islice(values, len(chunk))) for what, values in columns.items()}
         shard, start = f"import-{number:06d}", number * CHUNK
@@ -79,8 +79,8 @@ def _fill(
             ids[start : start + len(chunk)], snippets, "imported", splits=["train"] * len(chunk), shard=shard, **told
         )
         added = writer.commit([write_fragments(artifact.uri, shard, rows)])
-        if report:
-            report.advance(added)
+        if progress:
+            progress.advance(added)
     writer.finish_bank(ids)
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from flows.cluster.connection import connected
 from flows.engine.build import build
 from flows.engine.plan import Plan
-from flows.engine.progress import Lines, Report
+from flows.engine.progress import Lines, Progress
 from flows.engine.stage import Stage, StageError
 from flows.recipe.model import Recipe
 from flows.stages.chain import STAGES
@@ -71,13 +71,13 @@ def difference(here: dict[str, str], there: dict[str, str]) -> str:
     return f"this cluster has other versions than the flow: {', '.join(parts)}" if parts else ""
 
 
-def perform(request: Request, report: Report) -> None:
+def perform(request: Request, progress: Progress) -> None:
     """Builds the stage over the cluster this process runs in.
 
     Raises ValueError where the cluster sees other inputs than the flow, besides whatever the stage raises.
     """
     if unlike := difference(versions(), request.versions):
-        report.note(unlike)
+        progress.note(unlike)
     stage = next(stage for stage in STAGES if stage.name == request.stage)
     # Ray set RAY_ADDRESS to this cluster's own; the recipe's is for those outside.
     here = request.recipe.cluster.model_copy(update={"address": "auto"})
@@ -89,7 +89,7 @@ def perform(request: Request, report: Report) -> None:
                 f"path must be the same on the cluster's nodes as where the flow runs"
             )
     with connected(here):
-        build(stage, plan, request.tracking, request.parent, report)
+        build(stage, plan, request.tracking, request.parent, progress)
 
 
 def main() -> int:

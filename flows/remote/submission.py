@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from flows.cluster.errors import ClusterError
 from flows.engine.plan import Plan, check_inputs, result_of
-from flows.engine.progress import Failure, Report, replay
+from flows.engine.progress import Failure, Progress, replay
 from flows.engine.stage import Result, Stage, StageError
 from flows.remote.job import REQUEST, Request
 from flows.stages.train.driver import GRACE_SECONDS
@@ -42,7 +42,9 @@ PATIENCE = 300.0
 """Seconds for which a cluster that does not answer is asked again, before the attempt is given up."""
 
 
-def submit(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, address: str, report: Report) -> Result:
+def submit(
+    stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, address: str, progress: Progress
+) -> Result:
     """Has the stage built on the cluster: by a job that is at work on it already, or by a new one.
 
     Raises the job's own ValueError for bad input, ClusterError for whatever may pass. A flow that is cancelled or
@@ -53,11 +55,11 @@ def submit(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, add
     while plan.missing(stage):
         job, ours = jobs.running(), False
         if job:
-            report.note(f"following job {job}, which is at work already")
+            progress.note(f"following job {job}, which is at work already")
         else:
             job, ours = jobs.begin(Request.of(stage, plan, tracking, parent)), True
-            report.note(f"job {job} submitted to {jobs.where}")
-        jobs.follow(job, report)
+            progress.note(f"job {job} submitted to {jobs.where}")
+        jobs.follow(job, progress)
         if ours and plan.missing(stage):
             raise StageError(
                 f"job {job} ended well, but what it made is not in {plan.store.root} as seen from here; "
@@ -134,24 +136,24 @@ class Jobs:
             raise self._unusable(error) from error
         return job
 
-    def follow(self, job: str, report: Report) -> None:
+    def follow(self, job: str, progress: Progress) -> None:
         """Passes on what the job tells until it has ended; raises what it failed of. Stops it when interrupted."""
         output, failure = Output(self.client, job), None
         try:
             for line in output:
-                failure = replay(line, report) or failure
+                failure = replay(line, progress) or failure
         except BaseException as reason:
             # A flow that is interrupted, cancelled or out of time ends its job; one that has trouble leaves it alone.
             if isinstance(reason, TimeoutError) or not isinstance(reason, Exception):
-                self._stop(job, output, report)
+                self._stop(job, output, progress)
             raise
         self._judge(job, failure)
 
-    def _stop(self, job: str, output: Output, report: Report) -> None:
-        report.note(f"stopping job {job}; it commits what it has")
+    def _stop(self, job: str, output: Output, progress: Progress) -> None:
+        progress.note(f"stopping job {job}; it commits what it has")
         self.client.stop_job(job)
         for line in output:
-            replay(line, report)
+            replay(line, progress)
 
     def _judge(self, job: str, failure: Failure | None) -> None:
         info = self.client.get_job_info(job)

@@ -13,8 +13,8 @@ import torch
 
 from flows.cluster.workers import Worker, pool, settle
 from flows.engine.plan import Plan
-from flows.engine.progress import Report
-from flows.engine.stage import Job, Outcome, Part, Stage
+from flows.engine.progress import Progress
+from flows.engine.stage import Context, Made, Output, Stage
 from flows.models.weights import identity
 from flows.recipe.model import Recipe
 from flows.stages.extraction import Block, expected_ids, extract, read_block, tensor, views
@@ -38,8 +38,8 @@ def _parameters(plan: Plan) -> dict[str, Any]:
     return {"weights": identity(plan.recipe.encoder.source), "mirror": plan.recipe.data.mirror}
 
 
-BANK = Part("bank", VERSION, _parameters, (IMAGES,))
-PATCHES = Part(
+BANK = Output("bank", VERSION, _parameters, (IMAGES,))
+PATCHES = Output(
     "patches",
     VERSION,
     lambda plan: _parameters(plan) | {"components": plan.recipe.bank.patch_components},
@@ -125,33 +125,39 @@ def _bank_rows(
     )
 
 
-def job(job: Job, report: Report) -> Outcome:
+def run(context: Context, progress: Progress) -> Made:
     """Encodes the shards that are not committed yet to every table that is missing."""
-    recipe, images, options = job.recipe, job.artifact("images").uri, job.store.storage_options
+    recipe, images, options = context.recipe, context.artifact("images").uri, context.store.storage_options
     index = read_index(images)
-    targets = Targets(*(job.artifact(kind).uri if kind in job.leases else None for kind in ("bank", "patches")))
+    targets = Targets(*(context.artifact(kind).uri if kind in context.leases else None for kind in ("bank", "patches")))
     expected = expected_ids(index.filter(index["kept"])["sample"].to_numpy(), recipe.data.mirror)
     with pool(recipe.cluster, "bank", SnippetEncoder, recipe, targets, options) as workers:
         encoder, tokens = ray.get(workers[0].call(SnippetEncoder.describe))
         writers: dict[str, BankWriter | PatchesWriter] = {}
         basis = None
         if targets.bank:
-            writers["bank"] = BankWriter(targets.bank, encoder["dim"], encoder, job.leases["bank"], options)
+            writers["bank"] = BankWriter(targets.bank, encoder["dim"], encoder, context.leases["bank"], options)
         if targets.patches:
             rank = min(recipe.bank.patch_components, encoder["dim"])
             basis = _basis(targets.patches, images, index_shards(index), workers, rank, options)
             writers["patches"] = PatchesWriter(
-                targets.patches, tokens, basis.basis, basis.mean, encoder, job.leases["patches"], options
+                targets.patches, tokens, basis.basis, basis.mean, encoder, context.leases["patches"], options
             )
         done = set.intersection(*(set(writer.done) for writer in writers.values()))
         first = next(iter(writers.values()))
-        report.total(len(expected), sum(first.done[shard]["rows"] for shard in done))
+        progress.total(len(expected), sum(first.done[shard]["rows"] for shard in done))
         blocks = (read_block.remote(images, shard, None) for shard in index_shards(index) if shard not in done)
         asked = ray.put(basis)
         extract(
-            blocks, workers, SnippetEncoder.run, lambda results: _commit(writers, results), report, len(expected), asked
+            blocks,
+            workers,
+            SnippetEncoder.run,
+            lambda results: _commit(writers, results),
+            progress,
+            len(expected),
+            asked,
         )
-    return _finish(job, writers, expected, encoder)
+    return _finish(context, writers, expected, encoder)
 
 
 def _commit(writers: dict[str, Any], results: list[dict[str, Any]]) -> int:
@@ -175,17 +181,17 @@ def _basis(
     return total.principal_components(rank)
 
 
-def _finish(job: Job, writers: dict[str, Any], expected: np.ndarray, encoder: dict[str, Any]) -> Outcome:
+def _finish(context: Context, writers: dict[str, Any], expected: np.ndarray, encoder: dict[str, Any]) -> Made:
     versions: dict[str, int] = {}
     if "bank" in writers:
         writers["bank"].finish_bank(expected)
-        bank = Bank(job.artifact("bank").uri, storage_options=job.store.storage_options)
+        bank = Bank(context.artifact("bank").uri, storage_options=context.store.storage_options)
         bank.build_index()
         versions["bank"] = bank.version
     if "patches" in writers:
         writers["patches"].verify(expected)
         versions["patches"] = writers["patches"].finish({}).version
-    return Outcome({"rows": len(expected)}, versions, {"encoder": encoder})
+    return Made({"rows": len(expected)}, versions, {"encoder": encoder})
 
 
-STAGE = Stage("bank", "rows", (BANK, PATCHES), job)
+STAGE = Stage("bank", "rows", (BANK, PATCHES), run)

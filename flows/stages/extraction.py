@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flows.cluster.calls import spread
 from flows.cluster.resources import READER_CPUS
 from flows.cluster.workers import Worker
-from flows.engine.progress import Report
+from flows.engine.progress import Progress
 from storage.images.shards import read_shard
 
 COMMIT_SECONDS = 20.0
@@ -68,7 +68,7 @@ def extract(
     workers: list[Worker],
     run: Callable[..., Any],
     commit: Callable[[list[Any]], int],
-    report: Report,
+    progress: Progress,
     rows: int,
     *args: Any,
 ) -> None:
@@ -80,7 +80,7 @@ def extract(
     try:
         for result in spread(blocks, workers, run, *args):
             finished.append(result)
-            report.advance(result["rows"])
+            progress.advance(result["rows"])
             share = sum(each["rows"] for each in finished) / rows
             if share >= COMMIT_SHARE or time.monotonic() - last > COMMIT_SECONDS:
                 last = time.monotonic()

@@ -12,8 +12,8 @@ from flows.cluster.calls import under_way
 from flows.cluster.resources import resources
 from flows.cluster.workers import beside
 from flows.engine.plan import Plan
-from flows.engine.progress import Report
-from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.engine.progress import Progress
+from flows.engine.stage import Context, Made, Output, Stage, StageError
 from flows.models.weights import identity
 from flows.recipe.model import Recipe
 from storage.images.shards import ShardPlan, done_shards, write_index, write_shard
@@ -36,47 +36,47 @@ def _shipped(recipe: Recipe) -> str | None:
     return identity(recipe.source) if recipe.data.source.startswith("asset:") else None
 
 
-IMAGES = Part("images", VERSION, _parameters)
+IMAGES = Output("images", VERSION, _parameters)
 
 
-def job(job: Job, report: Report) -> Outcome:
+def run(context: Context, progress: Progress) -> Made:
     """Writes the shards that are not written yet, several at once, then numbers the pictures."""
-    data, root, size = job.recipe.data, job.artifact("images").uri, job.recipe.data.shard_size
-    listing = list_source(job.recipe.source)
-    if job.parameters["images"]["listing"] not in (listing.fingerprint, _shipped(job.recipe)):
+    data, root, size = context.recipe.data, context.artifact("images").uri, context.recipe.data.shard_size
+    listing = list_source(context.recipe.source)
+    if context.parameters["images"]["listing"] not in (listing.fingerprint, _shipped(context.recipe)):
         raise StageError(
-            f"the pictures in {job.recipe.data.source} are not those that were listed when the run began; let whatever "
+            f"the pictures in {context.recipe.data.source} are not those that were listed when the run began; let whatever "
             "changes them end, and run again (on a cluster: all nodes must see the same files, times included)"
         )
-    plan = ShardPlan(job.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
+    plan = ShardPlan(context.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
     shards = -(-len(listing) // size)
     done = done_shards(root)
     missing = [number for number in range(shards) if number not in done]
-    report.total(len(listing), min(len(done) * size, len(listing)))
+    progress.total(len(listing), min(len(done) * size, len(listing)))
 
-    have = beside(resources(job.recipe.cluster, "ingest"))
+    have = beside(resources(context.recipe.cluster, "ingest"))
     write: Any = ray.remote(write_shard).options(**have.options(), max_retries=3)
 
     def start(number: int, isolated: bool) -> Any:
         return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, isolated)
 
     for result in under_way((start(n, False) for n in missing), 2 * have.actors, CRASHES):
-        report.advance(result.kept + result.rejected)
+        progress.advance(result.kept + result.rejected)
     if crashed := sorted(set(missing) - done_shards(root)):
-        report.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
+        progress.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
     for result in under_way((start(n, True) for n in crashed), 2 * have.actors):
-        report.advance(result.kept + result.rejected)
+        progress.advance(result.kept + result.rejected)
     index = write_index(root, shards, plan)
-    return _outcome(index, report)
+    return _outcome(index, progress)
 
 
-def _outcome(index: pa.Table, report: Report) -> Outcome:
+def _outcome(index: pa.Table, progress: Progress) -> Made:
     kept = index.filter(index["kept"])
     splits = {row["values"]: row["counts"] for row in kept["split"].value_counts().to_pylist()}
     refused = len(index) - len(kept)
     reasons = sorted(index["reason"].drop_null().value_counts().to_pylist(), key=lambda row: -row["counts"])
     for row in reasons[:REASONS_SHOWN]:
-        report.note(f"{row['counts']} left out: {row['values']}")
+        progress.note(f"{row['counts']} left out: {row['values']}")
     counts = {
         "rows": len(kept),
         "inputs": len(index),
@@ -84,7 +84,7 @@ def _outcome(index: pa.Table, report: Report) -> Outcome:
         "shards": len(kept["shard"].unique()),
     } | splits
     details = {"reasons": {row["values"]: row["counts"] for row in reasons[:50]}}
-    return Outcome(counts, details=details, metrics={"pictures": len(kept), "refused": refused})
+    return Made(counts, details=details, metrics={"pictures": len(kept), "refused": refused})
 
 
-STAGE = Stage("ingest", "pictures", (IMAGES,), job)
+STAGE = Stage("ingest", "pictures", (IMAGES,), run)

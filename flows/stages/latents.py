@@ -10,8 +10,8 @@ import torch
 
 from flows.cluster.workers import pool, settle
 from flows.engine.plan import Plan
-from flows.engine.progress import Report
-from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.engine.progress import Progress
+from flows.engine.stage import Context, Made, Output, Stage, StageError
 from flows.models.weights import identity
 from flows.recipe.model import Recipe
 from flows.stages.extraction import Block, expected_ids, extract, read_block, tensor, views
@@ -28,7 +28,7 @@ def _parameters(plan: Plan) -> dict[str, Any]:
     return tokenizer.identity("source") | {"weights": identity(tokenizer.source), "mirror": plan.recipe.data.mirror}
 
 
-LATENTS = Part("latents", VERSION, _parameters, (IMAGES,))
+LATENTS = Output("latents", VERSION, _parameters, (IMAGES,))
 
 
 class LatentEncoder:
@@ -57,10 +57,10 @@ class LatentEncoder:
         return torch.cat(parts).cpu().numpy()
 
 
-def job(job: Job, report: Report) -> Outcome:
+def run(context: Context, progress: Progress) -> Made:
     """Encodes the shards that are not committed yet."""
-    recipe, images, artifact = job.recipe, job.artifact("images").uri, job.artifact("latents")
-    options = job.store.storage_options
+    recipe, images, artifact = context.recipe, context.artifact("images").uri, context.artifact("latents")
+    options = context.store.storage_options
     index = read_index(images)
     samples = index.filter(index["kept"])["sample"].to_numpy()
     expected = expected_ids(samples, recipe.data.mirror)
@@ -68,13 +68,13 @@ def job(job: Job, report: Report) -> Outcome:
         tokenizer = ray.get(workers[0].call(LatentEncoder.describe))
         _check(recipe, tokenizer)
         shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
-        writer = LatentsWriter(artifact.uri, shape, tokenizer, job.leases["latents"], options)
+        writer = LatentsWriter(artifact.uri, shape, tokenizer, context.leases["latents"], options)
         done = set(writer.done)
-        report.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
+        progress.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
         blocks = (read_block.remote(images, shard, None) for shard in index_shards(index) if shard not in done)
-        extract(blocks, workers, LatentEncoder.run, writer.commit, report, len(expected))
+        extract(blocks, workers, LatentEncoder.run, writer.commit, progress, len(expected))
     table = writer.finish_latents(expected)
-    return Outcome({"rows": len(expected)}, {"latents": table.version}, {"tokenizer": tokenizer, "shape": list(shape)})
+    return Made({"rows": len(expected)}, {"latents": table.version}, {"tokenizer": tokenizer, "shape": list(shape)})
 
 
 def _check(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
@@ -86,4 +86,4 @@ def _check(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
             )
 
 
-STAGE = Stage("latents", "rows", (LATENTS,), job)
+STAGE = Stage("latents", "rows", (LATENTS,), run)

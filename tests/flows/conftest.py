@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.recipe.model import Recipe
 from storage.store import Artifact, Store
 from storage.tables import bank_rows, latents, patches
@@ -85,14 +85,14 @@ class Trainings:
         self.fingerprints = fill(self.store)
         self.tracking = Tracking.open(f"sqlite:///{folder}/mlflow.db", self.store, "tiny")
 
-    def job(self, training: Artifact | None = None, **train: Any) -> Job:
+    def job(self, training: Artifact | None = None, **train: Any) -> Context:
         """A new training, or a further attempt at one."""
         self.count += training is None
         artifact = training or self.store.artifact("training", "tiny", f"{self.count + 100:012x}")
         held = artifact.holder()
         number = held.number if held else self.stack.enter_context(artifact.lease("test")).number
         run = self.stack.enter_context(self.tracking.stage_run("train", None, {}, artifact.folder))
-        return Job(
+        return Context(
             recipe=recipe(self.store.root, **train),
             fingerprints=self.fingerprints | {"training": artifact.fingerprint},
             leases={"training": number},
@@ -117,4 +117,4 @@ def a_ray() -> Iterator[None]:
         yield
 
 
-Make = Callable[..., Job]
+Make = Callable[..., Context]

@@ -68,8 +68,8 @@ def plan_of(source: Path, tmp_path: Path) -> Plan:
 
 def ingest(plan: Plan) -> dict[str, str | None]:
     """Builds the stage; the reason of each input by its path, None for those kept."""
-    with Terminal("ingest") as report:
-        build(STAGE, plan, Tracking.open(None, plan.store, plan.recipe.name), None, report)
+    with Terminal("ingest") as progress:
+        build(STAGE, plan, Tracking.open(None, plan.store, plan.recipe.name), None, progress)
     index = read_index(plan.artifact(IMAGES).uri)
     return {row["path"]: row["reason"] for row in index.to_pylist()}
 

@@ -15,8 +15,8 @@ from flows.cluster.calls import under_way
 from flows.cluster.resources import resources
 from flows.cluster.workers import Worker, pool
 from flows.engine.plan import Plan
-from flows.engine.progress import Report
-from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.engine.progress import Progress
+from flows.engine.stage import Context, Made, Output, Stage, StageError
 from flows.models.generation import require_pieces, require_snippets
 from flows.models.resolve import bank_identity, guide_identity, network_identity, open_bank, open_network
 from flows.models.weights import identity
@@ -79,47 +79,47 @@ def _reported(plan: Plan) -> dict[str, Any]:
     return {"evaluate": plan.recipe.evaluate.identity(*named_by_content), "step": _step(plan)}
 
 
-STATISTICS = Part("statistics", VERSION, _statistics, (IMAGES,))
-OWN = Part(
+STATISTICS = Output("statistics", VERSION, _statistics, (IMAGES,))
+OWN = Output(
     "samples",
     VERSION,
     lambda plan: _sampling(plan) | {"step": _step(plan)},
     (TRAINING,),
     wanted=lambda recipe: recipe.evaluate.network is None,
 )
-OUTSIDE = Part(
+OUTSIDE = Output(
     "samples",
     VERSION,
     _outside,
     (IMAGES, replace(BANK, wanted=lambda recipe: recipe.evaluate.bank is None)),
     wanted=lambda recipe: recipe.evaluate.network is not None,
 )
-REPORT = Part("report", REPORT_VERSION, _reported, (OWN, OUTSIDE, STATISTICS))
+REPORT = Output("report", REPORT_VERSION, _reported, (OWN, OUTSIDE, STATISTICS))
 
 
-def job(job: Job, report: Report) -> Outcome:
+def run(context: Context, progress: Progress) -> Made:
     """Features of the reference pictures, then the samples, then the numbers; each part is kept as it is finished."""
-    recipe = job.recipe
-    checkpoint, bank = _subject(job)
-    guide, index = require_pieces(checkpoint, recipe), read_index(job.artifact("images").uri)
+    recipe = context.recipe
+    checkpoint, bank = _subject(context)
+    guide, index = require_pieces(checkpoint, recipe), read_index(context.artifact("images").uri)
     for each in (checkpoint, guide):
-        if each and each.uri.startswith(f"{job.store.root}/"):  # others' stores are theirs to keep
-            pin(each, job.artifact("report").folder)
+        if each and each.uri.startswith(f"{context.store.root}/"):  # others' stores are theirs to keep
+            pin(each, context.artifact("report").folder)
     file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
     plans = _plans(recipe, bank, index)
     pictures = {split: len(ids) for split, ids in plans.items()}
     searched = _searched(recipe, index)
     if searched:
         pictures.setdefault(HELD_OUT, min(recipe.evaluate.samples, _count(index, HELD_OUT)))
-    report.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
-    with pool(recipe.cluster, "evaluate", Evaluator, job, checkpoint) as workers:
-        seen = references.of_pictures(job, index, pictures, workers, report)
-        against = references.of_file(job, file, workers) if file else None
-        shares = _sampled(job, index, plans, workers, report)
-        memorised = _memorised(job, index, plans, shares, seen, workers, report) if searched else {}
+    progress.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
+    with pool(recipe.cluster, "evaluate", Evaluator, context, checkpoint) as workers:
+        seen = references.of_pictures(context, index, pictures, workers, progress)
+        against = references.of_file(context, file, workers) if file else None
+        shares = _sampled(context, index, plans, workers, progress)
+        memorised = _memorised(context, index, plans, shares, seen, workers, progress) if searched else {}
         detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
         found = Found(
-            job=job,
+            context=context,
             checkpoint=checkpoint,
             guide=guide,
             references=seen,
@@ -141,22 +141,22 @@ def _manifolds(recipe: Recipe, workers: list[Worker]) -> Manifolds:
     return lambda *asked: ray.get(workers[0].call(Evaluator.manifolds, *asked))
 
 
-def _subject(job: Job) -> tuple[Checkpoint, Bank]:
+def _subject(context: Context) -> tuple[Checkpoint, Bank]:
     """The network and the bank to sample from; they are checked to belong together."""
-    evaluate = job.recipe.evaluate
+    evaluate = context.recipe.evaluate
     if evaluate.network:
-        checkpoint = open_network(evaluate.network, job.store)
+        checkpoint = open_network(evaluate.network, context.store)
     else:  # not simply the newest: the training may have gone on since
-        checkpoint = at(job.artifact("training"), job.parameters["report"]["step"])
-    bank = open_bank(evaluate.bank or job.artifact("bank").uri, job.store)
+        checkpoint = at(context.artifact("training"), context.parameters["report"]["step"])
+    bank = open_bank(evaluate.bank or context.artifact("bank").uri, context.store)
     if checkpoint.manifest.encoder:
         bank.require_encoder(checkpoint.manifest.encoder)
     require_snippets(checkpoint, bank.dim, bank.artifact)
-    side = checkpoint.manifest.network["latent_size"] * job.recipe.tokenizer.factor
-    if side != job.recipe.data.image_size:
+    side = checkpoint.manifest.network["latent_size"] * context.recipe.tokenizer.factor
+    if side != context.recipe.data.image_size:
         raise StageError(
-            f"{checkpoint.uri} makes pictures of {side} px, and those of recipe {job.recipe.name} have "
-            f"{job.recipe.data.image_size} px; evaluate it with a recipe of data.image_size={side}"
+            f"{checkpoint.uri} makes pictures of {side} px, and those of recipe {context.recipe.name} have "
+            f"{context.recipe.data.image_size} px; evaluate it with a recipe of data.image_size={side}"
         )
     return checkpoint, bank
 
@@ -193,7 +193,7 @@ def _searched(recipe: Recipe, index: pa.Table) -> int:
 
 
 def _sampled(
-    job: Job, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[Worker], report: Report
+    context: Context, index: pa.Table, plans: dict[str, NDArray[np.int64]], workers: list[Worker], progress: Progress
 ) -> dict[str, Shares]:
     """Samples of every split, with the floor and the ceiling of as many."""
     shares: dict[str, Shares] = {}
@@ -208,36 +208,36 @@ def _sampled(
         calls = (workers[i % len(workers)].call(Evaluator.run, chunk) for i, chunk in enumerate(chunks))
         shares[split] = total = Shares()
         for part in under_way(calls, 2 * len(workers)):
-            report.advance((1 + bool(part.floor) + bool(part.ceiling)) * part.count)
+            progress.advance((1 + bool(part.floor) + bool(part.ceiling)) * part.count)
             total.merge(part)
         if not total.ceiling:  # decoded noise is the same for every split
-            report.advance(total.count)
+            progress.advance(total.count)
             total.ceiling = next(iter(shares.values())).ceiling
     if lacking := {split: len(plans[split]) for split, each in shares.items() if not each.floor}:
-        for split, floor in references.reconstructions(job, index, lacking, workers, report).items():
+        for split, floor in references.reconstructions(context, index, lacking, workers, progress).items():
             shares[split].floor = floor
     return shares
 
 
 def _memorised(
-    job: Job,
+    context: Context,
     index: pa.Table,
     plans: dict[str, NDArray[np.int64]],
     shares: dict[str, Shares],
     seen: dict[str, Sums],
     workers: list[Worker],
-    report: Report,
+    progress: Progress,
 ) -> dict[str, Memorisation]:
     """Samples of every split and held-out pictures, each with its nearest training picture."""
-    name = judge(job.recipe.evaluate)
+    name = judge(context.recipe.evaluate)
     queries = [each.samples[name].features("pool") for each in shares.values()]
     queries.append(seen[HELD_OUT][name].features("pool"))
-    nearest = references.nearest_of(job, index, np.concatenate(queries), workers, report)
+    nearest = references.nearest_of(context, index, np.concatenate(queries), workers, progress)
     parts = _split(nearest, [len(part) for part in queries])
     if np.median(parts[-1].distance) == 0:
-        report.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
+        progress.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
         return {}
-    known = job.recipe.evaluate.bank is None
+    known = context.recipe.evaluate.bank is None
     return {
         split: memorisation(part, parts[-1], ids // 2 if known and split == TRAIN else None)
         for part, (split, ids) in zip(parts, plans.items(), strict=False)
@@ -255,17 +255,21 @@ def _split(nearest: Nearest, lengths: list[int]) -> list[Nearest]:
     return parts
 
 
-def _outcome(found: Found, plans: dict[str, NDArray[np.int64]]) -> Outcome:
-    job, results = found.job, reporting.results_of(found)
-    reporting.write(job, results, found.memorised)
-    pictures = dict(reporting.draw(job, split) for split in plans)
+def _outcome(found: Found, plans: dict[str, NDArray[np.int64]]) -> Made:
+    context, results = found.context, reporting.results_of(found)
+    reporting.write(context, results, found.memorised)
+    pictures = dict(reporting.draw(context, split) for split in plans)
     metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
     counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
     lines = reporting.lines(results, pictures)
-    used = {"network": found.checkpoint.uri, "guide": found.guide and found.guide.uri, "bank": job.recipe.evaluate.bank}
+    used = {
+        "network": found.checkpoint.uri,
+        "guide": found.guide and found.guide.uri,
+        "bank": context.recipe.evaluate.bank,
+    }
     # What was used by address is kept from being cleaned up; fingerprints go by its content.
     details = {"step": found.checkpoint.step, "metrics": metrics, "lines": lines, "used": used}
-    return Outcome(counts, details=details, metrics=metrics, pictures=pictures)
+    return Made(counts, details=details, metrics=metrics, pictures=pictures)
 
 
-STAGE = Stage("evaluate", "samples", (STATISTICS, OWN, OUTSIDE, REPORT), job)
+STAGE = Stage("evaluate", "samples", (STATISTICS, OWN, OUTSIDE, REPORT), run)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from flows.cluster.calls import under_way
 from flows.cluster.workers import Worker
-from flows.engine.progress import Report
-from flows.engine.stage import Job, StageError
+from flows.engine.progress import Progress
+from flows.engine.stage import Context, StageError
 from flows.stages.evaluate.detectors import INCEPTION, merge
 from flows.stages.evaluate.worker import Evaluator
 from flows.stages.extraction import read_block
@@ -30,34 +30,42 @@ FILE_BATCH = 256
 
 
 def of_pictures(
-    job: Job, index: pa.Table, counts: dict[str, int], workers: list[Worker], report: Report
+    context: Context, index: pa.Table, counts: dict[str, int], workers: list[Worker], progress: Progress
 ) -> dict[str, Sums]:
     """Features of so many pictures of each split, for each detector; read from the store where they are there."""
-    paths = {split: job.artifact("statistics").path(f"{split}.npz") for split in counts}
+    paths = {split: context.artifact("statistics").path(f"{split}.npz") for split in counts}
     found = {
-        split: read_sums(job.store.read_bytes(path)) for split, path in paths.items() if job.store.files.exists(path)
+        split: read_sums(context.store.read_bytes(path))
+        for split, path in paths.items()
+        if context.store.files.exists(path)
     }
-    report.advance(sum(counts[split] for split in found))
+    progress.advance(sum(counts[split] for split in found))
     lacking = {split: count for split, count in counts.items() if split not in found}
-    for split, sums in _features(job, index, lacking, REFERENCE_SEED, workers, report, False).items():
-        job.store.write_bytes(paths[split], write_sums(sums))
+    for split, sums in _features(context, index, lacking, REFERENCE_SEED, workers, progress, False).items():
+        context.store.write_bytes(paths[split], write_sums(sums))
         found[split] = sums
     return found
 
 
 def reconstructions(
-    job: Job, index: pa.Table, counts: dict[str, int], workers: list[Worker], report: Report
+    context: Context, index: pa.Table, counts: dict[str, int], workers: list[Worker], progress: Progress
 ) -> dict[str, Sums]:
     """Features of so many other pictures of each split as the tokenizer gives them back: the floor of any network."""
-    return _features(job, index, counts, FLOOR_SEED, workers, report, True)
+    return _features(context, index, counts, FLOOR_SEED, workers, progress, True)
 
 
 def _features(
-    job: Job, index: pa.Table, counts: dict[str, int], seed: int, workers: list[Worker], report: Report, again: bool
+    context: Context,
+    index: pa.Table,
+    counts: dict[str, int],
+    seed: int,
+    workers: list[Worker],
+    progress: Progress,
+    again: bool,
 ) -> dict[str, Sums]:
     """One pass over the shards for all splits, in which only the pictures drawn are decoded."""
     total: dict[str, Sums] = {split: {} for split in counts}
-    images, drawn = job.artifact("images").uri, _drawn(index, counts, seed)
+    images, drawn = context.artifact("images").uri, _drawn(index, counts, seed)
     calls = (
         workers[i % len(workers)].call(Evaluator.reference, read_block.remote(images, shard, samples), again)
         for i, (shard, samples) in enumerate(drawn.items())
@@ -65,7 +73,7 @@ def _features(
     for part in under_way(calls, 2 * len(workers)):
         for split, sums in part.items():
             merge(total[split], sums)
-            report.advance(next(iter(sums.values())).count)
+            progress.advance(next(iter(sums.values())).count)
     return total
 
 
@@ -112,17 +120,17 @@ def open_adm(path: str) -> AdmReference:
     return file
 
 
-def of_file(job: Job, file: AdmReference, workers: list[Worker]) -> File:
+def of_file(context: Context, file: AdmReference, workers: list[Worker]) -> File:
     """The file's statistics, with features of its pictures where it holds any."""
-    features = _file_features(job, file, workers) if file.images_shape else None
+    features = _file_features(context, file, workers) if file.images_shape else None
     moments = file if file.pool else features
     assert moments is not None, "a file holds statistics or pictures"
     return File(moments, features, file.path.name, file.sha256)
 
 
-def _file_features(job: Job, file: AdmReference, workers: list[Worker]) -> FeatureSums:
-    path = job.artifact("statistics").path("reference.npz")
-    if not job.store.files.exists(path):
+def _file_features(context: Context, file: AdmReference, workers: list[Worker]) -> FeatureSums:
+    path = context.artifact("statistics").path("reference.npz")
+    if not context.store.files.exists(path):
         starts = range(0, (file.images_shape or (0,))[0], FILE_BATCH)
         calls = (
             workers[i % len(workers)].call(Evaluator.inception, images, np.arange(start, start + len(images)))
@@ -131,30 +139,30 @@ def _file_features(job: Job, file: AdmReference, workers: list[Worker]) -> Featu
         total: Sums = {}
         for part in under_way(calls, 2 * len(workers)):
             merge(total, part)
-        job.store.write_bytes(path, write_sums(total))
-    return read_sums(job.store.read_bytes(path))[INCEPTION]
+        context.store.write_bytes(path, write_sums(total))
+    return read_sums(context.store.read_bytes(path))[INCEPTION]
 
 
 # --- the training set ------------------------------------------------------------------------------------------------
 
 
 def nearest_of(
-    job: Job, index: pa.Table, queries: NDArray[np.floating], workers: list[Worker], report: Report
+    context: Context, index: pa.Table, queries: NDArray[np.floating], workers: list[Worker], progress: Progress
 ) -> Nearest:
     """The nearest training picture (its sample number) of every query [Q, D], in the first detector's features.
 
     Features of the training pictures are kept, a file a shard: the next evaluation only searches.
     """
-    images, total, asked = job.artifact("images").uri, Nearest(queries), ray.put(queries)
+    images, total, asked = context.artifact("images").uri, Nearest(queries), ray.put(queries)
     pictures = _by_shard(index.filter(pc.equal(index["split"], TRAIN)))
 
     def calls() -> Iterator[Any]:
         for i, (shard, samples) in enumerate(pictures.items()):
-            path = job.artifact("statistics").path("training", f"{shard}.npz")
-            block = None if job.store.files.exists(path) else read_block.remote(images, shard, samples)
+            path = context.artifact("statistics").path("training", f"{shard}.npz")
+            block = None if context.store.files.exists(path) else read_block.remote(images, shard, samples)
             yield workers[i % len(workers)].call(Evaluator.nearest, path, block, asked)
 
     for distance, numbers, count in under_way(calls(), 2 * len(workers)):
         total.keep(distance, numbers)
-        report.advance(count)
+        progress.advance(count)
     return total

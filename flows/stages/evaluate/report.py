@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.figures import grid, pairs
 from flows.models.generation import sampler_config
 from flows.models.resolve import artifact_at
@@ -42,7 +42,7 @@ SHOWN = 32
 class Found:
     """What the jobs of an evaluation brought together."""
 
-    job: Job
+    context: Context
     checkpoint: Checkpoint
     guide: Checkpoint | None
     references: dict[str, Sums]
@@ -75,9 +75,9 @@ def results_of(found: Found) -> dict[str, list[Result]]:
             numbers = [each for name, one in sums.items() for each in _measured(found, split, name, one)]
             results[f"{split}/{kind}"] = [replace(each, subject=subject) for each in numbers]
         if memorised := found.memorised.get(split):
-            protocol = _protocol(found, split, judge(found.job.recipe.evaluate), shares.count)
+            protocol = _protocol(found, split, judge(found.context.recipe.evaluate), shares.count)
             whole = replace(
-                protocol, reference=f"all training pictures {_of(found.job.recipe)}", reference_count=found.searched
+                protocol, reference=f"all training pictures {_of(found.context.recipe)}", reference_count=found.searched
             )
             results[f"{split}/samples"] += memorisation_results(
                 memorised, whole, f"samples of {split}, {name_of(found.checkpoint)}"
@@ -87,7 +87,7 @@ def results_of(found: Found) -> dict[str, list[Result]]:
 
 def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> list[Result]:
     """Against the recipe's pictures, or as far as it goes against the file."""
-    pictures, subsets = found.references[split][detector], found.job.recipe.evaluate.kernel_subsets
+    pictures, subsets = found.references[split][detector], found.context.recipe.evaluate.kernel_subsets
     protocol = _protocol(found, split, detector, sums.count)
     file = found.file if detector == INCEPTION else None
     how: dict[str, Any] = {"kernel_subsets": subsets, "manifolds": found.manifolds}
@@ -102,13 +102,13 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
 
 
 def _protocol(found: Found, split: str, detector: str, count: int) -> Protocol:
-    recipe = found.job.recipe
+    recipe = found.context.recipe
     sample, tokenizer = recipe.sample, found.tokenizer
     guide = f"the network of {name_of(found.guide)} ({_weights(found.guide)})" if found.guide else "zero snippet"
     return Protocol(
         **found.detectors[detector],
         reference=f"{split} pictures {_of(recipe)}",
-        reference_hash=found.job.fingerprints["images"],
+        reference_hash=found.context.fingerprints["images"],
         reference_count=None,
         count=count,
         seed=sample.seed,
@@ -130,28 +130,28 @@ def _weights(checkpoint: Checkpoint) -> str:
 
 
 def _snippets(found: Found, split: str) -> str:
-    bank = found.job.recipe.evaluate.bank
+    bank = found.context.recipe.evaluate.bank
     if bank is None:
         return f"random snippets of {split} pictures, none twice"
-    return f"random snippets of {split} rows of {artifact_at(bank, found.job.store).folder}, none twice"
+    return f"random snippets of {split} rows of {artifact_at(bank, found.context.store).folder}, none twice"
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def draw(job: Job, split: str) -> tuple[str, str]:
+def draw(context: Context, split: str) -> tuple[str, str]:
     """Title and URI of a picture of the first samples of a split, below their sources where the bank is the recipe's."""
-    made = list(islice(read_samples(job.store, job.artifact("samples").path(f"{split}-000000.tar")), SHOWN))
+    made = list(islice(read_samples(context.store, context.artifact("samples").path(f"{split}-000000.tar")), SHOWN))
     images = np.stack([row.image for row in made])
-    known = job.recipe.evaluate.bank is None
+    known = context.recipe.evaluate.bank is None
     title = f"{'pairs' if known else 'samples'}-{split}"
-    path = job.artifact("report").path(f"{title}.png")
-    job.store.write_bytes(path, pairs(_sources(job, made), images) if known else grid(images))
+    path = context.artifact("report").path(f"{title}.png")
+    context.store.write_bytes(path, pairs(_sources(context, made), images) if known else grid(images))
     return title.replace("_", "-"), path
 
 
-def _sources(job: Job, made: list[SampleRow]) -> NDArray[np.uint8]:
-    uri = job.artifact("images").uri
+def _sources(context: Context, made: list[SampleRow]) -> NDArray[np.uint8]:
+    uri = context.artifact("images").uri
     index = read_index(uri)
     place = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
     wanted = [row.snippet // 2 for row in made]
@@ -164,17 +164,17 @@ def _sources(job: Job, made: list[SampleRow]) -> NDArray[np.uint8]:
 # --- what is kept and said -------------------------------------------------------------------------------------------
 
 
-def write(job: Job, results: dict[str, list[Result]], memorised: dict[str, Memorisation]) -> None:
+def write(context: Context, results: dict[str, list[Result]], memorised: dict[str, Memorisation]) -> None:
     """`report.json`: every result; `nearest.json`: each sample's nearest training picture and its distance."""
-    artifact = job.artifact("report")
-    job.store.write_json(artifact.path("report.json"), [asdict(each) for part in results.values() for each in part])
+    artifact = context.artifact("report")
+    context.store.write_json(artifact.path("report.json"), [asdict(each) for part in results.values() for each in part])
     if memorised:
         about = {
             split: {"nearest": each.nearest.tolist(), "distance": each.distances.tolist()}
             for split, each in memorised.items()
         }
         held_out = next(iter(memorised.values())).held_out_distances.tolist()
-        job.store.write_json(artifact.path("nearest.json"), about | {"held_out_pictures": held_out})
+        context.store.write_json(artifact.path("nearest.json"), about | {"held_out_pictures": held_out})
 
 
 def lines(results: dict[str, list[Result]], pictures: dict[str, str]) -> list[str]:

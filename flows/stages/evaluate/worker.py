@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flows.cluster.workers import settle
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.models.generation import load_generator, sampler_config
 from flows.models.resolve import open_bank
 from flows.stages.evaluate.detectors import Detector, features_of, judge, load_detectors, merge
@@ -61,8 +61,8 @@ class Shares:
 class Evaluator:
     """Holds the generator and the detectors, each loaded when it is first needed."""
 
-    def __init__(self, threads: int, job: Job, checkpoint: Checkpoint) -> None:
-        self.job, self.recipe, self.device = job, job.recipe, settle(threads)
+    def __init__(self, threads: int, context: Context, checkpoint: Checkpoint) -> None:
+        self.context, self.recipe, self.device = context, context.recipe, settle(threads)
         self.checkpoint = checkpoint
         self.tables: dict[str, TrainingTable] = {}
         self.bank: Bank | None = None
@@ -110,7 +110,7 @@ class Evaluator:
         The pictures' features are in the file at `path`, or are written to it when a block is given. Queries are
         prepared once: every call of a worker comes with the same.
         """
-        name, store = judge(self.recipe.evaluate), self.job.store
+        name, store = judge(self.recipe.evaluate), self.context.store
         if block is not None:
             store.write_bytes(path, write_sums({name: self._training_features(name, block)}))
         features = read_sums(store.read_bytes(path))[name]
@@ -162,8 +162,8 @@ class Evaluator:
         if evaluate.network is None and evaluate.bank is None:
             rows = self._table(chunk.split).batch(chunk.ids)
             return normalise(rows["snippet"]), rows["label"], rows["latent"].float()
-        uri = evaluate.bank or self.job.artifact("bank").uri
-        self.bank = self.bank or open_bank(uri, self.job.store)
+        uri = evaluate.bank or self.context.artifact("bank").uri
+        self.bank = self.bank or open_bank(uri, self.context.store)
         labels = self.bank.rows(chunk.ids.tolist(), ["label"])["label"].fill_null(-1).to_numpy()
         return normalise(self.bank.snippets(chunk.ids.tolist())), torch.from_numpy(labels.astype(np.int64)), None
 
@@ -174,7 +174,7 @@ class Evaluator:
         return torch.cat(images), max(calls)
 
     def _path(self, chunk: Chunk) -> str:
-        return self.job.artifact("samples").path(f"{chunk.split}-{chunk.number:06d}.tar")
+        return self.context.artifact("samples").path(f"{chunk.split}-{chunk.number:06d}.tar")
 
     def _keep(self, chunk: Chunk, images: Tensor, calls: int) -> None:
         pictures = images.permute(0, 2, 3, 1).numpy()
@@ -182,13 +182,13 @@ class Evaluator:
             SampleRow(int(i), int(snippet), picture, calls)
             for i, snippet, picture in zip(chunk.indices, chunk.ids, pictures, strict=True)
         ]
-        write_samples(self.job.store, self._path(chunk), rows, self.recipe.sample.seed)
+        write_samples(self.context.store, self._path(chunk), rows, self.recipe.sample.seed)
 
     def _kept(self, chunk: Chunk) -> tuple[Tensor, int] | None:
         """The chunk's samples uint8 [N, 3, H, W] and their calls, where they are in the store: all that decides them is
         in the artifact's name."""
         path = self._path(chunk)
-        rows = list(read_samples(self.job.store, path)) if self.job.store.files.exists(path) else []
+        rows = list(read_samples(self.context.store, path)) if self.context.store.files.exists(path) else []
         there = [(row.number, row.snippet) for row in rows]
         if there != list(zip(chunk.indices.tolist(), chunk.ids.tolist(), strict=True)) or not all(
             r.calls for r in rows
@@ -200,9 +200,9 @@ class Evaluator:
     def _table(self, split: str) -> TrainingTable:
         """Latents and snippets of a split, read as they are needed."""
         if split not in self.tables:
-            latents, bank = (self.job.artifact(kind).uri for kind in ("latents", "bank"))
+            latents, bank = (self.context.artifact(kind).uri for kind in ("latents", "bank"))
             self.tables[split] = TrainingTable(
-                latents, bank, None, split, memory_limit=0, storage_options=self.job.store.storage_options
+                latents, bank, None, split, memory_limit=0, storage_options=self.context.store.storage_options
             )
         return self.tables[split]
 

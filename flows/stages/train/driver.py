@@ -21,8 +21,8 @@ from flows.cluster.errors import ClusterError, explained
 from flows.cluster.resources import resources
 from flows.cluster.workers import make_room
 from flows.engine.plan import Plan
-from flows.engine.progress import Report
-from flows.engine.stage import Job, Outcome, Part, Stage, StageError
+from flows.engine.progress import Progress
+from flows.engine.stage import Context, Made, Output, Stage, StageError
 from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
 from flows.stages.bank import BANK, PATCHES
@@ -61,59 +61,59 @@ def reached(plan: Plan, artifact: Artifact) -> bool:
     return artifact.complete and newest is not None and newest.step >= plan.recipe.train.steps
 
 
-TRAINING = Part("training", VERSION, _parameters, (LATENTS, BANK, PATCHES), done=reached)
+TRAINING = Output("training", VERSION, _parameters, (LATENTS, BANK, PATCHES), done=reached)
 
 
-def job(job: Job, report: Report) -> Outcome:
+def run(context: Context, progress: Progress) -> Made:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
-    artifact, versions = job.artifact("training"), pinned(job)
-    _require_room(job, report)
-    make_room(resources(job.recipe.cluster, "train"))
+    artifact, versions = context.artifact("training"), pinned(context)
+    _require_room(context, progress)
+    make_room(resources(context.recipe.cluster, "train"))
     # With us, for it must outlive the workers' nodes; where it may, Ray puts it elsewhere.
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
     with terminable():
         while True:
             before = latest(artifact)
-            _attempt(_trainer(job, channel, versions), channel, report)
+            _attempt(_trainer(context, channel, versions), channel, progress)
             newest = latest(artifact)
-            if newest and newest.step >= job.recipe.train.steps:
+            if newest and newest.step >= context.recipe.train.steps:
                 break
             if newest is None or (before and before.step == newest.step):
                 raise ClusterError("the training's workers ended without getting any further; see Ray's logs")
-            report.note(f"a worker was asked to make way; going on from step {newest.step} with other workers")
-    job.store.files.remove(artifact.path(RAY))
-    return _outcome(job, artifact)
+            progress.note(f"a worker was asked to make way; going on from step {newest.step} with other workers")
+    context.store.files.remove(artifact.path(RAY))
+    return _outcome(context, artifact)
 
 
-def pinned(job: Job) -> Versions:
+def pinned(context: Context) -> Versions:
     """The versions to train on. The bank's is tagged, so that it is never cleaned up; a training that is continued
     goes on with the one it began with, whatever was added since."""
-    kinds = ("latents", "patches") if job.recipe.train.align else ("latents",)
-    versions: Versions = {kind: job.manifest(kind).details.get("version") for kind in kinds}
-    bank = Bank(job.artifact("bank").uri, storage_options=job.store.storage_options)
-    tag = f"training-{job.fingerprints['training']}"
+    kinds = ("latents", "patches") if context.recipe.train.align else ("latents",)
+    versions: Versions = {kind: context.manifest(kind).details.get("version") for kind in kinds}
+    bank = Bank(context.artifact("bank").uri, storage_options=context.store.storage_options)
+    tag = f"training-{context.fingerprints['training']}"
     known = bank.table.tags.list().get(tag)
     return versions | {"bank": known["version"] if known else bank.tag(tag)}
 
 
-def _require_room(job: Job, report: Report) -> None:
+def _require_room(context: Context, progress: Progress) -> None:
     """Ray waits without a word for what a cluster does not have, and an embedded one will never have more."""
-    have, fewest, there = resources(job.recipe.cluster, "train"), _fewest(job), ray.cluster_resources()
+    have, fewest, there = resources(context.recipe.cluster, "train"), _fewest(context), ray.cluster_resources()
     for kind, each in (("CPU", have.cpus), ("GPU", have.gpus)):
         if fewest * each > there.get(kind, 0):
             text = f"{fewest} training workers need {fewest * each:g} {kind}s, Ray has {there.get(kind, 0):g}"
-            if not address_of(job.recipe.cluster):
+            if not address_of(context.recipe.cluster):
                 raise StageError(f"{text}; lower cluster.train_workers or raise cluster.cpus")
-            report.note(f"{text}: waiting for more nodes, or lower cluster.train_workers")
+            progress.note(f"{text}: waiting for more nodes, or lower cluster.train_workers")
 
 
-def _fewest(job: Job) -> int:
-    workers = resources(job.recipe.cluster, "train").actors
-    return min(job.recipe.cluster.train_workers_min or workers, workers)
+def _fewest(context: Context) -> int:
+    workers = resources(context.recipe.cluster, "train").actors
+    return min(context.recipe.cluster.train_workers_min or workers, workers)
 
 
-def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
+def _attempt(trainer: TorchTrainer, channel: Any, progress: Progress) -> None:
     """One Ray Train run, which itself replaces workers that die. What goes wrong in it is raised here."""
     failure: list[BaseException] = []
     # An event to wait for, and not the thread: a join that a signal interrupts takes the thread for ended (Python 3.11).
@@ -121,26 +121,26 @@ def _attempt(trainer: TorchTrainer, channel: Any, report: Report) -> None:
     threading.Thread(target=_fit, args=(trainer, failure, ended), name="train", daemon=True).start()
     try:
         while not ended.wait(POLL_SECONDS):
-            _relay(channel, report)
+            _relay(channel, progress)
     except ValueError:  # no use in trying again
         raise
     except BaseException:
-        report.note("stopping after a last checkpoint")
+        progress.note("stopping after a last checkpoint")
         ray.get(channel.ask_to_stop.remote())
         ended.wait(GRACE_SECONDS)
-        _relay(channel, report)
+        _relay(channel, progress)
         raise
-    _relay(channel, report)
+    _relay(channel, progress)
     if failure:
         raise _explained(failure[0])
 
 
-def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
-    have, fewest = resources(job.recipe.cluster, "train"), _fewest(job)
-    if not address_of(job.recipe.cluster):
+def _trainer(context: Context, channel: Any, versions: Versions) -> TorchTrainer:
+    have, fewest = resources(context.recipe.cluster, "train"), _fewest(context)
+    if not address_of(context.recipe.cluster):
         os.environ.update(ALONE)
     config = {
-        "job": job.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions
+        "context": context.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions
     }  # fmt: skip
     return TorchTrainer(
         loop,
@@ -154,9 +154,9 @@ def _trainer(job: Job, channel: Any, versions: Versions) -> TorchTrainer:
             **have.placed(),
         ),
         run_config=RunConfig(
-            name=f"{job.recipe.name}-{job.fingerprints['training']}-{os.getpid()}-{time.time_ns()}",
-            storage_path=job.artifact("training").path(RAY),
-            failure_config=FailureConfig(max_failures=job.recipe.cluster.train_failures),
+            name=f"{context.recipe.name}-{context.fingerprints['training']}-{os.getpid()}-{time.time_ns()}",
+            storage_path=context.artifact("training").path(RAY),
+            failure_config=FailureConfig(max_failures=context.recipe.cluster.train_failures),
         ),
     )
 
@@ -170,11 +170,11 @@ def _fit(trainer: TorchTrainer, failure: list[BaseException], ended: threading.E
         ended.set()
 
 
-def _relay(channel: Any, report: Report) -> None:
+def _relay(channel: Any, progress: Progress) -> None:
     """Raises ValueError when the workers said that nothing but another recipe or store would help."""
     events, reason = ray.get(channel.take.remote())
     for event, value, values in events:
-        getattr(report, event)(value, **values)
+        getattr(progress, event)(value, **values)
     if reason:
         raise ValueError(reason)
 
@@ -204,11 +204,11 @@ def chosen(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
     return best(artifact) if recipe.evaluate.checkpoint == "best" else latest(artifact)
 
 
-def _outcome(job: Job, artifact: Artifact) -> Outcome:
+def _outcome(context: Context, artifact: Artifact) -> Made:
     newest, least = latest(artifact), best(artifact)
     assert newest is not None and least is not None, "a finished training has written a checkpoint"
-    version = job.run.register(f"gmem-{job.recipe.name}", newest)
-    return Outcome(
+    version = context.run.register(f"gmem-{context.recipe.name}", newest)
+    return Made(
         {"rows": newest.step},
         {"training": newest.step},
         {
@@ -216,10 +216,10 @@ def _outcome(job: Job, artifact: Artifact) -> Outcome:
             "best_step": least.step,
             "held_out": least.manifest.held_out_loss,
             "model_version": version,
-            "start_from": job.recipe.train.start_from,  # by its address, which keeps it from being cleaned up
+            "start_from": context.recipe.train.start_from,  # by its address, which keeps it from being cleaned up
         },
         pictures={"training-samples": artifact.path("samples.png")},
     )
 
 
-STAGE = Stage("train", "steps", (TRAINING,), job, continues=True)
+STAGE = Stage("train", "steps", (TRAINING,), run, continues=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.stages.train.preview import Preview
 from flows.stages.train.setup import Versions, batch_of, open_data
 from gmem.learner import Learner, draw
@@ -29,10 +29,18 @@ SAVE_ATTEMPTS, SAVE_PAUSE = 5, 10.0
 class Observer:
     """The training as others see it. `stop`: the driver wants a tidy end; `owed`: a checkpoint is due."""
 
-    def __init__(self, job: Job, channel: Any, data: TrainingTable, versions: Versions, learner: Learner) -> None:
-        self.job, self.recipe, self.channel, self.data, self.learner = job, job.recipe, channel, data, learner
-        self.artifact = job.artifact("training")
-        self.held_out_data = open_data(job, "held_out", versions)
+    def __init__(
+        self, context: Context, channel: Any, data: TrainingTable, versions: Versions, learner: Learner
+    ) -> None:
+        self.context, self.recipe, self.channel, self.data, self.learner = (
+            context,
+            context.recipe,
+            channel,
+            data,
+            learner,
+        )
+        self.artifact = context.artifact("training")
+        self.held_out_data = open_data(context, "held_out", versions)
         self.preview = Preview(self.recipe, data, learner.ema)
         self.held_out: tuple[int, float] | None = None  # the last measurement's step and loss
         self.saved, self.told, self.told_steps = time.monotonic(), 0.0, learner.steps
@@ -51,9 +59,9 @@ class Observer:
 
     def event(self, kind: str, step: int, text: str, say: bool = True) -> None:
         """Something that ought not to happen: a metric `events/<kind>`, a row of the table `events`, and a note."""
-        self.job.run.metrics({f"events/{kind}": 1.0}, step=step)
+        self.context.run.metrics({f"events/{kind}": 1.0}, step=step)
         if say:
-            self.job.run.table("events", [{"step": step, "event": kind, "what": text, "time": time.time()}])
+            self.context.run.table("events", [{"step": step, "event": kind, "what": text, "time": time.time()}])
             self.tell("note", text)
 
     def advance(self, loss: float) -> None:
@@ -65,7 +73,7 @@ class Observer:
     def log(self, result: dict[str, float], speed: dict[str, float]) -> None:
         rest = ("grad_norm", "lr", "skipped")
         values = {name if name in rest else f"loss/{name}": value for name, value in result.items()}
-        self.job.run.metrics(values | speed, step=self.learner.steps)
+        self.context.run.metrics(values | speed, step=self.learner.steps)
 
     # --- looking and keeping -----------------------------------------------------------------------------------------
 
@@ -84,9 +92,9 @@ class Observer:
         if last or not done % train.held_out_every or not done % train.checkpoint_every:
             self.measure()
         if (train.sample_every and done % train.sample_every == 0) or last:
-            self.job.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
+            self.context.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
         if train.distance_every and done % train.distance_every == 0:
-            self.job.run.metrics({"fd_preview": self.preview.distance()}, step=done)
+            self.context.run.metrics({"fd_preview": self.preview.distance()}, step=done)
         self.owed = self.due() or done % train.checkpoint_every == 0
         if last or (self.owed and ready):
             self.save(progress, attempts=SAVE_ATTEMPTS if last else 1)
@@ -105,7 +113,7 @@ class Observer:
             for name, value in self.learner.loss(batch, draws).items():
                 sums[name] = sums.get(name, 0.0) + value * len(batch.latent) / len(ids)
         self.held_out = self.learner.steps, sums["velocity"] + config.cosine_weight * sums["cosine"]
-        self.job.run.metrics({f"held_out/{name}": value for name, value in sums.items()}, step=self.learner.steps)
+        self.context.run.metrics({f"held_out/{name}": value for name, value in sums.items()}, step=self.learner.steps)
 
     def save(self, progress: dict[str, Any], attempts: int = 1) -> None:
         """A checkpoint. While the store does not take it the training goes on, and the next step tries again.
@@ -130,7 +138,7 @@ class Observer:
         if self.learner.steps < self.recipe.train.steps:
             self.save(progress, attempts=SAVE_ATTEMPTS)
             self.tell("note", f"{why} at step {self.learner.steps}, with a checkpoint")
-        self.job.store.write_bytes(self.artifact.path("samples.png"), self.preview.grid())
+        self.context.store.write_bytes(self.artifact.path("samples.png"), self.preview.grid())
 
     def _write(self, progress: dict[str, Any]) -> None:
         tensors, learner = self.learner.state()
@@ -140,7 +148,7 @@ class Observer:
         self.owed, self.saved = False, time.monotonic()
 
     def _manifest(self) -> CheckpointManifest:
-        inputs = {kind: self.job.artifact(kind).reference(version) for kind, version in self.data.versions.items()}
+        inputs = {kind: self.context.artifact(kind).reference(version) for kind, version in self.data.versions.items()}
         step, loss = self.held_out or (-1, None)
         return CheckpointManifest(
             step=self.learner.steps,
@@ -153,7 +161,7 @@ class Observer:
             held_out_loss=loss if step == self.learner.steps else None,  # that of other weights ranks nothing
             training=self.artifact.fingerprint,
             code_version=installed("gmem-pipeline"),
-            mlflow_run=self.job.run_id,
-            lease=self.job.leases["training"],
+            mlflow_run=self.context.run_id,
+            lease=self.context.leases["training"],
             details={"start_from": self.recipe.train.start_from},
         )

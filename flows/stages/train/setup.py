@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.models.generation import load_into
 from flows.models.resolve import open_network
 from flows.recipe.model import Recipe
@@ -21,16 +21,16 @@ Versions = dict[str, int | None]
 """The versions of latents, bank and patch tokens that a training reads from its first step to its last."""
 
 
-def open_data(job: Job, split: str, versions: Versions) -> TrainingTable:
+def open_data(context: Context, split: str, versions: Versions) -> TrainingTable:
     return TrainingTable(
-        job.artifact("latents").uri,
-        job.artifact("bank").uri,
-        job.artifact("patches").uri if job.recipe.train.align else None,
+        context.artifact("latents").uri,
+        context.artifact("bank").uri,
+        context.artifact("patches").uri if context.recipe.train.align else None,
         split,
         versions=versions,
-        memory_limit=int(job.recipe.train.memory_gib * 2**30),
-        storage_options=job.store.storage_options,
-        cache=job.recipe.cluster.cache,
+        memory_limit=int(context.recipe.train.memory_gib * 2**30),
+        storage_options=context.store.storage_options,
+        cache=context.recipe.cluster.cache,
     )
 
 

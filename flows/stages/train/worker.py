@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flows.cluster.workers import settle
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
@@ -39,44 +39,42 @@ def loop(config: dict[str, Any]) -> None:
     channel = config["channel"]
     if reason := ray.get(channel.failed.remote()):
         raise ValueError(reason)
-    context = ray.train.get_context()
-    device, job = settle(config["threads"]), Job(**config["job"])
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    device, context = settle(config["threads"]), Context(**config["context"])
     try:
-        Worker(
-            job, channel, context.get_world_rank(), context.get_world_size(), device, config["versions"], Notice()
-        ).run()
+        Worker(context, channel, rank, world, device, config["versions"], Notice()).run()
     except ValueError as error:
         if not isinstance(error, StoreUnreachable):  # which may come back
             ray.get(channel.fail.remote(str(error)))
         raise
     finally:
-        job.run.close()
+        context.run.close()
 
 
 class Worker:
     """One of `world` equal workers. All go through the same steps and decide alike; rank 0 also observes and saves."""
 
     def __init__(
-        self, job: Job, channel: Any, rank: int, world: int, device: str, versions: Versions, notice: Notice
+        self, context: Context, channel: Any, rank: int, world: int, device: str, versions: Versions, notice: Notice
     ) -> None:
-        self.job, self.recipe, self.rank, self.world, self.notice = job, job.recipe, rank, world, notice
-        self.artifact, train = job.artifact("training"), job.recipe.train
-        self.data = open_data(job, "train", versions)
-        self.order = BatchOrder(train.seed, self.data.pictures, train.batch, job.recipe.data.mirror)
+        self.context, self.recipe, self.rank, self.world, self.notice = context, context.recipe, rank, world, notice
+        self.artifact, train = context.artifact("training"), context.recipe.train
+        self.data = open_data(context, "train", versions)
+        self.order = BatchOrder(train.seed, self.data.pictures, train.batch, context.recipe.data.mirror)
         self.guard = Guard(train.spike, SKIPS_ALLOWED)
         self.attempt = 0  # of drawing random numbers, one more each time the training goes back
         self.returned_to, self.failed_at, self.returns = -1, -1, 0
         self.signals = torch.zeros(4)
         self.learner = Learner(
             self._fresh(),
-            learner_config(job.recipe),
+            learner_config(context.recipe),
             device,
             (Sharded if train.sharded else Replicated)() if world > 1 else None,
             self._summed if world > 1 else None,
             observed=rank == 0,
             components=components_of(self.data),
         )
-        self.observer = Observer(job, channel, self.data, versions, self.learner) if rank == 0 else None
+        self.observer = Observer(context, channel, self.data, versions, self.learner) if rank == 0 else None
         if found := self._newest():
             self._restore(found)
 

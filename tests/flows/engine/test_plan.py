@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.engine.plan import Plan
-from flows.engine.stage import Part, Stage
+from flows.engine.stage import Output, Stage
 from flows.recipe.files import load
 
 
@@ -26,14 +26,14 @@ def test_an_input_that_is_not_wanted_is_not_asked_for(plan: Plan) -> None:
     def refused(_plan: Plan) -> dict[str, Any]:
         raise AssertionError("it cannot be said of this recipe")
 
-    own, outside = Part("samples", 1, lambda _: {}), Part("samples", 1, refused, wanted=lambda _: False)
-    before = Part("report", 1, lambda _: {"memorisation": False}, (own, outside))
-    now = Part("report", 1, lambda _: {"memorisation": True}, (own, outside))
+    own, outside = Output("samples", 1, lambda _: {}), Output("samples", 1, refused, wanted=lambda _: False)
+    before = Output("report", 1, lambda _: {"memorisation": False}, (own, outside))
+    now = Output("report", 1, lambda _: {"memorisation": True}, (own, outside))
     artifact = plan.artifact(before)
     with artifact.lease("test") as lease:
         inputs = {"samples": plan.artifact(own).reference()}
         artifact.commit(artifact.describe(lease, parameters=before.parameters(plan), inputs=inputs))
-    stage = Stage("evaluate", "samples", (now,), lambda job, report: pytest.fail("nothing is built"))
+    stage = Stage("evaluate", "samples", (now,), lambda context, progress: pytest.fail("nothing is built"))
     assert plan.why(stage) == "changed: memorisation False -> True"
     assert plan.fingerprints(stage).keys() == {"report", "samples"}
 
@@ -41,8 +41,8 @@ def test_an_input_that_is_not_wanted_is_not_asked_for(plan: Plan) -> None:
 def test_what_is_being_built_stays_what_it_was_begun_as(plan: Plan) -> None:
     """Whatever others do meanwhile, such as training on the network that is being evaluated."""
     step = [2000]
-    inner = Part("samples", 1, lambda _: {"step": step[0]})
-    part = Part("report", 1, lambda _: {"step": step[0]}, (inner,))
+    inner = Output("samples", 1, lambda _: {"step": step[0]})
+    part = Output("report", 1, lambda _: {"step": step[0]}, (inner,))
     settled = plan.settled()
     begun = settled.artifact(part)
     step[0] = 3000

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flows.engine.plan import Plan
-from flows.engine.stage import Job, StageError
+from flows.engine.stage import Context, StageError
 from flows.recipe.files import load
 from flows.stages.ingest import IMAGES, STAGE
 
@@ -28,7 +28,7 @@ def test_pictures_that_came_since_they_were_listed_are_not_mixed_in(tmp_path: Pa
     source.mkdir()
     Image.new("RGB", (32, 32)).save(source / "b.png")
     plan = Plan(load("emoji", {"store": str(tmp_path / "runs"), "data": {"source": str(source)}})).settled()
-    job = Job(
+    context = Context(
         recipe=plan.recipe,
         fingerprints=plan.fingerprints(STAGE),
         parameters={"images": plan.parameters(IMAGES)},
@@ -38,4 +38,4 @@ def test_pictures_that_came_since_they_were_listed_are_not_mixed_in(tmp_path: Pa
     )
     Image.new("RGB", (32, 32)).save(source / "a.png")
     with pytest.raises(StageError, match="not those that were listed"):
-        STAGE.job(job, Silent())
+        STAGE.job(context, Silent())

@@ -247,25 +247,25 @@ def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: di
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, home: Path, uris: dict[str, str]) -> None:
-    from flows.engine.stage import Job
+    from flows.engine.stage import Context
     from flows.stages.evaluate.driver import _plans, _subject
     from flows.stages.evaluate.references import open_adm
     from storage.images.shards import read_index
 
-    def job(**changes: Any) -> Job:
+    def context(**changes: Any) -> Context:
         evaluate = plan.recipe.evaluate.model_copy(update=changes.pop("evaluate", {}))
         chosen = plan.recipe.model_copy(update={"evaluate": evaluate, **changes})
-        return Job(recipe=chosen, fingerprints={}, leases={}, tracking_uri="", run_id="")
+        return Context(recipe=chosen, fingerprints={}, leases={}, tracking_uri="", run_id="")
 
-    _, bank = _subject(job())
+    _, bank = _subject(context())
     torch.save(torch.randn(3, 8), home / "narrow.pth")
     narrow = import_bank(home / "narrow.pth", plan.store).artifact
     with pytest.raises(StageError, match=r"takes snippets of 16 numbers, and those of the bank .* have 8"):
-        _subject(job(evaluate={"bank": narrow}))
+        _subject(context(evaluate={"bank": narrow}))
     with pytest.raises(StageError, match="makes pictures of 64 px, and those of recipe emoji have 128"):
-        _subject(job(data=plan.recipe.data.model_copy(update={"image_size": 128})))
+        _subject(context(data=plan.recipe.data.model_copy(update={"image_size": 128})))
     with pytest.raises(ValueError, match="no finished checkpoint"):
-        _subject(job(evaluate={"network": str(home)}))
+        _subject(context(evaluate={"network": str(home)}))
 
     torch.save(torch.randn(1, 16), home / "single.pth")
     from storage.tables.bank import Bank
@@ -285,7 +285,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
 @pytest.fixture
 def found(plan: Plan, uris: dict[str, str]) -> Found:
     """What was measured of a network by random features, beside a file that holds no pictures."""
-    from flows.engine.stage import Job
+    from flows.engine.stage import Context
     from flows.models.resolve import open_network
     from flows.stages.evaluate.references import File
     from flows.stages.evaluate.worker import Shares
@@ -301,7 +301,7 @@ def found(plan: Plan, uris: dict[str, str]) -> Found:
     many = {name: each.gaussian() for name, each in sums(30, 2)["inception"].statistics.items()}
     identity = {"detector": DETECTOR, "detector_hash": "ab", "resize": "none"}
     return Found(
-        job=Job(recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""),
+        context=Context(recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""),
         checkpoint=open_network(uris["large"], plan.store),
         guide=None,
         references={"train": sums(20, 1)},
@@ -336,7 +336,7 @@ def test_where_a_gpu_can_be_seen_but_was_given_to_nobody_neighbours_are_found_on
 def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
     plan: Plan, home: Path, uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.engine.stage import Job
+    from flows.engine.stage import Context
     from flows.models.resolve import open_network
     from flows.stages.evaluate import worker as evaluator
     from flows.stages.evaluate.worker import Evaluator
@@ -351,8 +351,8 @@ def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
     block = read_block._function(uri, "shard-000000", wanted)
     assert sorted(block.samples) == sorted(wanted) and len(block.images) == len(decoded) == 2
     monkeypatch.setattr(evaluator, "settle", lambda threads: "cpu")
-    job = Job(recipe=recipe(home), fingerprints={}, leases={}, tracking_uri="", run_id="")
-    seen = Evaluator(1, job, open_network(uris["large"], plan.store)).reference(block)
+    context = Context(recipe=recipe(home), fingerprints={}, leases={}, tracking_uri="", run_id="")
+    seen = Evaluator(1, context, open_network(uris["large"], plan.store)).reference(block)
     assert {split: sums["emoji-evaluator"].index.tolist() for split, sums in seen.items()} == {
         splits[sample]: [sample] for sample in wanted
     }
@@ -388,12 +388,12 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     monkeypatch.setattr(evaluator_module, "write_samples", written)
     monkeypatch.setattr(Evaluator, "_sums", lambda self, *what: looked.set() or sums(self, *what))
     config = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=4, snippet_dim=6)
-    job = trainings.job()
-    fingerprints = job.fingerprints | {"samples": "a" * 12}
+    context = trainings.job()
+    fingerprints = context.fingerprints | {"samples": "a" * 12}
     manifest = CheckpointManifest(step=1, network=asdict(config), latent_mean=[0.0] * 12, latent_std=[1.0] * 12)
     tensors = {f"ema.{name}": value for name, value in Network(config).state_dict().items()}
     checkpoint = save(str(trainings.store.root) + "/own", 1, tensors, {}, manifest)
-    evaluator = Evaluator(1, job.model_copy(update={"fingerprints": fingerprints}), checkpoint)
+    evaluator = Evaluator(1, context.model_copy(update={"fingerprints": fingerprints}), checkpoint)
     ids = np.array([6, 8, 10])
     total = Shares()
     for number, ceiling in ((0, True), (1, False)):
@@ -418,8 +418,8 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     assert set(detectors) == {"emoji-evaluator"} and tokenizer["name"] == "shipped:emoji-tokenizer"
 
     torch.save({"layer": torch.zeros(1)}, tmp_path / "foreign.pth")
-    evaluate = job.recipe.evaluate.model_copy(update={"inception": str(tmp_path / "foreign.pth")})
-    other = job.model_copy(update={"recipe": job.recipe.model_copy(update={"evaluate": evaluate})})
+    evaluate = context.recipe.evaluate.model_copy(update={"inception": str(tmp_path / "foreign.pth")})
+    other = context.model_copy(update={"recipe": context.recipe.model_copy(update={"evaluate": evaluate})})
     with pytest.raises(ValueError, match=r"foreign\.pth is not the FID Inception network: \d+ tensors"):
         Evaluator(1, other, checkpoint).identities()  # by its first call, so that Ray passes the sentence on
 

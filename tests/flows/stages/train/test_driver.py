@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.stages.train import driver as train
 from storage.checkpoints import all_checkpoints, latest, load
 from storage.tables.bank import Bank
@@ -45,10 +45,10 @@ class Heard:
         self.notes.append(text)
 
 
-def two_workers(trainings: Any, **settings: Any) -> Job:
-    job = trainings.job(checkpoint_every=4, held_out_every=500, log_every=10, **settings)
-    cluster = job.recipe.cluster.model_copy(update={"train_workers": 2})
-    return job.model_copy(update={"recipe": job.recipe.model_copy(update={"cluster": cluster})})
+def two_workers(trainings: Any, **settings: Any) -> Context:
+    context = trainings.job(checkpoint_every=4, held_out_every=500, log_every=10, **settings)
+    cluster = context.recipe.cluster.model_copy(update={"train_workers": 2})
+    return context.model_copy(update={"recipe": context.recipe.model_copy(update={"cluster": cluster})})
 
 
 def newest_worker() -> psutil.Process:
@@ -61,11 +61,11 @@ def newest_worker() -> psutil.Process:
     return max(found, key=lambda process: process.create_time())
 
 
-def after_a_checkpoint(job: Job, act: Callable[[], Any]) -> threading.Thread:
+def after_a_checkpoint(context: Context, act: Callable[[], Any]) -> threading.Thread:
     """Does something to a training that is under way."""
 
     def wait() -> None:
-        while latest(job.artifact("training")) is None:
+        while latest(context.artifact("training")) is None:
             time.sleep(0.1)
         act()
 
@@ -74,54 +74,54 @@ def after_a_checkpoint(job: Job, act: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
-def weights(job: Job) -> tuple[int, dict[str, torch.Tensor]]:
-    checkpoint = latest(job.artifact("training"))
+def weights(context: Context) -> tuple[int, dict[str, torch.Tensor]]:
+    checkpoint = latest(context.artifact("training"))
     assert checkpoint is not None
     return checkpoint.step, load(checkpoint)[0]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(trainings) -> dict[str, torch.Tensor]:
-    job = two_workers(trainings, steps=STEPS)
-    train.job(job, Heard())
-    job.run.close()
-    return weights(job)[1]
+    context = two_workers(trainings, steps=STEPS)
+    train.job(context, Heard())
+    context.run.close()
+    return weights(context)[1]
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_is_killed_or_told_to_go_costs_a_few_steps_and_no_bit(
     trainings, undisturbed: dict[str, torch.Tensor], sign: signal.Signals
 ) -> None:
-    job, report = two_workers(trainings, steps=STEPS), Heard()
-    thread = after_a_checkpoint(job, lambda: newest_worker().send_signal(sign))
-    outcome = train.job(job, report)
-    job.run.close()
+    context, progress = two_workers(trainings, steps=STEPS), Heard()
+    thread = after_a_checkpoint(context, lambda: newest_worker().send_signal(sign))
+    outcome = train.job(context, progress)
+    context.run.close()
     thread.join()
-    assert outcome.counts == {"rows": STEPS} and len(report.starts) == 2 and report.starts[1] >= 4
-    step, ours = weights(job)
+    assert outcome.counts == {"rows": STEPS} and len(progress.starts) == 2 and progress.starts[1] >= 4
+    step, ours = weights(context)
     assert step == STEPS and all(torch.equal(value, undisturbed[name]) for name, value in ours.items())
     if sign is signal.SIGTERM:
-        assert f"made way at step {report.starts[1]}, with a checkpoint" in report.notes
-    history = client(job.tracking_uri).get_metric_history(job.run_id, "loss/total")
+        assert f"made way at step {progress.starts[1]}, with a checkpoint" in progress.notes
+    history = client(context.tracking_uri).get_metric_history(context.run_id, "loss/total")
     assert {point.step for point in history} == set(range(10, STEPS + 1, 10))
-    assert not job.store.files.exists(job.artifact("training").path("ray"))
-    bank = Bank(job.artifact("bank").uri)
-    checkpoint = latest(job.artifact("training"))
+    assert not context.store.files.exists(context.artifact("training").path("ray"))
+    bank = Bank(context.artifact("bank").uri)
+    checkpoint = latest(context.artifact("training"))
     assert checkpoint is not None and checkpoint.manifest.bank is not None
-    assert bank.info().tags[f"training-{job.fingerprints['training']}"] == checkpoint.manifest.bank.version
+    assert bank.info().tags[f"training-{context.fingerprints['training']}"] == checkpoint.manifest.bank.version
 
 
 def test_an_interrupt_of_the_driver_stops_all_workers_with_a_checkpoint(trainings) -> None:
-    job, report = two_workers(trainings, steps=100_000), Heard()
+    context, progress = two_workers(trainings, steps=100_000), Heard()
 
     def interrupt(rows: int, **_: float) -> None:
-        if latest(job.artifact("training")) and not report.notes:
+        if latest(context.artifact("training")) and not progress.notes:
             raise KeyboardInterrupt
 
-    report.advance = interrupt  # type: ignore[method-assign]
+    progress.advance = interrupt  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        train.job(job, report)
-    job.run.close()
-    step = weights(job)[0]
-    assert f"stopped at step {step}, with a checkpoint" in report.notes and step < 100_000
-    assert len(all_checkpoints(job.artifact("training"))) > 1
+        train.job(context, progress)
+    context.run.close()
+    step = weights(context)[0]
+    assert f"stopped at step {step}, with a checkpoint" in progress.notes and step < 100_000
+    assert len(all_checkpoints(context.artifact("training"))) > 1

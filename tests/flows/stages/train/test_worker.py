@@ -14,7 +14,7 @@ import ray
 import torch
 import torch.distributed as dist
 
-from flows.engine.stage import Job
+from flows.engine.stage import Context
 from flows.stages.train.channel import Channel
 from flows.stages.train.driver import _relay, pinned
 from flows.stages.train.preemption import Notice
@@ -64,24 +64,24 @@ class Told(Notice):
         return False
 
 
-def train(job: Job, after: float = math.inf, spoil: Callable[[Worker], bool] | None = None) -> Worker:
+def train(context: Context, after: float = math.inf, spoil: Callable[[Worker], bool] | None = None) -> Worker:
     """Runs a lone worker; `spoil` says whether the gradient of the step it is about to take is NaN."""
     channel = Channel.remote()
     with one_thread():
-        worker = Worker(job, channel, 0, 1, "cpu", {}, Told(after))
+        worker = Worker(context, channel, 0, 1, "cpu", {}, Told(after))
         if spoil:
             first = next(iter(worker.learner.parameters.values()))
             first.register_hook(lambda gradient: gradient * math.nan if spoil(worker) else gradient)
         try:
             worker.run()
         finally:
-            job.run.close()
+            context.run.close()
             worker.heard = ray.get(channel.take.remote())[0]
     return worker
 
 
-def saved(job: Job, step: int | None = None) -> tuple[Tensors, dict[str, Any]]:
-    artifact = job.artifact("training")
+def saved(context: Context, step: int | None = None) -> tuple[Tensors, dict[str, Any]]:
+    artifact = context.artifact("training")
     found = checkpoints.latest(artifact) if step is None else checkpoints.at(artifact, step)
     assert found is not None
     return checkpoints.load(found)
@@ -96,12 +96,12 @@ def near(a: Tensors, b: Tensors) -> bool:
     return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], rtol=2e-3, atol=2e-4) for name in a)
 
 
-def steps(job: Job) -> list[int]:
-    return [each.step for each in checkpoints.all_checkpoints(job.artifact("training"))]
+def steps(context: Context) -> list[int]:
+    return [each.step for each in checkpoints.all_checkpoints(context.artifact("training"))]
 
 
-def again(trainings: Any, job: Job, **settings: Any) -> Job:
-    return trainings.job(job.artifact("training"), **settings)
+def again(trainings: Any, context: Context, **settings: Any) -> Context:
+    return trainings.job(context.artifact("training"), **settings)
 
 
 def notes(worker: Worker) -> str:
@@ -109,95 +109,99 @@ def notes(worker: Worker) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(trainings, ranks: Any) -> Job:
+def whole(trainings, ranks: Any) -> Context:
     """Eight steps of one worker that nothing disturbed."""
-    job = trainings.job()
-    train(job)
-    return job
+    context = trainings.job()
+    train(context)
+    return context
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_training_ends_with_the_same_bits(trainings, whole: Job) -> None:
-    job = trainings.job()
-    worker = train(job, after=3)
-    assert steps(job) == [3] and "made way at step 3" in notes(worker)
-    train(again(trainings, job), after=2)
-    train(again(trainings, job))
-    assert steps(job) == [3, 4, 5, 8] and steps(whole) == [4, 8]
-    assert same(saved(job)[0], saved(whole)[0]) and saved(job)[1] == saved(whole)[1]
-    assert {name.split(".")[0] for name in saved(job)[0]} == {"network", "ema", "optimiser"}
+def test_an_interrupted_training_ends_with_the_same_bits(trainings, whole: Context) -> None:
+    context = trainings.job()
+    worker = train(context, after=3)
+    assert steps(context) == [3] and "made way at step 3" in notes(worker)
+    train(again(trainings, context), after=2)
+    train(again(trainings, context))
+    assert steps(context) == [3, 4, 5, 8] and steps(whole) == [4, 8]
+    assert same(saved(context)[0], saved(whole)[0]) and saved(context)[1] == saved(whole)[1]
+    assert {name.split(".")[0] for name in saved(context)[0]} == {"network", "ema", "optimiser"}
 
 
-def test_micro_batches_only_round_differently(trainings, whole: Job) -> None:
-    job = trainings.job(micro_batch=2)
-    train(job)
-    assert near(saved(job)[0], saved(whole)[0])
+def test_micro_batches_only_round_differently(trainings, whole: Context) -> None:
+    context = trainings.job(micro_batch=2)
+    train(context)
+    assert near(saved(context)[0], saved(whole)[0])
 
 
-def test_samples_and_their_distance_are_followed(trainings, whole: Job) -> None:
-    job = trainings.job(distance_every=4, sample_every=4)
-    worker = train(job)
-    mlflow = client(job.tracking_uri)
-    points = mlflow.get_metric_history(job.run_id, "fd_preview")
+def test_samples_and_their_distance_are_followed(trainings, whole: Context) -> None:
+    context = trainings.job(distance_every=4, sample_every=4)
+    worker = train(context)
+    mlflow = client(context.tracking_uri)
+    points = mlflow.get_metric_history(context.run_id, "fd_preview")
     assert [point.step for point in points] == [4, 8] and all(0 < point.value < 1e6 for point in points)
-    shown = [file.path for file in mlflow.list_artifacts(job.run_id, "samples")]
+    shown = [file.path for file in mlflow.list_artifacts(context.run_id, "samples")]
     assert shown == [f"samples/step-{step:08d}.png" for step in (4, 8)]
     assert worker.observer is not None
     assert worker.observer.preview.distance() == pytest.approx(points[-1].value, rel=1e-6)
-    assert [point.step for point in mlflow.get_metric_history(job.run_id, "held_out/total")] == [4, 8]
-    assert same(saved(job)[0], saved(whole)[0])  # looking changes nothing
+    assert [point.step for point in mlflow.get_metric_history(context.run_id, "held_out/total")] == [4, 8]
+    assert same(saved(context)[0], saved(whole)[0])  # looking changes nothing
 
 
 def test_a_bad_step_is_skipped_and_told(trainings) -> None:
-    job = trainings.job()
-    worker = train(job, spoil=lambda worker: worker.learner.steps in (2, 5))
-    tensors, progress = saved(job)
+    context = trainings.job()
+    worker = train(context, spoil=lambda worker: worker.learner.steps in (2, 5))
+    tensors, progress = saved(context)
     assert progress["learner"] == {"steps": 8, "updates": 6} and progress["attempt"] == 0
     assert all(value.isfinite().all() for value in tensors.values())
-    events = client(job.tracking_uri).get_metric_history(job.run_id, "events/skipped")
+    events = client(context.tracking_uri).get_metric_history(context.run_id, "events/skipped")
     assert [event.step for event in events] == [2, 5] and "step 2 skipped" in notes(worker)
-    table = client(job.tracking_uri).download_artifacts(job.run_id, "events.json")
+    table = client(context.tracking_uri).download_artifacts(context.run_id, "events.json")
     assert "skipped" in Path(table).read_text()
 
 
-def test_after_several_bad_steps_it_goes_back_and_draws_anew_the_same_when_interrupted(trainings, whole: Job) -> None:
+def test_after_several_bad_steps_it_goes_back_and_draws_anew_the_same_when_interrupted(
+    trainings, whole: Context
+) -> None:
     def spoil(worker: Worker) -> bool:
         return worker.attempt == 0 and worker.learner.steps >= 5
 
-    job = trainings.job(steps=14)
-    worker = train(job, spoil=spoil)
-    assert worker.attempt == 1 and "back to step 4" in notes(worker) and steps(job)[-1] == 14
-    assert saved(job, 12)[1]["attempt"] == 1
-    assert same(saved(job, 4)[0], saved(whole, 4)[0]) and not same(saved(job, 8)[0], saved(whole, 8)[0])
-    returned = client(job.tracking_uri).get_metric_history(job.run_id, "events/returned")
+    context = trainings.job(steps=14)
+    worker = train(context, spoil=spoil)
+    assert worker.attempt == 1 and "back to step 4" in notes(worker) and steps(context)[-1] == 14
+    assert saved(context, 12)[1]["attempt"] == 1
+    assert same(saved(context, 4)[0], saved(whole, 4)[0]) and not same(saved(context, 8)[0], saved(whole, 8)[0])
+    returned = client(context.tracking_uri).get_metric_history(context.run_id, "events/returned")
     assert [event.step for event in returned] == [5 + SKIPS_ALLOWED + 1]
 
     killed = trainings.job(steps=14)
     train(killed, after=7, spoil=spoil)  # in the middle of the bad steps
     train(again(trainings, killed, steps=14), spoil=spoil)
-    assert saved(killed)[1] == saved(job)[1] and same(saved(killed)[0], saved(job)[0])
+    assert saved(killed)[1] == saved(context)[1] and same(saved(killed)[0], saved(context)[0])
 
 
 def test_a_checkpoint_that_does_not_lead_on_is_given_up_and_so_is_a_hopeless_training(trainings) -> None:
-    job = trainings.job(steps=40)
+    context = trainings.job(steps=40)
     with pytest.raises(ValueError, match=r"does not get beyond step \d+: going back 3 times did not help; lower"):
-        train(job, spoil=lambda worker: worker.learner.steps >= 9)
-    dropped = client(job.tracking_uri).get_metric_history(job.run_id, "events/dropped")
-    assert [event.step for event in dropped] == [8] and steps(job) == [4, 8]  # the second 8, from other draws
+        train(context, spoil=lambda worker: worker.learner.steps >= 9)
+    dropped = client(context.tracking_uri).get_metric_history(context.run_id, "events/dropped")
+    assert [event.step for event in dropped] == [8] and steps(context) == [4, 8]  # the second 8, from other draws
 
 
-def test_a_store_that_is_away_for_a_moment_costs_a_checkpoint_and_no_more(trainings, monkeypatch, whole: Job) -> None:
+def test_a_store_that_is_away_for_a_moment_costs_a_checkpoint_and_no_more(
+    trainings, monkeypatch, whole: Context
+) -> None:
     def away(*_: Any) -> None:
         monkeypatch.undo()
         raise StoreError("the store cannot be written: check it.")
 
-    job = trainings.job()
+    context = trainings.job()
     monkeypatch.setattr("flows.stages.train.observer.save", away)
-    worker = train(job)
-    assert steps(job) == [8] and "no checkpoint at step 4: the store cannot be written" in notes(worker)
-    assert same(saved(job)[0], saved(whole)[0])
+    worker = train(context)
+    assert steps(context) == [8] and "no checkpoint at step 4: the store cannot be written" in notes(worker)
+    assert same(saved(context)[0], saved(whole)[0])
 
 
 def test_what_no_further_attempt_would_mend_reaches_the_driver_and_everybody_who_tries_again(trainings) -> None:
@@ -210,12 +214,12 @@ def test_what_no_further_attempt_would_mend_reaches_the_driver_and_everybody_who
 
 
 def test_the_bank_is_pinned_and_tagged_before_it_is_trained_on(trainings) -> None:
-    job = trainings.job()
-    bank, before = Bank(job.artifact("bank").uri), pinned(job)
-    assert before["bank"] == bank.version and before["latents"] == job.manifest("latents").details["version"]
+    context = trainings.job()
+    bank, before = Bank(context.artifact("bank").uri), pinned(context)
+    assert before["bank"] == bank.version and before["latents"] == context.manifest("latents").details["version"]
     bank.append(torch.ones(1, bank.dim).numpy(), "external", bank.encoder)
-    assert bank.version > before["bank"] and pinned(job) == before
-    assert Bank(bank.artifact).info().tags[f"training-{job.fingerprints['training']}"] == before["bank"]
+    assert bank.version > before["bank"] and pinned(context) == before
+    assert Bank(bank.artifact).info().tags[f"training-{context.fingerprints['training']}"] == before["bank"]
     assert pinned(trainings.job())["bank"] == bank.version
 
 
@@ -229,10 +233,10 @@ class Rank:
     def __init__(self) -> None:
         make_small()
 
-    def train(self, job: Job, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
+    def train(self, context: Context, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        worker = Worker(job, channel, rank, 2, "cpu", {}, Told(after))
+        worker = Worker(context, channel, rank, 2, "cpu", {}, Told(after))
         if bad and rank == 1:
             first = next(iter(worker.learner.parameters.values()))
             first.register_hook(
@@ -241,7 +245,7 @@ class Rank:
         try:
             worker.run()
         finally:
-            job.run.close()
+            context.run.close()
             dist.destroy_process_group()
 
 
@@ -253,17 +257,19 @@ def ranks(a_ray) -> Any:
         ray.kill(actor)
 
 
-def together(ranks: Any, job: Job, after: tuple[float, float] = (math.inf, math.inf), bad: bool = False) -> None:
+def together(
+    ranks: Any, context: Context, after: tuple[float, float] = (math.inf, math.inf), bad: bool = False
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     channel = Channel.remote()
-    work = [actor.train.remote(job, channel, rank, port, after[rank], bad) for rank, actor in enumerate(ranks)]
+    work = [actor.train.remote(context, channel, rank, port, after[rank], bad) for rank, actor in enumerate(ranks)]
     ray.get(work, timeout=120)
 
 
 def test_two_workers_train_as_one_also_when_told_to_make_way_and_when_one_goes_on_alone(
-    trainings, ranks: Any, whole: Job
+    trainings, ranks: Any, whole: Context
 ) -> None:
     both = trainings.job()
     together(ranks, both)
@@ -271,36 +277,36 @@ def test_two_workers_train_as_one_also_when_told_to_make_way_and_when_one_goes_o
     assert pair[1]["learner"] == alone[1]["learner"]
     assert near(pair[0], alone[0])
 
-    job = trainings.job()
-    together(ranks, job, after=(math.inf, 3))  # rank 1 alone is told
-    assert steps(job) == [3]
-    together(ranks, again(trainings, job))
-    assert same(saved(job)[0], pair[0]) and saved(job)[1] == pair[1]
+    context = trainings.job()
+    together(ranks, context, after=(math.inf, 3))  # rank 1 alone is told
+    assert steps(context) == [3]
+    together(ranks, again(trainings, context))
+    assert same(saved(context)[0], pair[0]) and saved(context)[1] == pair[1]
 
-    job = trainings.job()
-    together(ranks, job, after=(3, math.inf))
-    train(again(trainings, job))  # one worker after two
-    assert near(saved(job)[0], alone[0])
+    context = trainings.job()
+    together(ranks, context, after=(3, math.inf))
+    train(again(trainings, context))  # one worker after two
+    assert near(saved(context)[0], alone[0])
 
 
 def test_two_workers_with_half_of_the_weights_each_train_the_same_and_resume_exactly(
-    trainings, ranks: Any, whole: Job
+    trainings, ranks: Any, whole: Context
 ) -> None:
     halves = trainings.job(sharded=True)
     together(ranks, halves)
     assert steps(halves) == [4, 8] and near(saved(halves)[0], saved(whole)[0])
 
-    job = trainings.job(sharded=True)
-    together(ranks, job, after=(math.inf, 3))
-    together(ranks, again(trainings, job, sharded=True))
-    assert steps(job) == [3, 4, 8]
-    assert same(saved(job)[0], saved(halves)[0]) and saved(job)[1] == saved(halves)[1]
+    context = trainings.job(sharded=True)
+    together(ranks, context, after=(math.inf, 3))
+    together(ranks, again(trainings, context, sharded=True))
+    assert steps(context) == [3, 4, 8]
+    assert same(saved(context)[0], saved(halves)[0]) and saved(context)[1] == saved(halves)[1]
 
 
 def test_two_workers_go_back_together(trainings, ranks: Any) -> None:
-    job = trainings.job(steps=14)
-    together(ranks, job, bad=True)
-    assert steps(job)[-1] == 14 and saved(job)[1]["attempt"] == 1
+    context = trainings.job(steps=14)
+    together(ranks, context, bad=True)
+    assert steps(context)[-1] == 14 and saved(context)[1]["attempt"] == 1
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
