@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 
-class StoreError(ValueError):
+class Refused(ValueError):
+    """What a person must change, in one sentence that says what to do; never retried."""
+
+
+class StoreError(Refused):
     """The store, or something in it, cannot be used as it is."""
 
 

@@ -229,8 +229,8 @@ def test_nothing_is_measured_twice(result: Result, plan: Plan) -> None:
 
 def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: dict[str, str]) -> None:
     own, outside = Plan(recipe(home)), Plan(recipe(home, network=uris["large"]))
-    assert STAGE.wanted(own.recipe) == [STAGE.parts[0], OWN, REPORT]
-    assert STAGE.wanted(outside.recipe) == [STAGE.parts[0], OUTSIDE, REPORT]
+    assert STAGE.wanted(own.recipe) == [STAGE.outputs[0], OWN, REPORT]
+    assert STAGE.wanted(outside.recipe) == [STAGE.outputs[0], OUTSIDE, REPORT]
     assert own.fingerprint(BANK) == outside.fingerprint(OUTSIDE.inputs[1])
     fingerprints = {
         Plan(recipe(home, **named)).fingerprint(OUTSIDE)
