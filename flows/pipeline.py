@@ -4,47 +4,27 @@ from __future__ import annotations
 
 from prefect import Flow, flow
 
-from flows.engine.stage import Result
+from flows.engine.context import Result
+from flows.engine.stage import Stage
 from flows.recipe.form import Overrides
 from flows.session import run, session
-from flows.stages import bank as bank_stage
-from flows.stages import ingest as ingest_stage
-from flows.stages import latents as latents_stage
-from flows.stages.evaluate import driver as evaluate_stage
-from flows.stages.train import driver as train_stage
+from flows.stages.chain import STAGES
+
+StageFlow = Flow[[str, Overrides | None], Result]
 
 
-@flow(name="ingest", flow_run_name="ingest-{recipe}", persist_result=False)
-def ingest(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
-    """Pictures into image shards; whatever cannot be used is listed in index.parquet with the reason."""
-    return run(ingest_stage.STAGE, recipe, overrides)
+def _flow_of(stage: Stage) -> StageFlow:
+    def body(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
+        return run(stage, recipe, overrides)
+
+    body.__name__ = body.__qualname__ = stage.name
+    body.__doc__ = stage.description
+    named = flow(name=stage.name, flow_run_name=f"{stage.name}-{{recipe}}", persist_result=False)
+    return named(body)
 
 
-@flow(name="latents", flow_run_name="latents-{recipe}", persist_result=False)
-def latents(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
-    """Image shards into the latents table, one row for a picture and one for its mirror image."""
-    return run(latents_stage.STAGE, recipe, overrides)
-
-
-@flow(name="bank", flow_run_name="bank-{recipe}", persist_result=False)
-def bank(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
-    """Image shards into the memory bank, and into patch tokens for the alignment loss."""
-    return run(bank_stage.STAGE, recipe, overrides)
-
-
-@flow(name="train", flow_run_name="train-{recipe}", persist_result=False)
-def train(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
-    """Trains the network on latents, snippets and patch tokens; goes on from the newest checkpoint."""
-    return run(train_stage.STAGE, recipe, overrides)
-
-
-@flow(name="evaluate", flow_run_name="evaluate-{recipe}", persist_result=False)
-def evaluate(recipe: str = "emoji", overrides: Overrides | None = None) -> Result:
-    """Samples from random snippets of the bank and measures them against the pictures."""
-    return run(evaluate_stage.STAGE, recipe, overrides)
-
-
-FLOWS: dict[str, Flow[[str, Overrides | None], Result]] = {f.name: f for f in (ingest, latents, bank, train, evaluate)}
+FLOWS: dict[str, StageFlow] = {stage.name: _flow_of(stage) for stage in STAGES}
+globals().update(FLOWS)  # a deployment names its flow as an attribute of this module
 
 
 @flow(name="pipeline", flow_run_name="pipeline-{recipe}", persist_result=False)

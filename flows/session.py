@@ -17,9 +17,9 @@ from pydantic import BaseModel
 from flows.cluster.address import jobs_address
 from flows.cluster.connection import connected
 from flows.engine.build import build, found
-from flows.engine.plan import Plan
+from flows.engine.context import Result
 from flows.engine.progress import shown
-from flows.engine.stage import Result, Stage
+from flows.engine.stage import Plan, Stage
 from flows.recipe.files import load
 from flows.recipe.form import overrides_of
 from flows.remote.submission import submit

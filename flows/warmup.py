@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 
 # Here, since Ray in its thread and Prefect in ours would import it at the same moment, at which one of them fails.
 import pydantic.v1.fields  # noqa: F401
 
 from flows.cluster.connection import warm_up
+from flows.engine.stage import Stage
 from flows.recipe.model import Cluster
-
-# By the workers of latents, bank and evaluate: a third of a small run's time, unless somebody does it ahead.
-WORKERS_IMPORT = (
-    "flows.stages.latents",
-    "flows.stages.bank",
-    "flows.stages.evaluate.worker",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "timm",
-)
 
 
 def _start_prefect() -> None:
@@ -31,12 +24,14 @@ def _start_prefect() -> None:
 _prefect = threading.Thread(target=_start_prefect, name="prefect-start", daemon=True)
 
 
-def begin(cluster: Cluster, modules: tuple[str, ...] = WORKERS_IMPORT) -> None:
-    """Begins to start Ray, whose workers then import `modules`, and Prefect's own server, where the environment names
-    no others."""
+def begin(cluster: Cluster, stages: Iterable[Stage]) -> None:
+    """Begins to start Ray, whose workers then import what those of the stages will, and Prefect's own server, where the
+    environment names no others."""
     if _prefect.ident is not None:
         return
-    warm_up(cluster, modules)
+    importing = [stage for stage in stages if stage.workers_import]
+    modules = tuple(dict.fromkeys(module for stage in importing for module in stage.workers_import))
+    warm_up(cluster, modules, importing[0].resources if importing else None)
     from prefect.settings import PREFECT_API_URL
 
     if not PREFECT_API_URL.value():

@@ -63,6 +63,10 @@ class Store:
         """The artifact of this kind, name and fingerprint, whether it exists or not."""
         return Artifact(self, kind, name, fingerprint)
 
+    def relative(self, uri: str) -> str:
+        """A URI below the root without it, so that what names it stays true when the store is moved; others as is."""
+        return uri.removeprefix(f"{self.root}/")
+
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """Everything that is there, finished or not, by kind and name."""
         found = []

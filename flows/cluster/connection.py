@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,8 +13,8 @@ import ray
 
 from flows.cluster.address import address_of, jobs_address
 from flows.cluster.errors import ClusterError
-from flows.cluster.resources import resources
-from flows.cluster.workers import dismiss, hire
+from flows.cluster.resources import Resources
+from flows.cluster.workers import actors
 from flows.recipe.model import Cluster
 from storage.addresses import without_userinfo
 
@@ -39,17 +39,21 @@ EMBEDDED = {
 _starting = threading.Lock()
 
 
-def warm_up(cluster: Cluster, modules: tuple[str, ...] = ()) -> None:
+Reserve = Callable[[Cluster], Resources]
+"""What the actors of a stage reserve."""
+
+
+def warm_up(cluster: Cluster, modules: tuple[str, ...] = (), reserve: Reserve | None = None) -> None:
     """Begins to start Ray in the background; `connected` then waits for it. It ends with the process.
 
-    The hosts of an embedded one import `modules` meanwhile.
+    The hosts of an embedded one, which reserve what `reserve` says, import `modules` meanwhile.
     """
     if jobs_address(cluster):
         return
 
     def start() -> None:
         with suppress(ClusterError):  # `connected` tries again, and says what is wrong where somebody listens
-            _join(cluster, modules)
+            _join(cluster, modules, reserve)
         # Ray's processes ask the kernel to end them with the thread, not the process, that started them: so it stays.
         threading.Event().wait()
 
@@ -65,19 +69,19 @@ def connected(cluster: Cluster) -> Iterator[None]:
     try:
         yield
     finally:
-        dismiss()
+        actors.stop()
         ray.shutdown()
 
 
-def _join(cluster: Cluster, modules: tuple[str, ...] = ()) -> bool:
+def _join(cluster: Cluster, modules: tuple[str, ...] = (), reserve: Reserve | None = None) -> bool:
     """Starts or joins Ray unless this process has done so; whether it was this call that did."""
     with _starting:
         if ray.is_initialized():
             return False
         _init(cluster)
-        if modules and not address_of(cluster):
+        if reserve and not address_of(cluster):
             with suppress(Exception):  # only ahead of time: the first pool does what is not done
-                for host in hire(resources(cluster, "latents")):
+                for host in actors.start(reserve(cluster)):
                     host.prepare.remote(modules)
         return True
 

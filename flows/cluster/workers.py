@@ -1,4 +1,4 @@
-"""The workers of a stage: hosts that serve one stage after another, hired, made again when they die, dismissed."""
+"""The workers of a stage: hosts that serve one stage after another, started, made again when they die, stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from flows.cluster.address import address_of
-from flows.cluster.resources import Resources, resources
+from flows.cluster.resources import Resources
 from flows.recipe.model import Cluster
 
 RESTARTS = 20
@@ -21,7 +21,7 @@ RESTARTS = 20
 in the seconds before it takes a silent node for dead."""
 
 
-def settle(threads: int) -> str:
+def set_threads_and_device(threads: int) -> str:
     """The device of this worker: the GPU Ray gave it, or the CPU with so many threads.
 
     Ray gives a worker as many threads as CPUs it reserved, which would leave half of a small machine idle.
@@ -63,65 +63,64 @@ class Worker:
 
 
 @dataclass
-class Standing:
+class ActorPool:
     """The hosts of the last stage, which wait for the next: only in an embedded Ray, where nobody else wants their room."""
 
     reserved: Resources | None = None
     hosts: list[Any] = field(default_factory=list)
 
+    def start(self, wanted: Resources) -> list[Any]:
+        """The hosts of a stage: those that wait, where they reserve the same, or others in their place."""
+        reserved = replace(wanted, threads=0)
+        if self.reserved != reserved:
+            self.stop()
+            options = wanted.options() | {"max_restarts": RESTARTS, "max_task_retries": -1}
+            self.hosts = [ray.remote(Host).options(**options).remote() for _ in range(wanted.actors)]
+            self.reserved = reserved
+        return self.hosts
 
-_standing = Standing()
+    def stop(self) -> None:
+        """Ends the hosts that wait for the next stage."""
+        if ray.is_initialized():
+            for host in self.hosts:
+                ray.kill(host)
+        self.hosts, self.reserved = [], None
+
+
+actors = ActorPool()
 _numbers = count()
 
 
 @contextmanager
-def pool(cluster: Cluster, stage: str, kind: type, *args: Any) -> Iterator[list[Worker]]:
+def pool(cluster: Cluster, reserved: Resources, kind: type, *args: Any) -> Iterator[list[Worker]]:
     """The workers of a stage: objects of class `kind`, made with their number of threads and `args`.
 
     Ray restarts a host that dies, up to RESTARTS times, and runs its task again.
     """
-    have = resources(cluster, stage)
-    hosts, number, make = hire(have), next(_numbers), ray.put(partial(kind, have.threads, *args))
+    hosts = actors.start(reserved)
+    number, make = next(_numbers), ray.put(partial(kind, reserved.threads, *args))
     try:
         yield [Worker(host, number, kind, make) for host in hosts]
     except BaseException:
-        dismiss()
+        actors.stop()
         raise
     if address_of(cluster):
-        dismiss()
+        actors.stop()
 
 
-def hire(have: Resources) -> list[Any]:
-    """The hosts of a stage: those that wait, where they reserve the same, or others in their place."""
-    if _standing.reserved != (reserved := replace(have, threads=0)):
-        dismiss()
-        options = have.options() | {"max_restarts": RESTARTS, "max_task_retries": -1}
-        _standing.hosts = [ray.remote(Host).options(**options).remote() for _ in range(have.actors)]
-        _standing.reserved = reserved
-    return _standing.hosts
-
-
-def dismiss() -> None:
-    """Ends the hosts that wait for the next stage."""
-    if ray.is_initialized():
-        for host in _standing.hosts:
-            ray.kill(host)
-    _standing.hosts, _standing.reserved = [], None
-
-
-def beside(have: Resources) -> Resources:
+def reserve_alongside(wanted: Resources) -> Resources:
     """For tasks that run while hosts only wait: they reserve less, so that there are as many at a time."""
-    if waiting := _standing.reserved:
+    if waiting := actors.reserved:
         left = ray.cluster_resources().get("CPU", 0) - waiting.actors * waiting.cpus
-        have = replace(have, cpus=min(have.cpus, max(left, 0) / have.actors))
-    return have
+        wanted = replace(wanted, cpus=min(wanted.cpus, max(left, 0) / wanted.actors))
+    return wanted
 
 
-def make_room(have: Resources) -> None:
+def make_room(wanted: Resources) -> None:
     """Ends the hosts that wait where a stage of another kind needs what they reserve."""
-    if waiting := _standing.reserved:
-        there = ray.cluster_resources()
-        cpus = have.actors * have.cpus + waiting.actors * waiting.cpus
-        gpus = have.actors * have.gpus + waiting.actors * waiting.gpus
-        if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
-            dismiss()
+    if waiting := actors.reserved:
+        total = ray.cluster_resources()
+        cpus = wanted.actors * wanted.cpus + waiting.actors * waiting.cpus
+        gpus = wanted.actors * wanted.gpus + waiting.actors * waiting.gpus
+        if cpus > total.get("CPU", 0) or gpus > total.get("GPU", 0):
+            actors.stop()

@@ -34,8 +34,8 @@ def open_bank(recipe: Recipe, uri: str | None = None) -> Bank:
         from storage.store import Store
 
         return outside.open_bank(uri, Store(recipe.store))
-    from flows.engine.plan import Plan
-    from flows.stages.bank import BANK
+    from flows.engine.stage import Plan
+    from flows.stages.bank.stage import BANK
     from storage.tables.bank import Bank
 
     artifact = Plan(recipe).artifact(BANK)

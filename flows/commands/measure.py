@@ -30,7 +30,7 @@ def evaluate(
     """Samples from a network and measures them against a recipe's pictures, with the recipe's tokenizer and sampler."""
     named = {"network": network} | ({"bank": bank} if bank else {})
     pairs = [f"evaluate.{key}={dumps(uri)}" for key, uri in named.items()]
-    run.stage(run.StageName.evaluate, recipe, [*(set or []), *pairs], store, json)
+    run.stage("evaluate", recipe, [*(set or []), *pairs], store, json)
 
 
 def compare(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Column, Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
@@ -17,17 +17,9 @@ from flows.recipe.form import Overrides
 if TYPE_CHECKING:
     from prefect import State
 
-    from flows.engine.plan import Plan
-    from flows.engine.stage import Output, Result, Stage
+    from flows.engine.context import Result
+    from flows.engine.stage import Output, Plan, Stage
     from flows.recipe.model import Recipe
-
-
-class StageName(StrEnum):
-    ingest = "ingest"
-    latents = "latents"
-    bank = "bank"
-    train = "train"
-    evaluate = "evaluate"
 
 
 def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
@@ -38,7 +30,9 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
     chosen = overrides(set, store)
     plan = _plan(resolved(recipe, set, store))
     if not any(report.name == plan.recipe.name and report.complete for report in plan.store.artifacts("report")):
-        begin(plan.recipe.cluster)  # there surely is work to do: no need to know first what all the stages make
+        begin(
+            plan.recipe.cluster, _stages()
+        )  # there surely is work to do: no need to know first what all the stages make
     results = _computed(recipe, chosen, plan) if any(plan.missing(stage) for stage in _stages()) else _found(plan)
     summary(results, time.monotonic() - start, _mlflow(plan))
     if json:
@@ -47,7 +41,7 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
 
 def _plan(recipe: Recipe) -> Plan:
     """The recipe on its store; what cannot be written or read is refused before servers are started."""
-    from flows.engine.plan import Plan
+    from flows.engine.stage import Plan
 
     plan = Plan(recipe)
     plan.store.require_writable()
@@ -65,7 +59,7 @@ def _computed(recipe: str, chosen: dict[str, Any], plan: Plan) -> list[Result]:
     """What the flow returns."""
     from flows.warmup import begin, wait
 
-    begin(plan.recipe.cluster)
+    begin(plan.recipe.cluster, _stages())
     from flows.pipeline import pipeline
 
     wait()
@@ -95,19 +89,24 @@ def _found(plan: Plan) -> list[Result]:
 
 
 def stage(
-    name: StageName, recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False
+    name: Annotated[str, typer.Argument(help="ingest, latents, bank, train or evaluate", show_default=False)],
+    recipe: RecipeName = "emoji",
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
-    from flows.engine.plan import check_inputs
-    from flows.warmup import WORKERS_IMPORT, begin, wait
+    from flows.engine.stage import check_inputs
+    from flows.stages.chain import stage_named
+    from flows.warmup import begin, wait
 
     start = time.monotonic()
+    wanted = stage_named(name)
     chosen = overrides(set, store)
     plan = _plan(resolved(recipe, set, store))
-    wanted = next(stage for stage in _stages() if stage.name == name)
     if plan.missing(wanted):
         check_inputs(wanted, plan)
-        begin(plan.recipe.cluster, () if name in ("ingest", "train") else WORKERS_IMPORT)
+        begin(plan.recipe.cluster, [wanted])
     from flows.pipeline import FLOWS
 
     wait()
@@ -142,15 +141,18 @@ def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
             table.add_row(*first, "/".join(uri.split("/")[-2:]), str(r.version or ""))
     console.print(table)
     for line in results[-1].details.get("lines", []):
-        console.print(line, markup=True, soft_wrap=True)
+        console.print(line, soft_wrap=True)
+    for title, uri in results[-1].pictures.items():
+        console.print(f"{title}: {uri}", soft_wrap=True)
     console.print(f"MLflow: {mlflow_command}", soft_wrap=True)
 
 
 def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Says which stages would run, which are there already, why, and about how many rows, bytes and minutes."""
     from flows.engine.estimate import estimates
+    from flows.engine.stage import Plan
 
-    rows = estimates(resolved(recipe, set, store))
+    rows = estimates(_stages(), Plan(resolved(recipe, set, store)))
     if json:
         print_json([asdict(row) for row in rows])
         return
@@ -184,7 +186,7 @@ def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
 
 def _states(recipe: Recipe) -> list[dict[str, Any]]:
     """Every artifact of a recipe: stage, kind, state, rows, version, age in seconds, bytes, URI, holder."""
-    from flows.engine.plan import Plan
+    from flows.engine.stage import Plan
 
     plan = Plan(recipe)
     return [_state(stage, output, plan) for stage in _stages() for output in stage.wanted(recipe)]

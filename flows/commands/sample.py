@@ -97,14 +97,14 @@ def _generate(
 
 
 def _checkpoint(recipe: Recipe, network: str | None) -> Checkpoint:
-    from flows.engine.plan import Plan
+    from flows.engine.stage import Plan
     from flows.models.resolve import open_network
-    from flows.stages.train.driver import TRAINING, chosen
+    from flows.stages.train.stage import TRAINING, chosen_checkpoint
     from storage.store import Store
 
     if network:
         return open_network(network, Store(recipe.store))
-    found = chosen(recipe, Plan(recipe).artifact(TRAINING))
+    found = chosen_checkpoint(recipe, Plan(recipe).artifact(TRAINING))
     if found is None:
         raise ValueError(
             f"recipe {recipe.name} has no checkpoint in {recipe.store} yet; run 'gmem run' or name one with --network"

@@ -7,13 +7,14 @@ from importlib.metadata import version as installed
 from time import monotonic
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from flows.cluster.errors import explained
-from flows.cluster.resources import reserved
-from flows.engine.plan import Plan, check_inputs, result_of
+from flows.cluster.resources import reserved_hours
+from flows.engine.context import Context, Made, Result
 from flows.engine.progress import Progress
-from flows.engine.stage import Context, Made, Output, Result, Stage
+from flows.engine.stage import Output, Plan, Stage, check_inputs, result_of
 from storage.store import Lease
 from storage.tracking.tracking import Run, Tracking
 
@@ -54,28 +55,30 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
         except RayError as error:
             raise explained(error) from error
         finally:
-            run.add(reserved(recipe.cluster, stage.name, monotonic() - began))
+            if ray.is_initialized():
+                run.add(reserved_hours(stage.resources(recipe.cluster), monotonic() - began))
         seconds = monotonic() - start
         _commit(plan, {output: leases[output.kind] for output in missing}, made, run, seconds)
     return result_of(stage, plan, True, monotonic() - start)
 
 
-def _commit(plan: Plan, leases: dict[Output, Lease], made: Made, run: Run, seconds: float) -> None:
-    """Makes each output usable by its manifest, under its lease; metrics and pictures go to MLflow."""
+def _commit(plan: Plan, leases: dict[Output, Lease], made: dict[str, Made], run: Run, seconds: float) -> None:
+    """Makes each output usable by its manifest, under its lease; metrics and figures go to MLflow."""
     for output, lease in leases.items():
-        artifact = plan.artifact(output)
-        artifact.commit(artifact.describe(lease, **_description(output, plan, made, run.id, seconds)))
-    run.metrics(made.metrics | {"seconds": seconds})
-    for title, picture in made.pictures.items():
-        run.artifact(f"{title}.png", plan.store.read_bytes(picture))
+        artifact, each = plan.artifact(output), made[output.kind]
+        artifact.commit(artifact.describe(lease, **_description(output, plan, each, run.id, seconds)))
+        run.metrics(each.metrics)
+        for title, path in each.figures.items():
+            run.artifact(f"{title}.png", plan.store.read_bytes(artifact.path(path)))
+    run.metrics({"seconds": seconds})
 
 
 def _log_inputs(stage: Stage, plan: Plan, run: Run) -> None:
     """The artifacts a stage reads, as MLflow datasets whose digest is the table's version (or the fingerprint)."""
-    inputs = {needed.kind: needed for output in stage.wanted(plan.recipe) for needed in output.needs(plan.recipe)}
+    inputs = {needed.kind: needed for output in stage.wanted(plan.recipe) for needed in output.inputs(plan.recipe)}
     for kind, output in inputs.items():
         artifact = plan.artifact(output)
-        if manifest := artifact.manifest():  # an input may also be a part of the stage itself
+        if manifest := artifact.manifest():  # an input may also be an output of the stage itself
             version = manifest.details.get("version") or manifest.fingerprint
             run.dataset(f"{plan.recipe.name}-{kind}", artifact.uri, version, stage.name, manifest.counts.get("rows"))
 
@@ -87,9 +90,10 @@ def _parameters(stage: Stage, plan: Plan) -> dict[str, Any]:
 def _description(output: Output, plan: Plan, made: Made, run_id: str, seconds: float) -> dict[str, Any]:
     """What the manifest of an output says."""
     inputs = {}
-    for needed in output.needs(plan.recipe):
+    for needed in output.inputs(plan.recipe):
         if manifest := plan.artifact(needed).manifest():
-            inputs[needed.kind] = plan.artifact(needed).reference(manifest.details.get("version"))
+            version = made.read.get(needed.kind, manifest.details.get("version"))
+            inputs[needed.kind] = plan.artifact(needed).reference(version)
     return {
         "parameters": plan.parameters(output),
         "inputs": inputs,
@@ -97,7 +101,7 @@ def _description(output: Output, plan: Plan, made: Made, run_id: str, seconds: f
         "times": {"seconds": seconds},
         "code_version": installed("gmem-pipeline"),
         "mlflow_run": run_id,
-        "details": made.details | {"version": made.versions.get(output.kind), "pictures": made.pictures},
+        "details": made.details | {"version": made.version, "figures": made.figures},
     }
 
 

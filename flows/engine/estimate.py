@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flows.engine.plan import Plan
-from flows.engine.stage import Stage
-from flows.recipe.model import Recipe
-from flows.stages.chain import STAGES
+from flows.engine.stage import Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -22,43 +20,21 @@ class Estimate:
     minutes: float | None
 
 
-def estimates(recipe: Recipe) -> list[Estimate]:
+def estimates(stages: Iterable[Stage], plan: Plan) -> list[Estimate]:
     """Each stage in order; one whose inputs would be made again runs too."""
-    plan = Plan(recipe)
-    rows = _rows(recipe, len(plan.listing))
-    return [_estimate(stage, plan, rows[stage.name]) for stage in STAGES]
-
-
-def _rows(recipe: Recipe, pictures: int) -> dict[str, int]:
-    """Rows of each stage from the number of pictures, before any is read."""
-    views = pictures * (2 if recipe.data.mirror else 1)
-    sampled = min(recipe.evaluate.samples, pictures)
-    return {"ingest": pictures, "latents": views, "bank": views, "train": recipe.train.steps, "evaluate": sampled}
+    return [_estimate(stage, plan, stage.rows(plan.recipe, len(plan.listing))) for stage in stages]
 
 
 def _estimate(stage: Stage, plan: Plan, rows: int) -> Estimate:
-    why = plan.why(stage)
+    why, size = plan.why(stage), stage.row_bytes(plan.recipe) * rows
     if not why:
-        return Estimate(stage.name, False, "there already", rows, _bytes(stage.name, plan.recipe, rows), 0.0)
-    return Estimate(stage.name, True, why, rows, _bytes(stage.name, plan.recipe, rows), _minutes(stage, plan, rows))
-
-
-def _bytes(stage: str, recipe: Recipe, rows: int) -> int:
-    """About the bytes a stage writes: snippets 768 wide, pictures at 1.5 bytes a pixel, no index and no checkpoints."""
-    tokens = recipe.grid**2 if recipe.train.align else 0
-    each = {
-        "ingest": int(1.5 * recipe.data.image_size**2),
-        "latents": 2 * recipe.tokenizer.channels * recipe.grid**2 + 32,
-        "bank": 2 * 768 + 2000 + 2 * tokens * recipe.bank.patch_components,
-        "train": 0,
-        "evaluate": int(1.5 * recipe.data.image_size**2),
-    }
-    return each[stage] * rows
+        return Estimate(stage.name, False, "there already", rows, size, 0.0)
+    return Estimate(stage.name, True, why, rows, size, _minutes(stage, plan, rows))
 
 
 def _minutes(stage: Stage, plan: Plan, rows: int) -> float | None:
-    """By the rate of the newest finished artifact of the same kind and recipe, on whatever machine made it."""
-    newest = plan.newest(stage.outputs[0])
-    if newest is None:
+    """By the rate of the latest finished artifact of the same kind and recipe, on whatever machine made it."""
+    latest = plan.latest(stage.outputs[0])
+    if latest is None:
         return None
-    return rows / max(newest.counts.get("rows", 0), 1) * newest.times.get("seconds", 0.0) / 60
+    return rows / max(latest.counts.get("rows", 0), 1) * latest.times.get("seconds", 0.0) / 60

@@ -1,25 +1,22 @@
-"""What a stage is: its outputs, which are artifacts with fingerprints, its job, and what the job is told and gives back."""
+"""What a stage is, and a recipe's plan: which outputs there are, which are missing, and why."""
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel
-
+from flows.cluster.resources import Resources, Rule, one_actor_per_device, resources
+from flows.engine.context import Context, Made, Result
+from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.recipe.model import Recipe
-from storage.store import Artifact, Manifest, Store
-from storage.tracking.tracking import Run
-
-if TYPE_CHECKING:
-    from flows.engine.plan import Plan
-
-
-class StageError(ValueError):
-    """Why a stage cannot run, in one sentence a user can act on."""
+from flows.recipe.model import Cluster, Recipe
+from storage.images.sources import Listing, list_source
+from storage.manifest import Manifest
+from storage.store import Artifact, Store, fingerprint
 
 
 @dataclass(frozen=True)
@@ -30,86 +27,185 @@ class Output:
     version: int
     """Raise by hand when the stage's code makes something else of the same parameters."""
     parameters: Callable[[Plan], dict[str, Any]]
-    inputs: tuple[Output, ...] = ()
+    inputs: Callable[[Recipe], tuple[Output, ...]] = lambda recipe: ()
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     done: Callable[[Plan, Artifact], bool] = lambda plan, artifact: artifact.complete
-
-    def needs(self, recipe: Recipe) -> list[Output]:
-        """Those of its inputs that are wanted."""
-        return [output for output in self.inputs if output.wanted(recipe)]
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a job made: counts and details for the manifest, metrics and pictures for MLflow and Prefect."""
-
-    counts: dict[str, int]
-    versions: dict[str, int] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, str] = field(default_factory=dict)
-    """Title -> URI of a PNG."""
 
 
 @dataclass(frozen=True)
 class Stage:
+    """Everything that is said of a stage anywhere. `run` imports what does the work only when it is called, so that
+    plans and tables need neither torch nor Ray."""
+
     name: str
+    description: str
+    """Of the Prefect flow and its deployment, in a sentence."""
     unit: str
     """What it counts: pictures, steps, samples."""
     outputs: tuple[Output, ...]
-    run: Callable[[Context, Progress], Made]
+    run: Callable[[Context, Progress], dict[str, Made]]
+    """Builds the outputs that `context.leases` names; what became of each, by kind."""
+    rows: Callable[[Recipe, int], int]
+    """About how many there will be, of so many pictures."""
+    row_bytes: Callable[[Recipe], int] = lambda recipe: 0
+    """About what one takes in the store."""
+    workers_import: tuple[str, ...] = ()
+    """Modules that its workers import: a third of a small run's time, unless somebody does it ahead."""
+    reserves: Rule = one_actor_per_device
     continues: bool = False
     """Whether a run that was interrupted is continued under the same MLflow run, so that its curves go on."""
 
     def wanted(self, recipe: Recipe) -> list[Output]:
         return [output for output in self.outputs if output.wanted(recipe)]
 
+    def resources(self, cluster: Cluster) -> Resources:
+        """What each of its actors, tasks or workers reserves of the Ray that this process has joined."""
+        return resources(cluster, self.name, self.reserves)
 
-class Context(BaseModel):
-    """What a job needs to run anywhere: plain values only, so that it can be sent to workers."""
 
-    recipe: Recipe
-    fingerprints: dict[str, str]
-    parameters: dict[str, dict[str, Any]] = {}
-    """Of each kind that the stage makes: what decided its fingerprint, and so must decide its content."""
-    leases: dict[str, int]
-    """Numbers of the leases held for what is missing; an input has none."""
-    tracking_uri: str
-    run_id: str
+class Plan:
+    """A recipe on a store: where each artifact lies, and whether it is there."""
+
+    def __init__(self, recipe: Recipe, source_fingerprint: str | None = None) -> None:
+        self.store = Store(recipe.store)
+        # Jobs run in other folders than we do, so what they are told of is named in full.
+        self.recipe = recipe.located(self.store.root)
+        if source_fingerprint:  # a job on a cluster is told what the flow saw
+            self.source_fingerprint = source_fingerprint
+        self._settled: dict[Output, tuple[dict[str, Any], str]] | None = None
+
+    def settled(self) -> Plan:
+        """The same, but what an output is made of stays what it was when it was first asked for.
+
+        While a stage is built others may train the network on, add to the bank or change the pictures: the artifacts
+        that it holds the leases of are still those that it began.
+        """
+        settled = copy.copy(self)
+        settled._settled = {}
+        return settled
 
     @cached_property
-    def store(self) -> Store:
-        return Store(self.recipe.store)
-
-    def artifact(self, kind: str) -> Artifact:
-        return self.store.artifact(kind, self.recipe.name, self.fingerprints[kind])
-
-    def manifest(self, kind: str) -> Manifest:
-        manifest = self.artifact(kind).manifest()
-        assert manifest is not None, f"{kind} is an input and therefore complete"
-        return manifest
+    def listing(self) -> Listing:
+        """What the source holds now; listed once, since a source may have millions of files."""
+        return list_source(self.recipe.source)
 
     @cached_property
-    def run(self) -> Run:
-        return Run(self.tracking_uri, self.run_id)
+    def source_fingerprint(self) -> str:
+        return self.listing.fingerprint
+
+    def fingerprint(self, output: Output) -> str:
+        return self._described(output)[1]
+
+    def parameters(self, output: Output) -> dict[str, Any]:
+        """What decides an output's content, besides its inputs and the version of the stage's code."""
+        return self._described(output)[0]
+
+    def _described(self, output: Output) -> tuple[dict[str, Any], str]:
+        if self._settled is not None and output in self._settled:
+            return self._settled[output]
+        inputs = {needed.kind: self.fingerprint(needed) for needed in output.inputs(self.recipe)}
+        parameters = output.parameters(self)
+        described = parameters, fingerprint(output.kind, output.version, parameters, inputs)
+        if self._settled is not None:
+            self._settled[output] = described
+        return described
+
+    def fingerprints(self, stage: Stage) -> dict[str, str]:
+        """By kind, of what a stage makes and of everything that this rests on."""
+        outputs = {o.kind: o for output in stage.wanted(self.recipe) for o in (output, *self._ancestors(output))}
+        return {kind: self.fingerprint(output) for kind, output in outputs.items()}
+
+    def _ancestors(self, output: Output) -> list[Output]:
+        return [o for needed in output.inputs(self.recipe) for o in (needed, *self._ancestors(needed))]
+
+    def artifact(self, output: Output) -> Artifact:
+        return self.store.artifact(output.kind, self.recipe.name, self.fingerprint(output))
+
+    def done(self, output: Output) -> bool:
+        return output.done(self, self.artifact(output))
+
+    def missing(self, stage: Stage) -> list[Output]:
+        return [output for output in stage.wanted(self.recipe) if not self.done(output)]
+
+    def latest(self, output: Output) -> Manifest | None:
+        """Of the finished artifacts of an output's kind and this recipe's name, whatever their fingerprints."""
+        artifacts = [a for a in self.store.artifacts(output.kind) if a.name == self.recipe.name]
+        return max((m for a in artifacts if (m := a.manifest())), key=lambda m: m.created, default=None)
+
+    def why(self, stage: Stage) -> str:
+        """Why a stage would run, told as what differs from the latest artifact of its kind; empty when it would not."""
+        missing = self.missing(stage)
+        return "" if not missing else self._difference(missing[0])
+
+    def _difference(self, output: Output) -> str:
+        if self.artifact(output).complete:
+            return "to be continued"
+        manifest = self.latest(output)
+        if manifest is None:
+            return "not there yet"
+        before, now = _flat(manifest.parameters), _flat(self.parameters(output))
+        changed = [
+            f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        changed += [
+            f"{needed.kind} is another"
+            for needed in output.inputs(self.recipe)
+            if needed.kind in manifest.inputs and manifest.inputs[needed.kind].fingerprint != self.fingerprint(needed)
+        ]
+        return "changed: " + ", ".join(changed or [f"version {output.version} of the stage's code"])
 
 
-@dataclass(frozen=True)
-class Result:
-    """One line of the summary."""
+def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters under dotted names, as recipes are overridden."""
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
-    stage: str
-    unit: str
-    fresh: bool
-    seconds: float
-    rows: int
-    artifacts: dict[str, str]
-    version: int | None
-    run_id: str | None
-    store: str
-    details: dict[str, Any]
-    pictures: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def rate(self) -> float:
-        return self.rows / self.seconds if self.seconds and self.fresh else 0.0
+def check_inputs(stage: Stage, plan: Plan) -> None:
+    """Raises StageError if something the stage reads is not there."""
+    for output in stage.wanted(plan.recipe):
+        for needed in output.inputs(plan.recipe):
+            if needed not in stage.outputs and not plan.artifact(needed).complete:
+                raise StageError(
+                    f"stage {stage.name} needs the {needed.kind} of recipe {plan.recipe.name}, "
+                    f"which are not in {plan.store.root} yet; "
+                    f"run 'gmem run' for the whole chain, or the stage that makes them first"
+                )
+
+
+def result_of(stage: Stage, plan: Plan, fresh: bool, seconds: float) -> Result:
+    """What the store says of a stage that is complete."""
+    outputs = stage.wanted(plan.recipe)
+    last = plan.artifact(outputs[-1])
+    manifest = last.manifest()
+    assert manifest is not None, f"{last.kind} was just found or committed"
+    return Result(
+        stage=stage.name,
+        unit=stage.unit,
+        fresh=fresh,
+        seconds=seconds or manifest.times.get("seconds", 0.0),
+        rows=manifest.counts.get("rows", 0),
+        artifacts={output.kind: plan.artifact(output).uri for output in outputs},
+        version=manifest.details.get("version"),
+        run_id=manifest.mlflow_run,
+        store=plan.store.root,
+        details=manifest.details | {"lines": _lines(manifest)},
+        pictures=_figures(last, manifest),
+    )
+
+
+def _figures(artifact: Artifact, manifest: Manifest) -> dict[str, str]:
+    """Where an artifact's figures lie now; release 0.1 named them in full, by where the store was then."""
+    named = manifest.details.get("figures") or manifest.details.get("pictures") or {}
+    return {title: artifact.path(path.rpartition("/")[2]) for title, path in named.items()}
+
+
+def _lines(manifest: Manifest) -> list[str]:
+    """What a person reads; release 0.1 kept it with marks for the terminal, and with the figures' addresses."""
+    addresses = tuple((manifest.details.get("pictures") or {}).values())
+    lines = [line for line in manifest.details.get("lines") or [] if not (addresses and line.endswith(addresses))]
+    return [re.sub(r"\[(bold|/)\]", "", line) for line in lines]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flows.engine.stage import StageError
+from flows.engine.errors import StageError
 from flows.models.resolve import open_guide
 from flows.recipe.model import Recipe, Sample
 from gmem.generator import Generator

@@ -292,6 +292,16 @@ class Recipe(Section):
     tracking: Tracking = Tracking()
 
     @property
+    def views(self) -> int:
+        """Rows that a picture becomes: itself, and its mirror image."""
+        return 2 if self.data.mirror else 1
+
+    @property
+    def picture_bytes(self) -> int:
+        """About what a picture takes in a shard: 1.5 bytes a pixel."""
+        return int(1.5 * self.data.image_size**2)
+
+    @property
     def grid(self) -> int:
         """Latent cells along a side."""
         return self.data.image_size // self.tokenizer.factor

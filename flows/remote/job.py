@@ -18,11 +18,11 @@ from pydantic import BaseModel
 
 from flows.cluster.connection import connected
 from flows.engine.build import build
-from flows.engine.plan import Plan
+from flows.engine.errors import StageError
 from flows.engine.progress import Lines, Progress
-from flows.engine.stage import Stage, StageError
+from flows.engine.stage import Plan, Stage
 from flows.recipe.model import Recipe
-from flows.stages.chain import STAGES
+from flows.stages.chain import stage_named
 from storage.tracking.tracking import Tracking
 
 REQUEST = "GMEM_REQUEST"
@@ -78,7 +78,7 @@ def perform(request: Request, progress: Progress) -> None:
     """
     if unlike := difference(versions(), request.versions):
         progress.note(unlike)
-    stage = next(stage for stage in STAGES if stage.name == request.stage)
+    stage = stage_named(request.stage)
     # Ray set RAY_ADDRESS to this cluster's own; the recipe's is for those outside.
     here = request.recipe.cluster.model_copy(update={"address": "auto"})
     plan = Plan(request.recipe.model_copy(update={"cluster": here}), request.source_fingerprint)

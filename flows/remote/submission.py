@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.cluster.errors import ClusterError
-from flows.engine.plan import Plan, check_inputs, result_of
+from flows.cluster.resources import GRACE_SECONDS
+from flows.engine.context import Result
+from flows.engine.errors import StageError
 from flows.engine.progress import Failure, Progress, replay
-from flows.engine.stage import Result, Stage, StageError
+from flows.engine.stage import Plan, Stage, check_inputs, result_of
 from flows.remote.job import REQUEST, Request
-from flows.stages.train.driver import GRACE_SECONDS
 from storage.addresses import without_userinfo
 from storage.tracking.tracking import Tracking
 

@@ -1,10 +1,21 @@
-"""The chain: its stages, in the order in which they run."""
+"""The chain: its stages, in the order in which they run. Nothing else lists them."""
 
 from __future__ import annotations
 
+from flows.engine.errors import StageError
 from flows.engine.stage import Stage
-from flows.stages import bank, ingest, latents
-from flows.stages.evaluate import driver as evaluate
-from flows.stages.train import driver as train
+from flows.stages.bank.stage import STAGE as BANK
+from flows.stages.evaluate.stage import STAGE as EVALUATE
+from flows.stages.ingest.stage import STAGE as INGEST
+from flows.stages.latents.stage import STAGE as LATENTS
+from flows.stages.train.stage import STAGE as TRAIN
 
-STAGES: tuple[Stage, ...] = (ingest.STAGE, latents.STAGE, bank.STAGE, train.STAGE, evaluate.STAGE)
+STAGES: tuple[Stage, ...] = (INGEST, LATENTS, BANK, TRAIN, EVALUATE)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of this name; StageError names those there are."""
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise StageError(f"there is no stage '{name:.80}'; the stages are {', '.join(stage.name for stage in STAGES)}")

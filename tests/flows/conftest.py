@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from flows.engine.stage import Context
+from flows.engine.context import Context
 from flows.recipe.model import Recipe
 from storage.store import Artifact, Store
 from storage.tables import bank_rows, latents, patches

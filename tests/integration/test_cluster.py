@@ -150,7 +150,7 @@ def test_the_cluster_wants_its_token(cluster: LocalCluster, tmp_path: Path, vari
     wrong.write_text("0" * 64)
     changed = {key: value.format(wrong=wrong) for key, value in variables.items()}
     asked = (
-        "import json, os; from flows.recipe.files import load; from flows.engine.plan import Plan; from flows.stages.train.driver import STAGE;"
+        "import json, os; from flows.recipe.files import load; from flows.engine.stage import Plan; from flows.stages.train.stage import STAGE;"
         "from flows.remote.submission import Jobs; Jobs(os.environ['RAY_ADDRESS'], STAGE, Plan(load('emoji'))).attempts()"
     )
     done = subprocess.run(

@@ -26,18 +26,17 @@ from lancedb import connect
 from PIL import Image
 
 from flows.cluster.connection import EMBEDDED
-from flows.engine.plan import Plan
 from flows.engine.progress import MARK
-from flows.engine.stage import Stage
+from flows.engine.stage import Plan, Stage
 from flows.recipe.files import load
 from flows.recipe.model import Reserved
 from flows.remote.job import REQUEST, Request
-from flows.stages.bank import BANK, PATCHES
+from flows.stages.bank.stage import BANK, PATCHES
 from flows.stages.chain import STAGES
-from flows.stages.evaluate.driver import REPORT
-from flows.stages.ingest import IMAGES
-from flows.stages.latents import LATENTS
-from flows.stages.train.driver import TRAINING
+from flows.stages.evaluate.stage import REPORT
+from flows.stages.ingest.stage import IMAGES
+from flows.stages.latents.stage import LATENTS
+from flows.stages.train.stage import TRAINING
 from infra.processes import HOST, Processes, free_ports, listens
 from storage.checkpoints import latest
 from storage.images.shards import read_index

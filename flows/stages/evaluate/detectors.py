@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.engine.stage import StageError
-from flows.models.weights import identity
-from flows.recipe.model import Evaluate, Recipe
+from flows.recipe.model import Recipe
+from flows.stages.evaluate.stage import INCEPTION, named_encoders
 from gmem.encoder import load_encoder
 from gmem.metrics import FeatureSums, Sums, load_inception
 from gmem.tokenizer import from_bytes
-
-INCEPTION = "inception"
 
 
 @dataclass(frozen=True)
@@ -32,33 +29,9 @@ class Detector:
         return FeatureSums(self.moments, self.kept)
 
 
-def named(evaluate: Evaluate) -> dict[str, str]:
-    """Source of each encoder to measure with, by the name its metrics bear; the first one judges memorisation."""
-    sources = [source for source in (evaluate.encoder, *evaluate.further_encoders) if source]
-    names = {source.partition("@")[0].rstrip("/").replace("/", ":").rpartition(":")[2]: source for source in sources}
-    if len(names) < len(sources):
-        raise StageError("two encoders of evaluate bear the same name; give one folder or model only once")
-    if not names and not evaluate.inception:
-        raise StageError("the recipe names nothing to measure with; set evaluate.encoder or evaluate.inception")
-    return names
-
-
-def judge(evaluate: Evaluate) -> str:
-    """The detector in whose features the nearest training pictures are searched."""
-    return next(iter(named(evaluate)), INCEPTION)
-
-
-def identities(evaluate: Evaluate) -> dict[str, Any]:
-    """What a fingerprint takes of the detectors."""
-    return {
-        "encoders": {name: identity(source) for name, source in named(evaluate).items()},
-        "inception": identity(evaluate.inception) if evaluate.inception else None,
-    }
-
-
 def load_detectors(recipe: Recipe, device: str) -> dict[str, Detector]:
     """The recipe's evaluation encoders, and the FID Inception network where the recipe names its weights."""
-    found = {name: _encoder(name, source, recipe, device) for name, source in named(recipe.evaluate).items()}
+    found = {name: _encoder(name, source, recipe, device) for name, source in named_encoders(recipe.evaluate).items()}
     if recipe.evaluate.inception:
         inception = load_inception(recipe.evaluate.inception, device)
         found[INCEPTION] = Detector(inception.identity, inception, ("pool", "spatial"), ("pool", "logits"))

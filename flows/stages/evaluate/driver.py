@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,92 +9,29 @@ import ray
 from numpy.typing import NDArray
 
 from flows.cluster.calls import under_way
-from flows.cluster.resources import resources
 from flows.cluster.workers import Worker, pool
-from flows.engine.plan import Plan
+from flows.engine.context import Context, Made
+from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.engine.stage import Context, Made, Output, Stage, StageError
 from flows.models.generation import require_pieces, require_snippets
-from flows.models.resolve import bank_identity, guide_identity, network_identity, open_bank, open_network
-from flows.models.weights import identity
+from flows.models.resolve import open_bank, open_network
 from flows.recipe.model import Recipe
-from flows.stages.bank import BANK
-from flows.stages.evaluate import references
-from flows.stages.evaluate import report as reporting
-from flows.stages.evaluate.detectors import identities, judge
+from flows.stages.evaluate import references, report
 from flows.stages.evaluate.references import open_adm
 from flows.stages.evaluate.report import Found
+from flows.stages.evaluate.stage import STAGE, memorisation_detector
 from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
-from flows.stages.ingest import IMAGES
-from flows.stages.train.driver import TRAINING, chosen
 from gmem.metrics import Manifolds, Memorisation, Nearest, Sums, memorisation, precision_recall
 from storage.checkpoints import Checkpoint, at, pin
 from storage.images.shards import HELD_OUT, TRAIN, read_index
 from storage.tables.bank import Bank
 
-VERSION = 2
-REPORT_VERSION = 3
-"""Rises alone where what is said of the samples changes, and they do not."""
 SPLITS = (TRAIN, HELD_OUT)
 CHUNK = 256
 """Samples written together: what a kill can cost, and the unit that actors share out."""
 
 
-def _step(plan: Plan) -> int | None:
-    """The step evaluated: that of the chosen checkpoint, or the one the training will end with."""
-    if plan.recipe.evaluate.network:
-        return None
-    training = plan.artifact(TRAINING)
-    checkpoint = chosen(plan.recipe, training) if plan.done(TRAINING) else None
-    return checkpoint.step if checkpoint else plan.recipe.train.steps
-
-
-def _sampling(plan: Plan) -> dict[str, Any]:
-    sample, evaluate = plan.recipe.sample, plan.recipe.evaluate
-    return identities(evaluate) | {
-        "sample": sample.identity("guide") | {"guide": guide_identity(sample, plan.store)},
-        "samples": evaluate.samples,
-        "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
-    }
-
-
-def _outside(plan: Plan) -> dict[str, Any]:
-    network = plan.recipe.evaluate.network
-    assert network is not None, "wanted for a network from elsewhere only"
-    tokenizer = identity(plan.recipe.tokenizer.source)
-    return _sampling(plan) | {"network": network_identity(network, plan.store), "tokenizer": tokenizer}
-
-
-def _statistics(plan: Plan) -> dict[str, Any]:
-    evaluate = plan.recipe.evaluate
-    reference = identity(evaluate.reference) if evaluate.reference else None
-    return identities(evaluate) | {"samples": evaluate.samples, "reference": reference}
-
-
-def _reported(plan: Plan) -> dict[str, Any]:
-    named_by_content = ("encoder", "further_encoders", "inception", "reference", "network", "bank")
-    return {"evaluate": plan.recipe.evaluate.identity(*named_by_content), "step": _step(plan)}
-
-
-STATISTICS = Output("statistics", VERSION, _statistics, (IMAGES,))
-OWN = Output(
-    "samples",
-    VERSION,
-    lambda plan: _sampling(plan) | {"step": _step(plan)},
-    (TRAINING,),
-    wanted=lambda recipe: recipe.evaluate.network is None,
-)
-OUTSIDE = Output(
-    "samples",
-    VERSION,
-    _outside,
-    (IMAGES, replace(BANK, wanted=lambda recipe: recipe.evaluate.bank is None)),
-    wanted=lambda recipe: recipe.evaluate.network is not None,
-)
-REPORT = Output("report", REPORT_VERSION, _reported, (OWN, OUTSIDE, STATISTICS))
-
-
-def run(context: Context, progress: Progress) -> Made:
+def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Features of the reference pictures, then the samples, then the numbers; each part is kept as it is finished."""
     recipe = context.recipe
     checkpoint, bank = _subject(context)
@@ -112,7 +46,7 @@ def run(context: Context, progress: Progress) -> Made:
     if searched:
         pictures.setdefault(HELD_OUT, min(recipe.evaluate.samples, _count(index, HELD_OUT)))
     progress.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
-    with pool(recipe.cluster, "evaluate", Evaluator, context, checkpoint) as workers:
+    with pool(recipe.cluster, STAGE.resources(recipe.cluster), Evaluator, context, checkpoint) as workers:
         seen = references.of_pictures(context, index, pictures, workers, progress)
         against = references.of_file(context, file, workers) if file else None
         shares = _sampled(context, index, plans, workers, progress)
@@ -131,12 +65,12 @@ def run(context: Context, progress: Progress) -> Made:
             tokenizer=tokenizer,
             manifolds=_manifolds(recipe, workers),
         )
-        return _outcome(found, plans)
+        return _made(found, plans)
 
 
 def _manifolds(recipe: Recipe, workers: list[Worker]) -> Manifolds:
     """Precision and recall where the GPUs are: this process has none, though it may see one that Ray gave to a worker."""
-    if not resources(recipe.cluster, "evaluate").gpus:
+    if not STAGE.resources(recipe.cluster).gpus:
         return precision_recall
     return lambda *asked: ray.get(workers[0].call(Evaluator.manifolds, *asked))
 
@@ -229,7 +163,7 @@ def _memorised(
     progress: Progress,
 ) -> dict[str, Memorisation]:
     """Samples of every split and held-out pictures, each with its nearest training picture."""
-    name = judge(context.recipe.evaluate)
+    name = memorisation_detector(context.recipe.evaluate)
     queries = [each.samples[name].features("pool") for each in shares.values()]
     queries.append(seen[HELD_OUT][name].features("pool"))
     nearest = references.nearest_of(context, index, np.concatenate(queries), workers, progress)
@@ -255,21 +189,27 @@ def _split(nearest: Nearest, lengths: list[int]) -> list[Nearest]:
     return parts
 
 
-def _outcome(found: Found, plans: dict[str, NDArray[np.int64]]) -> Made:
-    context, results = found.context, reporting.results_of(found)
-    reporting.write(context, results, found.memorised)
-    pictures = dict(reporting.draw(context, split) for split in plans)
+def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
+    context, results = found.context, report.results_of(found)
+    report.write(context, results, found.memorised)
+    figures = dict(report.draw(context, split) for split in plans)
     metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
     counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
-    lines = reporting.lines(results, pictures)
-    used = {
-        "network": found.checkpoint.uri,
-        "guide": found.guide and found.guide.uri,
-        "bank": context.recipe.evaluate.bank,
-    }
     # What was used by address is kept from being cleaned up; fingerprints go by its content.
-    details = {"step": found.checkpoint.step, "metrics": metrics, "lines": lines, "used": used}
-    return Made(counts, details=details, metrics=metrics, pictures=pictures)
-
-
-STAGE = Stage("evaluate", "samples", (STATISTICS, OWN, OUTSIDE, REPORT), run)
+    used = {
+        "network": context.store.relative(found.checkpoint.uri),
+        "guide": found.guide and context.store.relative(found.guide.uri),
+        "bank": context.recipe.evaluate.bank and context.store.relative(context.recipe.evaluate.bank),
+    }
+    step = {"step": found.checkpoint.step}
+    compared = {split: next(iter(sums.values())).count for split, sums in found.references.items()}
+    return {
+        "statistics": Made({"rows": sum(compared.values())} | compared, details={"detectors": found.detectors}),
+        "samples": Made(counts, details=step | {"used": used}),
+        "report": Made(
+            counts,
+            details=step | {"metrics": metrics, "lines": report.lines(results), "used": used},
+            metrics=metrics,
+            figures=figures,
+        ),
+    }

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from flows.cluster.calls import under_way
 from flows.cluster.workers import Worker
+from flows.engine.context import Context
+from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.engine.stage import Context, StageError
 from flows.stages.evaluate.detectors import INCEPTION, merge
 from flows.stages.evaluate.worker import Evaluator
 from flows.stages.extraction import read_block

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.engine.stage import Context
+from flows.engine.context import Context
 from flows.figures import grid, pairs
 from flows.models.generation import sampler_config
 from flows.models.resolve import artifact_at
 from flows.recipe.model import Recipe
-from flows.stages.evaluate.detectors import INCEPTION, judge
 from flows.stages.evaluate.references import File
+from flows.stages.evaluate.stage import INCEPTION, memorisation_detector
 from flows.stages.evaluate.worker import Shares
 from gmem.metrics import (
     FeatureSums,
@@ -75,7 +75,7 @@ def results_of(found: Found) -> dict[str, list[Result]]:
             numbers = [each for name, one in sums.items() for each in _measured(found, split, name, one)]
             results[f"{split}/{kind}"] = [replace(each, subject=subject) for each in numbers]
         if memorised := found.memorised.get(split):
-            protocol = _protocol(found, split, judge(found.context.recipe.evaluate), shares.count)
+            protocol = _protocol(found, split, memorisation_detector(found.context.recipe.evaluate), shares.count)
             whole = replace(
                 protocol, reference=f"all training pictures {_of(found.context.recipe)}", reference_count=found.searched
             )
@@ -140,14 +140,16 @@ def _snippets(found: Found, split: str) -> str:
 
 
 def draw(context: Context, split: str) -> tuple[str, str]:
-    """Title and URI of a picture of the first samples of a split, below their sources where the bank is the recipe's."""
+    """Title and file name of a figure of the first samples of a split, below their sources where the bank is the recipe's."""
     made = list(islice(read_samples(context.store, context.artifact("samples").path(f"{split}-000000.tar")), SHOWN))
     images = np.stack([row.image for row in made])
     known = context.recipe.evaluate.bank is None
     title = f"{'pairs' if known else 'samples'}-{split}"
-    path = context.artifact("report").path(f"{title}.png")
-    context.store.write_bytes(path, pairs(_sources(context, made), images) if known else grid(images))
-    return title.replace("_", "-"), path
+    name = f"{title}.png"
+    context.store.write_bytes(
+        context.artifact("report").path(name), pairs(_sources(context, made), images) if known else grid(images)
+    )
+    return title.replace("_", "-"), name
 
 
 def _sources(context: Context, made: list[SampleRow]) -> NDArray[np.uint8]:
@@ -177,7 +179,7 @@ def write(context: Context, results: dict[str, list[Result]], memorised: dict[st
         context.store.write_json(artifact.path("nearest.json"), about | {"held_out_pictures": held_out})
 
 
-def lines(results: dict[str, list[Result]], pictures: dict[str, str]) -> list[str]:
+def lines(results: dict[str, list[Result]]) -> list[str]:
     """What a person reads at the end of a run."""
     said = []
     for place, part in results.items():
@@ -186,7 +188,7 @@ def lines(results: dict[str, list[Result]], pictures: dict[str, str]) -> list[st
         if kind == "samples":
             said += [_line(split, value, results) for name, value in values.items() if name.startswith(("fd-", "fid"))]
             said += _memorised(split, values.values())
-    return said + [f"{title}: {path}" for title, path in pictures.items()]
+    return said
 
 
 def _line(split: str, result: Result, results: dict[str, list[Result]]) -> str:
@@ -195,7 +197,7 @@ def _line(split: str, result: Result, results: dict[str, list[Result]]) -> str:
     said = [f"{words[kind]}: {values[result.metric]:.4g}" for kind, values in where.items() if result.metric in values]
     return (
         f"{result.metric} of {result.protocol.count} samples from {split.replace('_', '-')} snippets: "
-        f"[bold]{result.value:.4g}[/] ({'; '.join(said)})"
+        f"{result.value:.4g} ({'; '.join(said)})"
     )
 
 

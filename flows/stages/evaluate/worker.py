@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.cluster.workers import settle
-from flows.engine.stage import Context
+from flows.cluster.workers import set_threads_and_device
+from flows.engine.context import Context
 from flows.models.generation import load_generator, sampler_config
 from flows.models.resolve import open_bank
-from flows.stages.evaluate.detectors import Detector, features_of, judge, load_detectors, merge
+from flows.stages.evaluate.detectors import Detector, features_of, load_detectors, merge
+from flows.stages.evaluate.stage import memorisation_detector
 from flows.stages.extraction import Block
 from gmem.generator import Generator
 from gmem.memory import normalise
@@ -62,7 +63,7 @@ class Evaluator:
     """Holds the generator and the detectors, each loaded when it is first needed."""
 
     def __init__(self, threads: int, context: Context, checkpoint: Checkpoint) -> None:
-        self.context, self.recipe, self.device = context, context.recipe, settle(threads)
+        self.context, self.recipe, self.device = context, context.recipe, set_threads_and_device(threads)
         self.checkpoint = checkpoint
         self.tables: dict[str, TrainingTable] = {}
         self.bank: Bank | None = None
@@ -110,7 +111,7 @@ class Evaluator:
         The pictures' features are in the file at `path`, or are written to it when a block is given. Queries are
         prepared once: every call of a worker comes with the same.
         """
-        name, store = judge(self.recipe.evaluate), self.context.store
+        name, store = memorisation_detector(self.recipe.evaluate), self.context.store
         if block is not None:
             store.write_bytes(path, write_sums({name: self._training_features(name, block)}))
         features = read_sums(store.read_bytes(path))[name]

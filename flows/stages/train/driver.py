@@ -18,57 +18,33 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.cluster.address import address_of
 from flows.cluster.errors import ClusterError, explained
-from flows.cluster.resources import resources
+from flows.cluster.resources import GRACE_SECONDS
 from flows.cluster.workers import make_room
-from flows.engine.plan import Plan
+from flows.engine.context import Context, Made
+from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.engine.stage import Context, Made, Output, Stage, StageError
-from flows.models.resolve import network_identity
-from flows.recipe.model import Recipe
-from flows.stages.bank import BANK, PATCHES
-from flows.stages.latents import LATENTS
 from flows.stages.train.channel import Channel
 from flows.stages.train.preemption import Listening
 from flows.stages.train.setup import Versions
+from flows.stages.train.stage import STAGE
 from flows.stages.train.worker import loop
-from storage.checkpoints import Checkpoint, best, latest
+from storage.checkpoints import best, latest
 from storage.store import Artifact
 from storage.tables.bank import Bank
 
-VERSION = 1
 POLL_SECONDS = 0.5
 RAY = "ray"  # Ray Train's own folder in the training's, needed only while it runs
 GROW_SECONDS = 3600.0
 """How often a training that lost workers may take on more: each time costs the work since the last checkpoint."""
 # No node is taken away from a machine of its own: no actor need watch for that; and an end is soon seen.
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-GRACE_SECONDS = 120.0
-"""How long an interrupted training may take for its last checkpoint."""
 
 
-def _parameters(plan: Plan) -> dict[str, Any]:
-    """The number of steps is no part of a training's identity: more steps continue it. What it starts from is, by content."""
-    start = plan.recipe.train.start_from
-    return {
-        "network": plan.recipe.network.identity(),
-        "train": plan.recipe.train.identity() | ({"start_from": network_identity(start, plan.store)} if start else {}),
-        "mirror": plan.recipe.data.mirror,
-    }
-
-
-def reached(plan: Plan, artifact: Artifact) -> bool:
-    newest = latest(artifact)
-    return artifact.complete and newest is not None and newest.step >= plan.recipe.train.steps
-
-
-TRAINING = Output("training", VERSION, _parameters, (LATENTS, BANK, PATCHES), done=reached)
-
-
-def run(context: Context, progress: Progress) -> Made:
+def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
     artifact, versions = context.artifact("training"), pinned(context)
     _require_room(context, progress)
-    make_room(resources(context.recipe.cluster, "train"))
+    make_room(STAGE.resources(context.recipe.cluster))
     # With us, for it must outlive the workers' nodes; where it may, Ray puts it elsewhere.
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = Channel.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
@@ -83,7 +59,7 @@ def run(context: Context, progress: Progress) -> Made:
                 raise ClusterError("the training's workers ended without getting any further; see Ray's logs")
             progress.note(f"a worker was asked to make way; going on from step {newest.step} with other workers")
     context.store.files.remove(artifact.path(RAY))
-    return _outcome(context, artifact)
+    return {"training": _made(context, artifact, versions)}
 
 
 def pinned(context: Context) -> Versions:
@@ -99,8 +75,8 @@ def pinned(context: Context) -> Versions:
 
 def _require_room(context: Context, progress: Progress) -> None:
     """Ray waits without a word for what a cluster does not have, and an embedded one will never have more."""
-    have, fewest, there = resources(context.recipe.cluster, "train"), _fewest(context), ray.cluster_resources()
-    for kind, each in (("CPU", have.cpus), ("GPU", have.gpus)):
+    reserved, fewest, there = STAGE.resources(context.recipe.cluster), _fewest(context), ray.cluster_resources()
+    for kind, each in (("CPU", reserved.cpus), ("GPU", reserved.gpus)):
         if fewest * each > there.get(kind, 0):
             text = f"{fewest} training workers need {fewest * each:g} {kind}s, Ray has {there.get(kind, 0):g}"
             if not address_of(context.recipe.cluster):
@@ -109,7 +85,7 @@ def _require_room(context: Context, progress: Progress) -> None:
 
 
 def _fewest(context: Context) -> int:
-    workers = resources(context.recipe.cluster, "train").actors
+    workers = STAGE.resources(context.recipe.cluster).actors
     return min(context.recipe.cluster.train_workers_min or workers, workers)
 
 
@@ -136,22 +112,22 @@ def _attempt(trainer: TorchTrainer, channel: Any, progress: Progress) -> None:
 
 
 def _trainer(context: Context, channel: Any, versions: Versions) -> TorchTrainer:
-    have, fewest = resources(context.recipe.cluster, "train"), _fewest(context)
+    reserved, fewest = STAGE.resources(context.recipe.cluster), _fewest(context)
     if not address_of(context.recipe.cluster):
         os.environ.update(ALONE)
     config = {
-        "context": context.model_dump(mode="json"), "channel": channel, "threads": have.threads, "versions": versions
+        "context": context.model_dump(mode="json"), "channel": channel, "threads": reserved.threads, "versions": versions
     }  # fmt: skip
     return TorchTrainer(
         loop,
         train_loop_config=config,
         torch_config=Listening(),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
-            num_workers=have.actors if fewest == have.actors else (fewest, have.actors),  # type: ignore[arg-type]
+            num_workers=reserved.actors if fewest == reserved.actors else (fewest, reserved.actors),  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=GROW_SECONDS,
-            use_gpu=bool(have.gpus),
-            resources_per_worker={"CPU": have.cpus, "GPU": have.gpus, "memory": have.memory},
-            **have.placed(),
+            use_gpu=bool(reserved.gpus),
+            resources_per_worker={"CPU": reserved.cpus, "GPU": reserved.gpus, "memory": reserved.memory},
+            **reserved.placed(),
         ),
         run_config=RunConfig(
             name=f"{context.recipe.name}-{context.fingerprints['training']}-{os.getpid()}-{time.time_ns()}",
@@ -199,27 +175,22 @@ def _explained(error: BaseException) -> Exception:
     return explained(failures[0] if failures else error)
 
 
-def chosen(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
-    """The checkpoint that evaluation and sampling take: the newest, or the one of the least held-out loss."""
-    return best(artifact) if recipe.evaluate.checkpoint == "best" else latest(artifact)
-
-
-def _outcome(context: Context, artifact: Artifact) -> Made:
-    newest, least = latest(artifact), best(artifact)
-    assert newest is not None and least is not None, "a finished training has written a checkpoint"
-    version = context.run.register(f"gmem-{context.recipe.name}", newest)
+def _made(context: Context, artifact: Artifact, versions: Versions) -> Made:
+    last, least = latest(artifact), best(artifact)
+    assert last is not None and least is not None, "a finished training has written a checkpoint"
+    model_version = context.run.register(f"gmem-{context.recipe.name}", last)
+    start = context.recipe.train.start_from
     return Made(
-        {"rows": newest.step},
-        {"training": newest.step},
+        {"rows": last.step},
+        last.step,
         {
-            "step": newest.step,
+            "step": last.step,
             "best_step": least.step,
             "held_out": least.manifest.held_out_loss,
-            "model_version": version,
-            "start_from": context.recipe.train.start_from,  # by its address, which keeps it from being cleaned up
+            "model_version": model_version,
+            # by its address, which keeps it from being cleaned up
+            "start_from": start and context.store.relative(start),
         },
-        pictures={"training-samples": artifact.path("samples.png")},
+        figures={"training-samples": "samples.png"},
+        read={kind: version for kind, version in versions.items() if version is not None},
     )
-
-
-STAGE = Stage("train", "steps", (TRAINING,), run, continues=True)

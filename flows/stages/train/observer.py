@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from flows.engine.stage import Context
+from flows.engine.context import Context
 from flows.stages.train.preview import Preview
 from flows.stages.train.setup import Versions, batch_of, open_data
 from gmem.learner import Learner, draw

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.engine.stage import Context
+from flows.engine.context import Context
 from flows.models.generation import load_into
 from flows.models.resolve import open_network
 from flows.recipe.model import Recipe

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flows.cluster.workers import settle
-from flows.engine.stage import Context
+from flows.cluster.workers import set_threads_and_device
+from flows.engine.context import Context
 from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
@@ -40,7 +40,7 @@ def loop(config: dict[str, Any]) -> None:
     if reason := ray.get(channel.failed.remote()):
         raise ValueError(reason)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    device, context = settle(config["threads"]), Context(**config["context"])
+    device, context = set_threads_and_device(config["threads"]), Context(**config["context"])
     try:
         Worker(context, channel, rank, world, device, config["versions"], Notice()).run()
     except ValueError as error:

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from flows.cluster.calls import spread
+from flows.cluster.resources import one_actor_per_device, resources
 from flows.cluster.workers import pool
 from flows.recipe.model import Cluster
 
@@ -33,7 +34,8 @@ class Sleeper:
 
 def seconds(workers: int, blocks: int) -> float:
     """To have so many blocks encoded, once the workers are there."""
-    with pool(EMBEDDED.model_copy(update={"actors": workers}), "latents", Sleeper) as found:
+    cluster = EMBEDDED.model_copy(update={"actors": workers})
+    with pool(cluster, resources(cluster, "latents", one_actor_per_device), Sleeper) as found:
         ray.get([worker.call(Sleeper.who) for worker in found])
         start = time.monotonic()
         assert len(list(spread(map(ray.put, range(blocks)), found, Sleeper.run))) == blocks
@@ -46,7 +48,8 @@ def test_two_workers_are_nearly_twice_as_fast_as_one(a_ray: None) -> None:
 
 
 def test_a_slow_worker_does_not_hold_up_the_others(a_ray: None) -> None:
-    with pool(EMBEDDED.model_copy(update={"actors": 2}), "latents", Sleeper) as workers:
+    cluster = EMBEDDED.model_copy(update={"actors": 2})
+    with pool(cluster, resources(cluster, "latents", one_actor_per_device), Sleeper) as workers:
         slow, _ = ray.get([worker.call(Sleeper.who) for worker in workers])
         done = list(spread(map(ray.put, range(20)), workers, Sleeper.run, slow))
     assert len(done) == 20 and done.count(slow) <= 3  # two of them were handed to it at once

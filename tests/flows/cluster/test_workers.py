@@ -10,11 +10,17 @@ import pytest
 import ray
 
 from flows.cluster.errors import explained
-from flows.cluster.resources import Resources
+from flows.cluster.resources import Resources, one_actor_per_device, resources
 from flows.cluster.workers import make_room, pool
 from flows.recipe.model import Cluster
 
 EMBEDDED = Cluster(cpus=3)
+
+
+def reserved() -> Resources:
+    return resources(EMBEDDED, "latents", one_actor_per_device)
+
+
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
 
@@ -42,21 +48,21 @@ class Other(Adder):
 
 
 def test_the_next_stage_finds_the_same_processes(a_ray: None) -> None:
-    with pool(EMBEDDED, "latents", Adder, 3) as workers:
+    with pool(EMBEDDED, reserved(), Adder, 3) as workers:
         made, process = ray.get(workers[0].call(Adder.plus, 4))
-    with pool(EMBEDDED, "bank", Other, 5) as others:
+    with pool(EMBEDDED, reserved(), Other, 5) as others:
         assert ray.get(others[0].call(Other.plus, 1)) == (6, process) and made == 7
     make_room(Resources(actors=3, cpus=1, gpus=0, threads=1))
-    with pool(EMBEDDED, "evaluate", Adder, 0) as workers:
+    with pool(EMBEDDED, reserved(), Adder, 0) as workers:
         assert ray.get(workers[0].call(Adder.plus, 1))[1] != process
 
 
 def test_what_is_wrong_is_told_in_its_own_words(a_ray: None) -> None:
-    with pytest.raises(ray.exceptions.RayError) as raised, pool(EMBEDDED, "latents", Adder, 3) as workers:
+    with pytest.raises(ray.exceptions.RayError) as raised, pool(EMBEDDED, reserved(), Adder, 3) as workers:
         ray.get(workers[0].call(Adder.refuse))
     assert str(explained(raised.value)) == "the file is no picture"
 
 
 def test_one_that_dies_is_made_again_and_its_task_done(a_ray: None, tmp_path: Path) -> None:
-    with pool(EMBEDDED, "latents", Adder, 8) as workers:
+    with pool(EMBEDDED, reserved(), Adder, 8) as workers:
         assert ray.get(workers[0].call(Adder.die_once, str(tmp_path / "died"))) == 8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.engine.plan import Plan
+from flows.engine.stage import Plan
 from flows.recipe.files import load
 from flows.stages.chain import STAGES
 from storage.store import Store

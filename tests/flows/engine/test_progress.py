@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flows.engine.errors import StageError
 from flows.engine.progress import MARK, Lines, Rate, Terminal, console, replay
-from flows.engine.stage import StageError
 from storage.errors import StoreUnreachable
 
 

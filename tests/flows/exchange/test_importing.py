@@ -168,9 +168,9 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
 
 
 def test_pictures_are_sampled_from_it(store: Store, published: Path, statistics: Path, tmp_path: Path) -> None:
-    from flows.engine.plan import Plan
+    from flows.engine.stage import Plan
     from flows.recipe.files import load
-    from flows.stages.bank import BANK
+    from flows.stages.bank.stage import BANK
 
     artifact = Plan(load("emoji", {"store": store.root})).artifact(BANK)
     bank = Bank.create(artifact.uri, 16, {"name": "other", "sha256": "0"})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flows.engine.stage import StageError
+from flows.engine.errors import StageError
 from flows.models.generation import load_generator, sampler_config
 from flows.models.resolve import guide_identity, open_guide, open_network
 from flows.recipe.files import RecipeError, load

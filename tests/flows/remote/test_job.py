@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from flows.engine.plan import Plan
+from flows.engine.errors import StageError
 from flows.engine.progress import Lines
-from flows.engine.stage import StageError
+from flows.engine.stage import Plan
 from flows.remote.job import Request, difference, perform, versions
-from flows.stages.train.driver import STAGE as TRAIN
+from flows.stages.train.stage import STAGE as TRAIN
 from storage.tracking.tracking import Tracking
 
 
@@ -19,7 +19,7 @@ def request_for(plan: Plan) -> Request:
 def test_a_request_travels_as_json_and_is_understood(plan: Plan) -> None:
     request = request_for(plan)
     assert Request.model_validate_json(request.model_dump_json()) == request
-    assert request.fingerprints == {"training": plan.fingerprint(TRAIN.parts[0])}
+    assert request.fingerprints == {"training": plan.fingerprint(TRAIN.outputs[0])}
 
 
 def test_a_job_refuses_inputs_that_differ_on_the_cluster(plan: Plan) -> None:

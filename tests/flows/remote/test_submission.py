@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from flows.cluster.errors import ClusterError
-from flows.engine.plan import Plan
+from flows.engine.stage import Plan
 from flows.remote.submission import PACKAGES, Jobs, Output, shipped
-from flows.stages.train.driver import STAGE as TRAIN
+from flows.stages.train.stage import STAGE as TRAIN
 from storage.store import Store
 
 

@@ -17,18 +17,19 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.engine.build import build
-from flows.engine.plan import Plan
-from flows.engine.stage import Result, StageError
+from flows.engine.context import Result
+from flows.engine.errors import StageError
+from flows.engine.stage import Plan
 from flows.exchange.importing import import_network
 from flows.exchange.importing_bank import import_bank
 from flows.recipe.files import load
 from flows.recipe.model import Recipe
-from flows.stages.bank import BANK
+from flows.stages.bank.stage import BANK
 from flows.stages.evaluate.comparison import read_report, side_by_side
-from flows.stages.evaluate.detectors import named
-from flows.stages.evaluate.driver import OUTSIDE, OWN, REPORT, STAGE
 from flows.stages.evaluate.report import Found
-from flows.stages.ingest import IMAGES
+from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, named_encoders
+from flows.stages.ingest.stage import IMAGES
+from flows.stages.train.stage import TRAINING
 from gmem.metrics import precision_recall, random_inception, read_adm
 from gmem.network import Network, NetworkConfig
 from storage.images.shards import ShardPlan, write_index, write_shard
@@ -229,11 +230,11 @@ def test_nothing_is_measured_twice(result: Result, plan: Plan) -> None:
 
 def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: dict[str, str]) -> None:
     own, outside = Plan(recipe(home)), Plan(recipe(home, network=uris["large"]))
-    assert STAGE.wanted(own.recipe) == [STAGE.outputs[0], OWN, REPORT]
-    assert STAGE.wanted(outside.recipe) == [STAGE.outputs[0], OUTSIDE, REPORT]
-    assert own.fingerprint(BANK) == outside.fingerprint(OUTSIDE.inputs[1])
+    assert STAGE.wanted(own.recipe) == STAGE.wanted(outside.recipe) == [STAGE.outputs[0], SAMPLES, REPORT]
+    assert own.fingerprint(BANK) == outside.fingerprint(SAMPLES.inputs(outside.recipe)[1])
+    assert SAMPLES.inputs(own.recipe) == (TRAINING,)
     fingerprints = {
-        Plan(recipe(home, **named)).fingerprint(OUTSIDE)
+        Plan(recipe(home, **named)).fingerprint(SAMPLES)
         for named in (
             {"network": uris["large"]},
             {"network": uris["small"]},
@@ -243,11 +244,11 @@ def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: di
     assert len(fingerprints) == 3
     # the same network by the artifact's name in the store
     folder = uris["large"].removeprefix(f"{home}/runs/").partition("/checkpoints")[0]
-    assert Plan(recipe(home, network=folder)).fingerprint(OUTSIDE) in fingerprints
+    assert Plan(recipe(home, network=folder)).fingerprint(SAMPLES) in fingerprints
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, home: Path, uris: dict[str, str]) -> None:
-    from flows.engine.stage import Context
+    from flows.engine.context import Context
     from flows.stages.evaluate.driver import _plans, _subject
     from flows.stages.evaluate.references import open_adm
     from storage.images.shards import read_index
@@ -285,7 +286,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
 @pytest.fixture
 def found(plan: Plan, uris: dict[str, str]) -> Found:
     """What was measured of a network by random features, beside a file that holds no pictures."""
-    from flows.engine.stage import Context
+    from flows.engine.context import Context
     from flows.models.resolve import open_network
     from flows.stages.evaluate.references import File
     from flows.stages.evaluate.worker import Shares
@@ -336,7 +337,7 @@ def test_where_a_gpu_can_be_seen_but_was_given_to_nobody_neighbours_are_found_on
 def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
     plan: Plan, home: Path, uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.engine.stage import Context
+    from flows.engine.context import Context
     from flows.models.resolve import open_network
     from flows.stages.evaluate import worker as evaluator
     from flows.stages.evaluate.worker import Evaluator
@@ -350,7 +351,7 @@ def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
     monkeypatch.setattr(Image, "open", lambda *args, **options: decoded.append(1) or opened(*args, **options))
     block = read_block._function(uri, "shard-000000", wanted)
     assert sorted(block.samples) == sorted(wanted) and len(block.images) == len(decoded) == 2
-    monkeypatch.setattr(evaluator, "settle", lambda threads: "cpu")
+    monkeypatch.setattr(evaluator, "set_threads_and_device", lambda threads: "cpu")
     context = Context(recipe=recipe(home), fingerprints={}, leases={}, tracking_uri="", run_id="")
     seen = Evaluator(1, context, open_network(uris["large"], plan.store)).reference(block)
     assert {split: sums["emoji-evaluator"].index.tolist() for split, sums in seen.items()} == {
@@ -378,7 +379,7 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     from storage.checkpoints import CheckpointManifest, save
     from storage.samples import read_samples
 
-    monkeypatch.setattr(evaluator_module, "settle", lambda threads: "cpu")
+    monkeypatch.setattr(evaluator_module, "set_threads_and_device", lambda threads: "cpu")
     looked, write, sums = Event(), evaluator_module.write_samples, Evaluator._sums
 
     def written(*row: Any) -> None:
@@ -401,7 +402,7 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
         assert bool(part.ceiling) == ceiling and part.floor["emoji-evaluator"].count == part.count == 3
         total.merge(part)
     assert total.samples["emoji-evaluator"].index.tolist() == list(range(6)) and total.calls == 1
-    path = evaluator.job.artifact("samples").path("train-000001.tar")
+    path = evaluator.context.artifact("samples").path("train-000001.tar")
     kept = [(row.number, row.snippet, row.calls) for row in read_samples(trainings.store, path)]
     assert kept == [(3, 6, 1), (4, 8, 1), (5, 10, 1)]
     with monkeypatch.context() as patch:
@@ -428,8 +429,8 @@ def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:
     evaluate = recipe(
         home, further_encoders=["timm:vit_small_patch14_dinov2.lvd142m@/weights/file.safetensors"]
     ).evaluate
-    assert list(named(evaluate)) == ["emoji-evaluator", "vit_small_patch14_dinov2.lvd142m"]
+    assert list(named_encoders(evaluate)) == ["emoji-evaluator", "vit_small_patch14_dinov2.lvd142m"]
     with pytest.raises(StageError, match="same name"):
-        named(evaluate.model_copy(update={"further_encoders": ["/elsewhere/emoji-evaluator"]}))
+        named_encoders(evaluate.model_copy(update={"further_encoders": ["/elsewhere/emoji-evaluator"]}))
     with pytest.raises(StageError, match="nothing to measure with"):
-        named(evaluate.model_copy(update={"encoder": "", "further_encoders": []}))
+        named_encoders(evaluate.model_copy(update={"encoder": "", "further_encoders": []}))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from flows.engine.stage import Context
+from flows.engine.context import Context
 from flows.stages.train import driver as train
 from storage.checkpoints import all_checkpoints, latest, load
 from storage.tables.bank import Bank
@@ -83,7 +83,7 @@ def weights(context: Context) -> tuple[int, dict[str, torch.Tensor]]:
 @pytest.fixture(scope="module")
 def undisturbed(trainings) -> dict[str, torch.Tensor]:
     context = two_workers(trainings, steps=STEPS)
-    train.job(context, Heard())
+    train.run(context, Heard())
     context.run.close()
     return weights(context)[1]
 
@@ -94,10 +94,10 @@ def test_a_worker_that_is_killed_or_told_to_go_costs_a_few_steps_and_no_bit(
 ) -> None:
     context, progress = two_workers(trainings, steps=STEPS), Heard()
     thread = after_a_checkpoint(context, lambda: newest_worker().send_signal(sign))
-    outcome = train.job(context, progress)
+    made = train.run(context, progress)
     context.run.close()
     thread.join()
-    assert outcome.counts == {"rows": STEPS} and len(progress.starts) == 2 and progress.starts[1] >= 4
+    assert made["training"].counts == {"rows": STEPS} and len(progress.starts) == 2 and progress.starts[1] >= 4
     step, ours = weights(context)
     assert step == STEPS and all(torch.equal(value, undisturbed[name]) for name, value in ours.items())
     if sign is signal.SIGTERM:
@@ -120,7 +120,7 @@ def test_an_interrupt_of_the_driver_stops_all_workers_with_a_checkpoint(training
 
     progress.advance = interrupt  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        train.job(context, progress)
+        train.run(context, progress)
     context.run.close()
     step = weights(context)[0]
     assert f"stopped at step {step}, with a checkpoint" in progress.notes and step < 100_000

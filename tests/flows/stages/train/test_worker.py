@@ -14,7 +14,7 @@ import ray
 import torch
 import torch.distributed as dist
 
-from flows.engine.stage import Context
+from flows.engine.context import Context
 from flows.stages.train.channel import Channel
 from flows.stages.train.driver import _relay, pinned
 from flows.stages.train.preemption import Notice

@@ -1,4 +1,4 @@
-"""Stage latents: image shards through the tokenizer into the latents table."""
+"""How latents are made: image shards through the tokenizer into the latents table."""
 
 from __future__ import annotations
 
@@ -8,34 +8,28 @@ import numpy as np
 import ray
 import torch
 
-from flows.cluster.workers import pool, settle
-from flows.engine.plan import Plan
+from flows.cluster.workers import pool, set_threads_and_device
+from flows.engine.context import Context, Made
+from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.engine.stage import Context, Made, Output, Stage, StageError
-from flows.models.weights import identity
 from flows.recipe.model import Recipe
 from flows.stages.extraction import Block, expected_ids, extract, read_block, tensor, views
-from flows.stages.ingest import IMAGES
+from flows.stages.latents.stage import STAGE
 from gmem.tokenizer import load_tokenizer
 from storage.images.shards import index_shards, read_index
 from storage.tables.latents import LatentsWriter, write_fragments
-
-VERSION = 1
-
-
-def _parameters(plan: Plan) -> dict[str, Any]:
-    tokenizer = plan.recipe.tokenizer
-    return tokenizer.identity("source") | {"weights": identity(tokenizer.source), "mirror": plan.recipe.data.mirror}
-
-
-LATENTS = Output("latents", VERSION, _parameters, (IMAGES,))
 
 
 class LatentEncoder:
     """A worker that holds the tokenizer and writes what it encodes."""
 
     def __init__(self, threads: int, recipe: Recipe, artifact: str, options: dict[str, str]) -> None:
-        self.recipe, self.artifact, self.options, self.device = recipe, artifact, options, settle(threads)
+        self.recipe, self.artifact, self.options, self.device = (
+            recipe,
+            artifact,
+            options,
+            set_threads_and_device(threads),
+        )
         self.tokenizer = load_tokenizer(recipe.tokenizer.source, self.device)
 
     def describe(self) -> dict[str, Any]:
@@ -57,14 +51,14 @@ class LatentEncoder:
         return torch.cat(parts).cpu().numpy()
 
 
-def run(context: Context, progress: Progress) -> Made:
+def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Encodes the shards that are not committed yet."""
     recipe, images, artifact = context.recipe, context.artifact("images").uri, context.artifact("latents")
     options = context.store.storage_options
     index = read_index(images)
     samples = index.filter(index["kept"])["sample"].to_numpy()
     expected = expected_ids(samples, recipe.data.mirror)
-    with pool(recipe.cluster, "latents", LatentEncoder, recipe, artifact.uri, options) as workers:
+    with pool(recipe.cluster, STAGE.resources(recipe.cluster), LatentEncoder, recipe, artifact.uri, options) as workers:
         tokenizer = ray.get(workers[0].call(LatentEncoder.describe))
         _check(recipe, tokenizer)
         shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
@@ -74,7 +68,7 @@ def run(context: Context, progress: Progress) -> Made:
         blocks = (read_block.remote(images, shard, None) for shard in index_shards(index) if shard not in done)
         extract(blocks, workers, LatentEncoder.run, writer.commit, progress, len(expected))
     table = writer.finish_latents(expected)
-    return Made({"rows": len(expected)}, {"latents": table.version}, {"tokenizer": tokenizer, "shape": list(shape)})
+    return {"latents": Made({"rows": len(expected)}, table.version, {"tokenizer": tokenizer, "shape": list(shape)})}
 
 
 def _check(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
@@ -84,6 +78,3 @@ def _check(recipe: Recipe, tokenizer: dict[str, Any]) -> None:
                 f"tokenizer {recipe.tokenizer.source} has {key} {tokenizer[key]}, but the recipe says {getattr(recipe.tokenizer, key)}; "
                 f"set tokenizer.{key}={tokenizer[key]}"
             )
-
-
-STAGE = Stage("latents", "rows", (LATENTS,), run)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.engine.plan import Plan
-from flows.engine.stage import Context, StageError
+from flows.engine.context import Context
+from flows.engine.errors import StageError
+from flows.engine.stage import Plan
 from flows.recipe.files import load
-from flows.stages.ingest import IMAGES, STAGE
+from flows.stages.ingest.stage import IMAGES, STAGE
 
 
 class Silent:
@@ -38,4 +39,4 @@ def test_pictures_that_came_since_they_were_listed_are_not_mixed_in(tmp_path: Pa
     )
     Image.new("RGB", (32, 32)).save(source / "a.png")
     with pytest.raises(StageError, match="not those that were listed"):
-        STAGE.job(context, Silent())
+        STAGE.run(context, Silent())

@@ -1,4 +1,4 @@
-"""Stage ingest: a folder of pictures or WebDataset shards into image shards of one size, every input accounted for."""
+"""How pictures become shards: a folder of pictures or WebDataset shards into image shards of one size, every input accounted for."""
 
 from __future__ import annotations
 
@@ -9,41 +9,24 @@ import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from flows.cluster.calls import under_way
-from flows.cluster.resources import resources
-from flows.cluster.workers import beside
-from flows.engine.plan import Plan
+from flows.cluster.workers import reserve_alongside
+from flows.engine.context import Context, Made
+from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.engine.stage import Context, Made, Output, Stage, StageError
-from flows.models.weights import identity
-from flows.recipe.model import Recipe
+from flows.stages.ingest.stage import STAGE, shipped_content
 from storage.images.shards import ShardPlan, done_shards, write_index, write_shard
 from storage.images.sources import list_source
 
-VERSION = 1
 REASONS_SHOWN = 5
 CRASHES = (WorkerCrashedError, OutOfMemoryError)
 """How a task ends, after Ray's retries, when a picture takes down whoever decodes it."""
 
 
-def _parameters(plan: Plan) -> dict[str, Any]:
-    """What is in the source counts, not where the source lies; of a shipped one the content, the same in every copy."""
-    listing = _shipped(plan.recipe) or plan.source_fingerprint
-    return plan.recipe.data.identity("source", "mirror") | {"listing": listing}
-
-
-def _shipped(recipe: Recipe) -> str | None:
-    """The content of a shipped source."""
-    return identity(recipe.source) if recipe.data.source.startswith("asset:") else None
-
-
-IMAGES = Output("images", VERSION, _parameters)
-
-
-def run(context: Context, progress: Progress) -> Made:
+def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Writes the shards that are not written yet, several at once, then numbers the pictures."""
     data, root, size = context.recipe.data, context.artifact("images").uri, context.recipe.data.shard_size
     listing = list_source(context.recipe.source)
-    if context.parameters["images"]["listing"] not in (listing.fingerprint, _shipped(context.recipe)):
+    if context.parameters["images"]["listing"] not in (listing.fingerprint, shipped_content(context.recipe)):
         raise StageError(
             f"the pictures in {context.recipe.data.source} are not those that were listed when the run began; let whatever "
             "changes them end, and run again (on a cluster: all nodes must see the same files, times included)"
@@ -54,23 +37,23 @@ def run(context: Context, progress: Progress) -> Made:
     missing = [number for number in range(shards) if number not in done]
     progress.total(len(listing), min(len(done) * size, len(listing)))
 
-    have = beside(resources(context.recipe.cluster, "ingest"))
-    write: Any = ray.remote(write_shard).options(**have.options(), max_retries=3)
+    reserved = reserve_alongside(STAGE.resources(context.recipe.cluster))
+    write: Any = ray.remote(write_shard).options(**reserved.options(), max_retries=3)
 
     def start(number: int, isolated: bool) -> Any:
         return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, isolated)
 
-    for result in under_way((start(n, False) for n in missing), 2 * have.actors, CRASHES):
+    for result in under_way((start(n, False) for n in missing), 2 * reserved.actors, CRASHES):
         progress.advance(result.kept + result.rejected)
     if crashed := sorted(set(missing) - done_shards(root)):
         progress.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
-    for result in under_way((start(n, True) for n in crashed), 2 * have.actors):
+    for result in under_way((start(n, True) for n in crashed), 2 * reserved.actors):
         progress.advance(result.kept + result.rejected)
     index = write_index(root, shards, plan)
-    return _outcome(index, progress)
+    return _made(index, progress)
 
 
-def _outcome(index: pa.Table, progress: Progress) -> Made:
+def _made(index: pa.Table, progress: Progress) -> dict[str, Made]:
     kept = index.filter(index["kept"])
     splits = {row["values"]: row["counts"] for row in kept["split"].value_counts().to_pylist()}
     refused = len(index) - len(kept)
@@ -84,7 +67,4 @@ def _outcome(index: pa.Table, progress: Progress) -> Made:
         "shards": len(kept["shard"].unique()),
     } | splits
     details = {"reasons": {row["values"]: row["counts"] for row in reasons[:50]}}
-    return Made(counts, details=details, metrics={"pictures": len(kept), "refused": refused})
-
-
-STAGE = Stage("ingest", "pictures", (IMAGES,), run)
+    return {"images": Made(counts, details=details, metrics={"pictures": len(kept), "refused": refused})}

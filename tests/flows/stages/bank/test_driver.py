@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from flows.recipe.files import load
-from flows.stages import bank
-from flows.stages.bank import SnippetEncoder, Targets
+from flows.stages.bank import driver as bank
+from flows.stages.bank.driver import SnippetEncoder, Targets
 from flows.stages.extraction import Block
 from storage.images.decoding import thumbnail
 
@@ -26,7 +26,7 @@ def test_rows_carry_their_own_thumbnails_encoded_beside_the_network(monkeypatch:
         threads.add(get_ident())
         return thumbnail(image)
 
-    monkeypatch.setattr(bank, "settle", lambda threads: "cpu")
+    monkeypatch.setattr(bank, "set_threads_and_device", lambda threads: "cpu")
     monkeypatch.setattr(bank, "thumbnail", small)
     monkeypatch.setattr(bank.bank_rows, "write_fragments", lambda uri, shard, rows, options: written.append(rows))
     recipe = load("emoji", {"data": {"mirror": True}})

@@ -1,4 +1,4 @@
-"""Stage bank: image shards through the encoder into the memory bank, and into patch tokens for the alignment loss."""
+"""How the bank is made: image shards through the encoder into the memory bank, and into patch tokens for the alignment loss."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import pyarrow as pa
 import ray
 import torch
 
-from flows.cluster.workers import Worker, pool, settle
-from flows.engine.plan import Plan
+from flows.cluster.workers import Worker, pool, set_threads_and_device
+from flows.engine.context import Context, Made
 from flows.engine.progress import Progress
-from flows.engine.stage import Context, Made, Output, Stage
-from flows.models.weights import identity
 from flows.recipe.model import Recipe
+from flows.stages.bank.stage import STAGE
 from flows.stages.extraction import Block, expected_ids, extract, read_block, tensor, views
-from flows.stages.ingest import IMAGES
 from gmem.encoder import load_encoder
 from gmem.memory import Components, Covariance
 from storage.images.decoding import thumbnail
@@ -28,24 +26,9 @@ from storage.tables.bank import Bank
 from storage.tables.bank_rows import BankWriter, make_rows
 from storage.tables.patches import PatchesWriter, stored_basis
 
-VERSION = 1
 THUMBNAILERS = 4
 BASIS_SHARDS, BASIS_PICTURES = 16, 256
 """The principal components come from up to so many pictures of up to so many shards, spread over the whole set."""
-
-
-def _parameters(plan: Plan) -> dict[str, Any]:
-    return {"weights": identity(plan.recipe.encoder.source), "mirror": plan.recipe.data.mirror}
-
-
-BANK = Output("bank", VERSION, _parameters, (IMAGES,))
-PATCHES = Output(
-    "patches",
-    VERSION,
-    lambda plan: _parameters(plan) | {"components": plan.recipe.bank.patch_components},
-    (IMAGES,),
-    wanted=lambda recipe: recipe.train.align > 0,
-)
 
 
 class Targets(NamedTuple):
@@ -59,7 +42,7 @@ class SnippetEncoder:
     """A worker that holds the encoder and writes snippets and patch tokens."""
 
     def __init__(self, threads: int, recipe: Recipe, targets: Targets, options: dict[str, str]) -> None:
-        self.recipe, self.targets, self.options, self.device = recipe, targets, options, settle(threads)
+        self.recipe, self.targets, self.options, self.device = recipe, targets, options, set_threads_and_device(threads)
         self.encoder = load_encoder(recipe.encoder.source, self.device, recipe.data.image_size)
 
     def describe(self) -> tuple[dict[str, Any], int]:
@@ -125,13 +108,13 @@ def _bank_rows(
     )
 
 
-def run(context: Context, progress: Progress) -> Made:
+def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Encodes the shards that are not committed yet to every table that is missing."""
     recipe, images, options = context.recipe, context.artifact("images").uri, context.store.storage_options
     index = read_index(images)
     targets = Targets(*(context.artifact(kind).uri if kind in context.leases else None for kind in ("bank", "patches")))
     expected = expected_ids(index.filter(index["kept"])["sample"].to_numpy(), recipe.data.mirror)
-    with pool(recipe.cluster, "bank", SnippetEncoder, recipe, targets, options) as workers:
+    with pool(recipe.cluster, STAGE.resources(recipe.cluster), SnippetEncoder, recipe, targets, options) as workers:
         encoder, tokens = ray.get(workers[0].call(SnippetEncoder.describe))
         writers: dict[str, BankWriter | PatchesWriter] = {}
         basis = None
@@ -181,7 +164,9 @@ def _basis(
     return total.principal_components(rank)
 
 
-def _finish(context: Context, writers: dict[str, Any], expected: np.ndarray, encoder: dict[str, Any]) -> Made:
+def _finish(
+    context: Context, writers: dict[str, Any], expected: np.ndarray, encoder: dict[str, Any]
+) -> dict[str, Made]:
     versions: dict[str, int] = {}
     if "bank" in writers:
         writers["bank"].finish_bank(expected)
@@ -191,7 +176,4 @@ def _finish(context: Context, writers: dict[str, Any], expected: np.ndarray, enc
     if "patches" in writers:
         writers["patches"].verify(expected)
         versions["patches"] = writers["patches"].finish({}).version
-    return Made({"rows": len(expected)}, versions, {"encoder": encoder})
-
-
-STAGE = Stage("bank", "rows", (BANK, PATCHES), run)
+    return {kind: Made({"rows": len(expected)}, each, {"encoder": encoder}) for kind, each in versions.items()}

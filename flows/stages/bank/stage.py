@@ -1,0 +1,52 @@
+"""Stage bank: image shards through the encoder into the memory bank, and into patch tokens for the alignment loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.engine.context import Context, Made
+from flows.engine.progress import Progress
+from flows.engine.stage import Output, Plan, Stage
+from flows.models.weights import identity
+from flows.recipe.model import Recipe
+from flows.stages.ingest.stage import IMAGES
+
+VERSION = 1
+SNIPPET_WIDTH = 768
+"""Of the published encoder: an estimate does not load the weights to know theirs."""
+
+
+def _parameters(plan: Plan) -> dict[str, Any]:
+    return {"weights": identity(plan.recipe.encoder.source), "mirror": plan.recipe.data.mirror}
+
+
+def _row_bytes(recipe: Recipe) -> int:
+    """Snippet, thumbnail and patch tokens, without an index."""
+    tokens = recipe.grid**2 if recipe.train.align else 0
+    return 2 * SNIPPET_WIDTH + 2000 + 2 * tokens * recipe.bank.patch_components
+
+
+def _run(context: Context, progress: Progress) -> dict[str, Made]:
+    from flows.stages.bank.driver import run
+
+    return run(context, progress)
+
+
+BANK = Output("bank", VERSION, _parameters, inputs=lambda recipe: (IMAGES,))
+PATCHES = Output(
+    "patches",
+    VERSION,
+    lambda plan: _parameters(plan) | {"components": plan.recipe.bank.patch_components},
+    inputs=lambda recipe: (IMAGES,),
+    wanted=lambda recipe: recipe.train.align > 0,
+)
+STAGE = Stage(
+    name="bank",
+    description="Image shards into the memory bank, and into patch tokens for the alignment loss.",
+    unit="rows",
+    outputs=(BANK, PATCHES),
+    run=_run,
+    rows=lambda recipe, pictures: pictures * recipe.views,
+    row_bytes=_row_bytes,
+    workers_import=("flows.stages.bank.driver", "timm"),
+)

@@ -1,0 +1,105 @@
+"""Stage evaluate: samples from random snippets of the bank, measured against the pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.engine.context import Context, Made
+from flows.engine.errors import StageError
+from flows.engine.progress import Progress
+from flows.engine.stage import Output, Plan, Stage
+from flows.models.resolve import bank_identity, guide_identity, network_identity
+from flows.models.weights import identity
+from flows.recipe.model import Evaluate, Recipe
+from flows.stages.bank.stage import BANK
+from flows.stages.ingest.stage import IMAGES
+from flows.stages.train.stage import TRAINING, chosen_checkpoint
+
+VERSION = 2
+REPORT_VERSION = 3
+"""Rises alone where what is said of the samples changes, and they do not."""
+INCEPTION = "inception"
+
+
+def named_encoders(evaluate: Evaluate) -> dict[str, str]:
+    """Source of each encoder to measure with, by the name its metrics bear."""
+    sources = [source for source in (evaluate.encoder, *evaluate.further_encoders) if source]
+    names = {source.partition("@")[0].rstrip("/").replace("/", ":").rpartition(":")[2]: source for source in sources}
+    if len(names) < len(sources):
+        raise StageError("two encoders of evaluate bear the same name; give one folder or model only once")
+    if not names and not evaluate.inception:
+        raise StageError("the recipe names nothing to measure with; set evaluate.encoder or evaluate.inception")
+    return names
+
+
+def memorisation_detector(evaluate: Evaluate) -> str:
+    """The detector in whose features the nearest training pictures are searched: the first."""
+    return next(iter(named_encoders(evaluate)), INCEPTION)
+
+
+def _detectors(evaluate: Evaluate) -> dict[str, Any]:
+    return {
+        "encoders": {name: identity(source) for name, source in named_encoders(evaluate).items()},
+        "inception": identity(evaluate.inception) if evaluate.inception else None,
+    }
+
+
+def evaluated_step(plan: Plan) -> int | None:
+    """That of the chosen checkpoint, or the one the training will end with; None of a network from elsewhere."""
+    if plan.recipe.evaluate.network:
+        return None
+    training = plan.artifact(TRAINING)
+    checkpoint = chosen_checkpoint(plan.recipe, training) if plan.done(TRAINING) else None
+    return checkpoint.step if checkpoint else plan.recipe.train.steps
+
+
+def _sampling(plan: Plan) -> dict[str, Any]:
+    sample, evaluate = plan.recipe.sample, plan.recipe.evaluate
+    parameters = _detectors(evaluate) | {
+        "sample": sample.identity("guide") | {"guide": guide_identity(sample, plan.store)},
+        "samples": evaluate.samples,
+        "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
+    }
+    if evaluate.network is None:
+        return parameters | {"step": evaluated_step(plan)}
+    tokenizer = identity(plan.recipe.tokenizer.source)
+    return parameters | {"network": network_identity(evaluate.network, plan.store), "tokenizer": tokenizer}
+
+
+def _sampled_from(recipe: Recipe) -> tuple[Output, ...]:
+    """The recipe's own training; or, for a network from elsewhere, the pictures and a bank."""
+    if recipe.evaluate.network is None:
+        return (TRAINING,)
+    return (IMAGES,) if recipe.evaluate.bank else (IMAGES, BANK)
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    evaluate = plan.recipe.evaluate
+    reference = identity(evaluate.reference) if evaluate.reference else None
+    return _detectors(evaluate) | {"samples": evaluate.samples, "reference": reference}
+
+
+def _reported(plan: Plan) -> dict[str, Any]:
+    named_by_content = ("encoder", "further_encoders", "inception", "reference", "network", "bank")
+    return {"evaluate": plan.recipe.evaluate.identity(*named_by_content), "step": evaluated_step(plan)}
+
+
+def _run(context: Context, progress: Progress) -> dict[str, Made]:
+    from flows.stages.evaluate.driver import run
+
+    return run(context, progress)
+
+
+STATISTICS = Output("statistics", VERSION, _statistics, inputs=lambda recipe: (IMAGES,))
+SAMPLES = Output("samples", VERSION, _sampling, inputs=_sampled_from)
+REPORT = Output("report", REPORT_VERSION, _reported, inputs=lambda recipe: (SAMPLES, STATISTICS))
+STAGE = Stage(
+    name="evaluate",
+    description="Samples from random snippets of the bank and measures them against the pictures.",
+    unit="samples",
+    outputs=(STATISTICS, SAMPLES, REPORT),
+    run=_run,
+    rows=lambda recipe, pictures: min(recipe.evaluate.samples, pictures),
+    row_bytes=lambda recipe: recipe.picture_bytes,
+    workers_import=("flows.stages.evaluate.worker",),
+)

@@ -1,0 +1,44 @@
+"""Stage ingest: a folder of pictures or WebDataset shards into image shards of one size, every input accounted for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.cluster.resources import one_task_per_cpu
+from flows.engine.context import Context, Made
+from flows.engine.progress import Progress
+from flows.engine.stage import Output, Plan, Stage
+from flows.models.weights import identity
+from flows.recipe.model import Recipe
+
+VERSION = 1
+
+
+def _parameters(plan: Plan) -> dict[str, Any]:
+    """What is in the source counts, not where the source lies; of a shipped one the content, the same in every copy."""
+    listing = shipped_content(plan.recipe) or plan.source_fingerprint
+    return plan.recipe.data.identity("source", "mirror") | {"listing": listing}
+
+
+def shipped_content(recipe: Recipe) -> str | None:
+    """The identity of a shipped source; None of any other."""
+    return identity(recipe.source) if recipe.data.source.startswith("asset:") else None
+
+
+def _run(context: Context, progress: Progress) -> dict[str, Made]:
+    from flows.stages.ingest.driver import run
+
+    return run(context, progress)
+
+
+IMAGES = Output("images", VERSION, _parameters)
+STAGE = Stage(
+    name="ingest",
+    description="Pictures into image shards; whatever cannot be used is listed in index.parquet with the reason.",
+    unit="pictures",
+    outputs=(IMAGES,),
+    run=_run,
+    rows=lambda recipe, pictures: pictures,
+    row_bytes=lambda recipe: recipe.picture_bytes,
+    reserves=one_task_per_cpu,
+)

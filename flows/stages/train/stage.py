@@ -1,0 +1,63 @@
+"""Stage train: latents, snippets and patch tokens into checkpoints of the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.cluster.resources import one_worker_per_gpu
+from flows.engine.context import Context, Made
+from flows.engine.progress import Progress
+from flows.engine.stage import Output, Plan, Stage
+from flows.models.resolve import network_identity
+from flows.recipe.model import Recipe
+from flows.stages.bank.stage import BANK, PATCHES
+from flows.stages.latents.stage import LATENTS
+from storage.checkpoints import Checkpoint, best, latest
+from storage.store import Artifact
+
+VERSION = 1
+
+
+def _parameters(plan: Plan) -> dict[str, Any]:
+    """The number of steps is no part of a training's identity: more steps continue it. What it starts from is, by content."""
+    start = plan.recipe.train.start_from
+    return {
+        "network": plan.recipe.network.identity(),
+        "train": plan.recipe.train.identity() | ({"start_from": network_identity(start, plan.store)} if start else {}),
+        "mirror": plan.recipe.data.mirror,
+    }
+
+
+def _reached(plan: Plan, artifact: Artifact) -> bool:
+    last = latest(artifact)
+    return artifact.complete and last is not None and last.step >= plan.recipe.train.steps
+
+
+def chosen_checkpoint(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
+    """What evaluation and sampling take of a training: the latest, or the one of the least held-out loss."""
+    return best(artifact) if recipe.evaluate.checkpoint == "best" else latest(artifact)
+
+
+def _run(context: Context, progress: Progress) -> dict[str, Made]:
+    from flows.stages.train.driver import run
+
+    return run(context, progress)
+
+
+TRAINING = Output(
+    "training",
+    VERSION,
+    _parameters,
+    inputs=lambda recipe: (LATENTS, BANK, PATCHES) if PATCHES.wanted(recipe) else (LATENTS, BANK),
+    done=_reached,
+)
+STAGE = Stage(
+    name="train",
+    description="Trains the network on latents, snippets and patch tokens; goes on from the latest checkpoint.",
+    unit="steps",
+    outputs=(TRAINING,),
+    run=_run,
+    rows=lambda recipe, pictures: recipe.train.steps,
+    reserves=one_worker_per_gpu,
+    continues=True,
+)
