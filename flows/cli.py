@@ -74,9 +74,9 @@ def _terminate(_signal: int, _frame: Any) -> None:
 def _say(text: str) -> None:
     from rich.text import Text
 
-    from flows.engine.progress import console
+    from flows.console import tell
 
-    console.print(Text.assemble(("gmem:", "red"), " ", text), soft_wrap=True)
+    tell(Text.assemble(("gmem:", "red"), " ", text))
 
 
 if __name__ == "__main__":

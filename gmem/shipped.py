@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # names and hashes of files need no torch
+    from torch import Tensor
 
 ROOT = Path(__file__).parent / "weights"
 
@@ -30,7 +31,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(state):
-        value = state[name].detach().to("cpu", torch.float32).contiguous()
+        value = state[name].detach().float().cpu().contiguous()
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()

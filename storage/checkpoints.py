@@ -22,16 +22,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, Field
-from safetensors.torch import load_file, save_file
 
 from storage.errors import Damaged, StoreError
 from storage.files import open_files, told
 from storage.manifest import Input, Versioned, parse
 from storage.store import KINDS, Artifact
+
+if TYPE_CHECKING:  # plans and tables read manifests alone, which needs no torch
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ def save(
         manifest: what it is; `files` is filled in here. With a `lease` number and an artifact, LeaseLost is raised
             instead of finishing a checkpoint for a training that somebody else has taken over.
     """
+    from safetensors.torch import save_file
+
     uri = f"{_folder(where)}/{_name(step)}"
     files = open_files(uri)
     if isinstance(where, Artifact) and manifest.lease:
@@ -184,6 +187,8 @@ def load(
     Args:
         groups: read only these, for instance `["ema"]` to sample; all by default.
     """
+    from safetensors.torch import load_file
+
     there = [name.removesuffix(".safetensors") for name in checkpoint.manifest.files if name.endswith(".safetensors")]
     if absent := set(groups or ()) - set(there):
         raise StoreError(f"{checkpoint.uri} has no {', '.join(sorted(absent))}: name a checkpoint that has.")

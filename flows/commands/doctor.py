@@ -9,14 +9,16 @@ import socket
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 import typer
-from rich.table import Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.engine.progress import console
-from flows.recipe.model import Recipe, absolute
+from flows.console import new_table, show
+
+if TYPE_CHECKING:
+    from flows.recipe.model import Recipe
 
 PACKAGES = (
     "torch",
@@ -43,10 +45,10 @@ def doctor(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
     if json:
         print_json([{"what": what, "ok": ok, "found": text} for what, ok, text in found])
     else:
-        table = Table("", "what", "found")
+        table = new_table("", "what", "found", names="what")
         for what, ok, text in found:
-            table.add_row("[green]ok[/]" if ok else "[red]no[/]", what, text)
-        console.print(table)
+            table.add_row("ok" if ok else "no", what, text)
+        show(table)
     if not all(ok for _, ok, _ in found):
         raise typer.Exit(1)
 
@@ -177,6 +179,8 @@ NEEDED = ("data.source", "tokenizer.source", "encoder.source")
 
 def _named(recipe: Recipe) -> list[Finding]:
     """What is behind each key of the recipe that names something."""
+    from flows.recipe.model import absolute
+
     found = []
     for key, look in LOOKS.items():
         section, _, field = key.partition(".")

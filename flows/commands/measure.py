@@ -7,12 +7,11 @@ from json import dumps
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from flows.commands import run
 from flows.commands.bank import BankUri
 from flows.commands.options import Json, RecipeName, Set, StoreUri, opened, print_json
-from flows.engine.progress import console
+from flows.console import new_table, show
 
 ALLOW = "an entry of the protocol that may differ, such as seed or count; repeatable"
 
@@ -48,8 +47,8 @@ def compare(
     if json:
         print_json([asdict(pair) for pair in pairs])
         return
-    table = Table("of", "metric", "first", "second", "change", "measured differently")
+    table = new_table("of", "metric", "first", "second", "change", "measured differently")
     for pair in pairs:
         change = "" if pair.change is None else f"{pair.change:+.4g}"
         table.add_row(pair.subject, pair.metric, f"{pair.a:.4g}", f"{pair.b:.4g}", change, pair.differs)
-    console.print(table)
+    show(table)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.recipe.files import assignments, load
-from flows.recipe.model import STORE, Recipe
+from flows.recipe import STORE
 
 if TYPE_CHECKING:
+    from flows.recipe.model import Recipe
     from storage.store import Store
 
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (see 'gmem recipe list') or a YAML file")]
@@ -30,10 +30,14 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the
 
 
 def overrides(pairs: list[str] | None, store: str | None) -> dict[str, Any]:
+    from flows.recipe.files import assignments
+
     return assignments(pairs or []) | ({"store": store} if store else {})
 
 
 def resolved(name: str, pairs: list[str] | None, store: str | None) -> Recipe:
+    from flows.recipe.files import load
+
     return load(name, overrides(pairs, store))
 
 

@@ -6,14 +6,16 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.engine.progress import Terminal, console
-from flows.recipe.files import assignments
-from flows.recipe.model import Recipe
+from flows.console import show
+
+if TYPE_CHECKING:
+    from flows.engine.progress import Terminal
+    from flows.recipe.model import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Train a small tokenizer or encoder on a recipe's pictures.")
 
@@ -36,6 +38,7 @@ def tokenizer(
     json: Json = False,
 ) -> None:
     """An AutoencoderKL on the recipe's training pictures; goes on from its own checkpoint in the folder."""
+    from flows.engine.progress import Terminal
     from gmem.pretrain.tokenizer import TokenizerTraining, pretrain_tokenizer
 
     chosen, training = resolved(recipe, set, store), TokenizerTraining(**_parameters(TokenizerTraining, parameters))
@@ -62,6 +65,7 @@ def encoder(
     json: Json = False,
 ) -> None:
     """A vision transformer on the recipe's training pictures, by self-supervision; labels serve its figures only."""
+    from flows.engine.progress import Terminal
     from gmem.pretrain.encoder import EncoderTraining, pretrain_encoder
 
     given = _parameters(EncoderTraining, parameters)
@@ -109,6 +113,8 @@ class Pictures:
 
 
 def _parameters(kind: type, pairs: list[str] | None) -> dict[str, Any]:
+    from flows.recipe.files import assignments
+
     given = assignments(pairs or [])
     known = [field.name for field in fields(kind)]
     for key in given:
@@ -148,5 +154,5 @@ def _tell(figures: dict[str, Any], out: Path, json: bool) -> None:
         print_json(figures | {"folder": str(out.absolute())})
         return
     for name, value in figures.items():
-        console.print(f"{name}: {value}")
-    console.print(f"weights: {out.absolute()}", soft_wrap=True)
+        show(f"{name}: {value}")
+    show(f"weights: {out.absolute()}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.options import Json, StoreUri, opened, print_json
-from flows.engine.progress import Terminal, console
+from flows.console import show, tell
 
 if TYPE_CHECKING:
     from flows.exchange.importing import Imported
@@ -38,9 +38,9 @@ def network(
     imported = import_network(file, opened(store), name, latent_stats)
     _tell(imported, json, f"network {imported.details['size']}, {imported.counts['parameters']:,} parameters")
     if "left_out" in imported.details:
-        console.print(f"left out: {imported.details['left_out']}", soft_wrap=True)
+        tell(f"left out: {imported.details['left_out']}")
     if latent_stats is None:
-        console.print("to sample with it, import it with --latent-stats; training can start from it as it is")
+        tell("to sample with it, import it with --latent-stats; training can start from it as it is")
 
 
 @imports.command("bank")
@@ -54,6 +54,7 @@ def bank(
     json: Json = False,
 ) -> None:
     """A bank of snippets, read a part at a time; an interrupted import goes on where it was."""
+    from flows.engine.progress import Terminal
     from flows.exchange.importing_bank import import_bank
 
     with Terminal("bank") as bar:
@@ -89,7 +90,7 @@ def export(
     if json:
         print_json({"files": files})
     else:
-        console.print("\n".join(files), soft_wrap=True)
+        show("\n".join(files))
 
 
 @exports.command("samples")
@@ -124,7 +125,7 @@ def statistics(
 
 
 def _told(json: bool, values: dict[str, Any], text: str) -> None:
-    print_json(values) if json else console.print(text, soft_wrap=True)
+    print_json(values) if json else show(text)
 
 
 def _tell(imported: Imported, json: bool, what: str) -> None:
@@ -134,4 +135,4 @@ def _tell(imported: Imported, json: bool, what: str) -> None:
             | imported.details
         )
     else:
-        console.print(f"{what}{'' if imported.fresh else ', imported before'}: {imported.uri}", soft_wrap=True)
+        show(f"{what}{'' if imported.fresh else ', imported before'}: {imported.uri}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import typer
-import yaml
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
-from flows.recipe.files import load, names
 
 app = typer.Typer(no_args_is_help=True, help="The parameters of every stage.")
 
@@ -14,6 +12,8 @@ app = typer.Typer(no_args_is_help=True, help="The parameters of every stage.")
 @app.command("list")
 def list_recipes() -> None:
     """The shipped recipes, a line each."""
+    from flows.recipe.files import load, names
+
     for name in names():
         print(f"{name:16} {load(name).description}")
 
@@ -21,6 +21,8 @@ def list_recipes() -> None:
 @app.command()
 def show(recipe: RecipeName, set: Set = None, store: StoreUri = None, json: Json = False) -> None:
     """Prints a recipe fully resolved: every key, with what it extends and overrides applied."""
+    import yaml
+
     values = resolved(recipe, set, store).model_dump(mode="json")
     print_json(values) if json else print(yaml.safe_dump(values, sort_keys=False), end="")
 

@@ -7,12 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
 from flows.commands.units import age, size
-from flows.engine.progress import console
-from flows.recipe.form import Overrides
+from flows.console import new_table, show, tell
 
 if TYPE_CHECKING:
     from prefect import State
@@ -70,11 +68,13 @@ def _followed(flow: Any, recipe: str, chosen: dict[str, Any]) -> Any:
     """What a flow returns; says where Prefect shows its run."""
     from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
+    from flows.recipe.form import Overrides
+
     state: State[Any] = flow(recipe, Overrides(**chosen), return_state=True)
     start, address = "", PREFECT_UI_URL.value()
     if not PREFECT_API_URL.value():  # its own server ended with the run, and any other shows what it wrote
         start, address = "'prefect server start', then ", "http://127.0.0.1:4200"
-    console.print(f"Prefect: {start}{address}/runs/flow-run/{state.state_details.flow_run_id}", soft_wrap=True)
+    tell(f"Prefect: {start}{address}/runs/flow-run/{state.state_details.flow_run_id}")
     return state.result()
 
 
@@ -123,28 +123,22 @@ def _mlflow(plan: Plan) -> str:
 
 
 def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
-    """The table a run ends with, and what to look at next."""
-    table = Table(
-        "stage",
-        "time",
-        "rows",
-        "rate",
-        Column("artifact", overflow="fold"),
-        "version",
-        title=f"{seconds:.0f} s in all; artifacts below {results[0].store}",
-    )
+    """The table a run ends with, what it made, and what to look at next."""
+    table = new_table("stage", "time", "rows", "rate", title=f"{seconds:.0f} s in all")
     for r in results:
         rate = f"{r.rate:,.1f} {r.unit}/s" if r.fresh else "-"
-        for i, uri in enumerate(r.artifacts.values()):
-            time_spent = f"{r.seconds:.1f} s" if r.fresh else "already there"
-            first = (r.stage, time_spent, f"{r.rows:,}", rate) if i == 0 else ("", "", "", "")
-            table.add_row(*first, "/".join(uri.split("/")[-2:]), str(r.version or ""))
-    console.print(table)
+        table.add_row(r.stage, f"{r.seconds:.1f} s" if r.fresh else "already there", f"{r.rows:,}", rate)
+    show(table)
+    show(f"artifacts below {results[0].store}:")
+    for r in results:
+        for uri in r.artifacts.values():
+            version = f", version {r.version}" if r.version is not None else ""
+            show(f"  {'/'.join(uri.split('/')[-2:])}{version}")
     for line in results[-1].details.get("lines", []):
-        console.print(line, soft_wrap=True)
+        show(line)
     for title, uri in results[-1].pictures.items():
-        console.print(f"{title}: {uri}", soft_wrap=True)
-    console.print(f"MLflow: {mlflow_command}", soft_wrap=True)
+        show(f"{title}: {uri}")
+    show(f"MLflow: {mlflow_command}")
 
 
 def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
@@ -156,11 +150,11 @@ def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, 
     if json:
         print_json([asdict(row) for row in rows])
         return
-    table = Table("stage", "would", "why", "rows", "bytes", "minutes")
+    table = new_table("stage", "would", "why", "rows", "bytes", "minutes")
     for row in rows:
         minutes = "" if row.minutes is None else f"{row.minutes:.1f}"
         table.add_row(row.stage, "run" if row.runs else "-", row.why, f"{row.rows:,}", size(row.bytes), minutes)
-    console.print(table)
+    show(table)
 
 
 def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
@@ -169,7 +163,7 @@ def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
     if json:
         print_json(rows)
         return
-    table = Table("stage", "artifact", "state", "rows", "version", "age", "bytes")
+    table = new_table("stage", "artifact", "state", "rows", "version", "age", "bytes")
     for row in rows:
         aged = "" if row["age"] is None else age(row["age"])
         table.add_row(
@@ -181,7 +175,7 @@ def status(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None
             aged,
             size(row["bytes"]),
         )
-    console.print(table)
+    show(table)
 
 
 def _states(recipe: Recipe) -> list[dict[str, Any]]:

@@ -6,11 +6,10 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
 
 from flows.commands.options import Json, StoreUri, opened, print_json
 from flows.commands.units import age, size
-from flows.engine.progress import console
+from flows.console import new_table, show, tell
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, and clear away what nobody needs.")
 
@@ -26,12 +25,12 @@ def usage(store: StoreUri = None, json: Json = False) -> None:
     if json:
         print_json({"store": root.root, "bytes": total, "artifacts": rows})
         return
-    name, users = Column("artifact", overflow="fold"), Column("used by", overflow="fold")
-    table = Table(name, "state", "bytes", "age", users, title=f"{size(total)} in {root.root}")
+    columns = ("artifact", "state", "bytes", "age", "used by")
+    table = new_table(*columns, names="artifact", title=f"{size(total)} in {root.root}")
     for row in rows:
         aged = "" if row["age_s"] is None else age(row["age_s"])
         table.add_row(row["artifact"], row["state"], size(row["bytes"]), aged, "\n".join(row["used_by"]))
-    console.print(table)
+    show(table)
 
 
 @app.command()
@@ -67,12 +66,12 @@ def clean(
         rows = [{k: v for k, v in asdict(r).items() if k in ("folder", "what", "why", "bytes")} for r in done.removals]
         print_json({"removed": yes, "bytes": done.bytes, "removals": rows, "notes": done.notes})
         return
-    table = Table(Column("artifact", overflow="fold"), "what", "why", "bytes")
+    table = new_table("artifact", "what", "why", "bytes", names="artifact")
     for removal in done.removals:
         table.add_row(removal.folder, removal.what, removal.why, size(removal.bytes))
     if done.removals:
-        console.print(table)
+        show(table)
     for note in dict.fromkeys(done.notes):
-        console.print(note, soft_wrap=True, highlight=False)
+        tell(note)
     said = "freed" if yes else "could be freed; nothing was removed, --yes removes it"
-    console.print(f"{size(done.bytes)} {said}", soft_wrap=True)
+    show(f"{size(done.bytes)} {said}")

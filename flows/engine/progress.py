@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import UUID
 
-import rich.progress
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
-
+from flows.console import terminal
 from storage.errors import StoreUnreachable
 
-console = Console(stderr=True, highlight=False, markup=False)
-"""Most of what is shown came from elsewhere, and may hold brackets: where it is marked up, it says so."""
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
 MARK = "@gmem "  # begins a line of a submitted job's output that is an event
 
 
@@ -75,11 +73,13 @@ class Terminal:
         self.stage, self.every = stage, every
         self.rate = Rate()
         self.said = time.monotonic()
-        self.bar: rich.progress.Progress | None = None
-        self.task = TaskID(0)
+        self.bar: Bars | None = None
+        self.task: Any = None
 
     def __enter__(self) -> Self:
-        if console.is_terminal:
+        if terminal().is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
             columns = (
                 SpinnerColumn(),
                 TextColumn("{task.description:9}"),
@@ -87,7 +87,7 @@ class Terminal:
                 TextColumn("{task.fields[line]}"),
                 TimeRemainingColumn(),
             )
-            self.bar = rich.progress.Progress(*columns, console=console)
+            self.bar = Progress(*columns, console=terminal())
             self.bar.start()
             self.task = self.bar.add_task(self.stage, total=None, line="starting")
         return self
@@ -96,7 +96,7 @@ class Terminal:
         if self.bar:
             self.bar.stop()
         elif self.rate.rows:
-            console.print(f"{self.stage:9} {self.rate.line()}")
+            terminal().print(f"{self.stage:9} {self.rate.line()}")
 
     def total(self, rows: int, done: int = 0) -> None:
         self.rate.total(rows, done)
@@ -107,7 +107,7 @@ class Terminal:
         self._show()
 
     def note(self, text: str) -> None:
-        console.print(f"{self.stage:9} {text}")
+        terminal().print(f"{self.stage:9} {text}")
 
     def _show(self) -> None:
         if self.bar:
@@ -116,7 +116,7 @@ class Terminal:
             self.bar.update(self.task, total=self.rate.rows, completed=self.rate.done, line=line)
         elif time.monotonic() - self.said > self.every:
             self.said = time.monotonic()
-            console.print(f"{self.stage:9} {self.rate.line()}")
+            terminal().print(f"{self.stage:9} {self.rate.line()}")
 
 
 class PrefectProgress:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.recipe.model import Sample
 from storage.checkpoints import Checkpoint, all_checkpoints, latest, open_checkpoint
 from storage.errors import StoreError
 from storage.store import KINDS, Artifact, Store
-from storage.tables.bank import Bank
+
+if TYPE_CHECKING:
+    from storage.tables.bank import Bank
 
 
 def in_full(uri: str, store: Store) -> str:
@@ -26,6 +28,8 @@ def open_network(uri: str, store: Store) -> Checkpoint:
 
 def open_bank(uri: str, store: Store) -> Bank:
     """The finished bank of the artifact at this URI; ValueError says when there is none."""
+    from storage.tables.bank import Bank  # LanceDB, of which those who only plan have no need
+
     artifact = artifact_at(uri, store)
     if not artifact.complete:
         raise StoreError(f"{artifact.uri} holds no finished bank; name the artifact that 'gmem import bank' made")

@@ -1,0 +1,2 @@
+STORE = "./runs"
+"""Where everything is kept unless a recipe or a command says otherwise."""

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from flows.recipe import STORE
+
 ASSETS = Path(__file__).parents[1] / "assets"
-STORE = "./runs"
 """Where everything is kept unless somebody says otherwise."""
 
 PATHS = {

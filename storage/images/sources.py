@@ -18,6 +18,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -196,9 +197,7 @@ def _relative(name: str, root: str) -> str:
 
 
 def _expand(filesystem: fsspec.AbstractFileSystem, pattern: str) -> Iterator[_File]:
-    from webdataset.shardlists import expand_urls  # brings torch along, which a worker that only decodes never needs
-
-    for name in expand_urls(pattern):
+    for name in (each for part in pattern.split("::") for each in braceexpand(part)):
         matches = filesystem.glob(name) if re.search(r"[*?\[]", name) else [name]
         for match in matches:
             short = match.rsplit("/", 1)[-1]

@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
-import torch
 from lance.dataset import LanceDataset
 from lancedb.index import BTree, HnswSq, IvfPq
 from numpy.typing import NDArray
-from torch import Tensor
 
 from storage.errors import StoreError
 from storage.tables.bank_rows import (
@@ -39,6 +37,9 @@ from storage.tables.bank_rows import (
     table_uri,
 )
 from storage.tables.fragments import Options, options_for, require_format, to_matrix, told
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX_FROM = 200_000  # rows; below, an exhaustive search takes some tens of milliseconds and forgets nothing
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and product quantisation takes over
@@ -174,7 +175,12 @@ class Bank:
 
     def snippets(self, ids: Sequence[int]) -> Tensor:
         """float16 [N,D] in the order of `ids`, as the encoder gave them (not unit length)."""
-        return torch.from_numpy(to_matrix(self.rows(ids, ["snippet"])["snippet"]).copy())
+        import torch  # needed by those alone who compute with snippets, not to look into the bank
+
+        return torch.from_numpy(self._matrix(ids).copy())
+
+    def _matrix(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        return to_matrix(self.rows(ids, ["snippet"])["snippet"])
 
     def sample_ids(
         self, split: str | None, n: int, seed: int, mirrored: bool = False, origin: str | None = None
@@ -202,7 +208,7 @@ class Bank:
         All columns but the snippet, and `_distance` = 1 - cosine, ascending. `where` is an SQL condition on columns,
         applied before the search; `exact` goes past the index. ValueError for a wrong dimension or condition.
         """
-        vector = self.snippets([query])[0] if isinstance(query, int | np.integer) else query
+        vector = self._matrix([query])[0] if isinstance(query, int | np.integer) else query
         vector = np.asarray(vector, np.float32).reshape(-1)
         if len(vector) != self.dim:
             raise ValueError(f"the query has {len(vector)} numbers, the bank's snippets have {self.dim}; same encoder?")

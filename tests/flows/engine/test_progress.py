@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from flows.console import terminal as terminal_console
 from flows.engine.errors import StageError
-from flows.engine.progress import MARK, Lines, Rate, Terminal, console, replay
+from flows.engine.progress import MARK, Lines, Rate, Terminal, replay
 from storage.errors import StoreUnreachable
 
 
@@ -49,7 +50,7 @@ def test_events_come_back_as_they_were_told(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_brackets_of_foreign_words_are_shown_as_they_are() -> None:
-    with console.capture() as shown, Terminal("train") as terminal:
+    with terminal_console().capture() as shown, Terminal("train") as terminal:
         terminal.note("a library speaks at [/tmp/x.py:3] of [red]")
     assert "[/tmp/x.py:3] of [red]" in shown.get()
 
