@@ -180,6 +180,6 @@ def test_the_split_holds_out_the_share_asked_for() -> None:
 
 
 def test_the_shipped_emoji_are_whole() -> None:
-    listing = list_source(str(Path(__file__).parents[2] / "flows" / "assets" / "emoji.tar"))
+    listing = list_source(str(Path(__file__).parents[3] / "flows" / "assets" / "emoji.tar"))
     assert len(listing) == 1911 and not any(entry.reason for entry in listing.slice(0, 1911))
     assert len(listing.classes()) == 10
