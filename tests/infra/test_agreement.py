@@ -197,7 +197,9 @@ def test_the_worker_deploys_what_prefect_yaml_says_before_it_works() -> None:
 
 
 def test_a_training_has_time_for_its_last_checkpoint(services: dict[str, Any], containers: list[Any]) -> None:
-    found = re.search(r"^GRACE_SECONDS = ([\d.]+)", (ROOT / "flows" / "cluster" / "resources.py").read_text(), re.MULTILINE)
+    found = re.search(
+        r"^GRACE_SECONDS = ([\d.]+)", (ROOT / "flows" / "cluster" / "resources.py").read_text(), re.MULTILINE
+    )
     assert found
     for name in ("ray-head", "ray-worker", "ray-worker-gpu"):
         minutes, seconds = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", services[name]["stop_grace_period"]).groups()  # type: ignore[union-attr]

@@ -1,0 +1,35 @@
+"""``gmem recipe``: what is asked for is on standard output, errors are on standard error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+GMEM = Path(sys.executable).with_name("gmem")
+
+
+def gmem(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([GMEM, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_recipe_is_shown_with_what_overrides_it() -> None:
+    shown = gmem("recipe", "show", "emoji", "--set", "train.steps=7")
+    assert yaml.safe_load(shown.stdout)["train"]["steps"] == 7 and shown.stderr == ""
+    as_json = gmem("recipe", "show", "emoji", "--set", "train.steps=7", "--json")
+    assert json.loads(as_json.stdout) == yaml.safe_load(shown.stdout)
+
+
+def test_shipped_recipes_are_listed_and_valid() -> None:
+    names = [line.split()[0] for line in gmem("recipe", "list").stdout.splitlines()]
+    assert names == ["emoji", "imagenet256-b", "imagenet256-xl", "imagenet512-xl"]
+    assert gmem("recipe", "check", "imagenet256-xl").stdout.rstrip().endswith("200,000 steps: valid")
+
+
+def test_what_is_wrong_is_one_sentence_on_standard_error() -> None:
+    refused = gmem("recipe", "check", "nonsense")
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert len(refused.stderr.strip().splitlines()) == 1 and "'nonsense' does not exist" in refused.stderr
