@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
+import traceback
 import warnings
 from typing import Any
 
@@ -62,9 +64,23 @@ def main() -> None:
     except (ValueError, OSError) as error:
         _say(str(error))
         sys.exit(2)
-    except Exception as error:  # noqa: BLE001 - a traceback is no user interface; Prefect's log of the run has it
-        _say(f"{type(error).__name__}: {str(error).strip() or 'no further words'}")
+    except Exception as error:  # noqa: BLE001 - a traceback is no user interface
+        _say(_failure(error))
         sys.exit(1)
+
+
+def _failure(error: Exception) -> str:
+    """What failed while running: a cluster in its own words; anything else is a defect of ours, and kept for a report."""
+    from flows.cluster.errors import ClusterError
+
+    if isinstance(error, ClusterError):
+        return str(error)
+    with tempfile.NamedTemporaryFile("w", prefix="gmem-", suffix=".log", delete=False) as log:
+        traceback.print_exception(error, file=log)
+    words = (str(error).strip().splitlines() or ["no further words"])[0][:200]
+    return (
+        f"a defect of gmem, not of what you asked for ({type(error).__name__}: {words}); its traceback is in {log.name}"
+    )
 
 
 def _terminate(_signal: int, _frame: Any) -> None:

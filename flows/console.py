@@ -32,13 +32,20 @@ def new_table(*columns: str, names: str | None = None, title: str | None = None,
 
 
 def show(result: Table | str) -> None:
-    """A result, on standard output; a text as it is, without being folded."""
+    """A result, on standard output."""
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    Console(highlight=False, markup=False, width=wide).print(result, soft_wrap=isinstance(result, str))
+    _print(Console(highlight=False, markup=False, width=wide), result)
 
 
-def tell(text: Any) -> None:
+def tell(what: Any) -> None:
     """A note, on standard error."""
-    terminal().print(text, soft_wrap=True)
+    _print(terminal(), what)
+
+
+def _print(console: Console, what: Any) -> None:
+    """A table within the width there is, a text as it is: people copy names and addresses out of it."""
+    from rich.table import Table
+
+    console.print(what, soft_wrap=not isinstance(what, Table))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
             plan.recipe.cluster, _stages()
         )  # there surely is work to do: no need to know first what all the stages make
     results = _computed(recipe, chosen, plan) if any(plan.missing(stage) for stage in _stages()) else _found(plan)
-    summary(results, time.monotonic() - start, _mlflow(plan))
+    summary(results, time.monotonic() - start, _mlflow(plan), tell if json else show)
     if json:
         print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
 
@@ -111,7 +112,7 @@ def stage(
 
     wait()
     result = _followed(FLOWS[name], recipe, chosen)
-    summary([result], time.monotonic() - start, _mlflow(plan))
+    summary([result], time.monotonic() - start, _mlflow(plan), tell if json else show)
     if json:
         print_json(asdict(result))
 
@@ -122,23 +123,23 @@ def _mlflow(plan: Plan) -> str:
     return Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name).command
 
 
-def summary(results: list[Result], seconds: float, mlflow_command: str) -> None:
+def summary(results: list[Result], seconds: float, mlflow_command: str, say: Callable[[Any], None]) -> None:
     """The table a run ends with, what it made, and what to look at next."""
     table = new_table("stage", "time", "rows", "rate", title=f"{seconds:.0f} s in all")
     for r in results:
         rate = f"{r.rate:,.1f} {r.unit}/s" if r.fresh else "-"
         table.add_row(r.stage, f"{r.seconds:.1f} s" if r.fresh else "already there", f"{r.rows:,}", rate)
-    show(table)
-    show(f"artifacts below {results[0].store}:")
+    say(table)
+    say(f"artifacts below {results[0].store}:")
     for r in results:
         for uri in r.artifacts.values():
             version = f", version {r.version}" if r.version is not None else ""
-            show(f"  {'/'.join(uri.split('/')[-2:])}{version}")
+            say(f"  {'/'.join(uri.split('/')[-2:])}{version}")
     for line in results[-1].details.get("lines", []):
-        show(line)
+        say(line)
     for title, uri in results[-1].pictures.items():
-        show(f"{title}: {uri}")
-    show(f"MLflow: {mlflow_command}")
+        say(f"{title}: {uri}")
+    say(f"MLflow: {mlflow_command}")
 
 
 def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:

@@ -1,0 +1,39 @@
+"""How a command ends when something goes wrong."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from flows.cluster.errors import ClusterError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (ValueError("name a picture"), 2, "gmem: name a picture"),
+        (FileNotFoundError("no such file: a.png"), 2, "gmem: no such file: a.png"),
+        (ClusterError("the cluster is away"), 1, "gmem: the cluster is away"),
+        (KeyError("snippet"), 1, "gmem: a defect of gmem, not of what you asked for (KeyError: 'snippet')"),
+    ],
+)
+def test_an_error_is_one_sentence_and_a_defect_is_called_one(
+    error: Exception, code: int, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli, "SILENT", {})  # what it sets would stay for the tests after this
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err.strip()
+    assert ended.value.code == code and told.startswith(sentence) and len(told.splitlines()) == 1
+    if isinstance(error, KeyError):
+        log = Path(told.rpartition(" ")[2])
+        assert "raise error" in log.read_text()
+        log.unlink()
