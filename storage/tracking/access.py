@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,6 +61,8 @@ _opening = threading.Lock()
 def _client(uri: str) -> MlflowClient:
     if uri.startswith(SQLITE):
         create_database(uri)
+        with suppress(sqlite3.Error):  # whatever is wrong with the file, MLflow says below
+            relocate(Path(uri.removeprefix(SQLITE)))
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -102,9 +106,35 @@ def create_database(uri: str) -> None:
                             "name a place that can be written, or a server, as tracking.uri.") from problem  # fmt: skip
 
 
-def _build(path: Path) -> None:
-    import sqlite3
+PLACES = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+"""Columns of MLflow's database in which files are named in full."""
 
+
+def relocate(path: Path) -> None:
+    """Names the files beside a database that was moved or copied with its store by where they are now.
+
+    Otherwise what is logged next would be written where the store was before. Only places that `Tracking` chose are
+    changed: `<folder of the database>/mlflow-artifacts/<experiment>`.
+    """
+    with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+        named = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+        endings = [(place, f"/mlflow-artifacts/{name}") for name, place in named]
+        before = {place.removesuffix(ending) for place, ending in endings if place and place.endswith(ending)}
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for folder in before - {str(path.parent)}:
+            values = (f"{path.parent}/", len(folder) + 2, len(folder) + 1, f"{folder}/")
+            for table in PLACES.keys() & tables:  # a database of another version may lack some
+                for column in PLACES[table]:
+                    changed = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                    connection.execute(f"{changed} WHERE substr({column}, 1, ?) = ?", values)
+
+
+def _build(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import event
     from sqlalchemy.engine import Engine

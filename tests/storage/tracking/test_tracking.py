@@ -3,15 +3,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,28 @@ from storage.tracking.tracking import Tracking, TrackingError
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return Tracking.open(None, Store(str(tmp_path_factory.mktemp("runs"))), "emoji")
+
+
+@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
+def test_a_store_that_was_moved_or_copied_is_written_to_where_it_is_now(
+    how: Callable[..., Any], tmp_path: Path
+) -> None:
+    def noted(store: Path, text: bytes) -> tuple[Tracking, str]:
+        tracking = Tracking.open(None, Store(str(store)), "emoji")
+        with tracking.stage_run("train", None, {}) as run:
+            run.artifact("note.txt", text)
+        return tracking, run.id
+
+    old, new = tmp_path / "old", tmp_path / "elsewhere" / "new"
+    _, first = noted(old, b"before")
+    files = sorted(old.rglob("note.txt"))
+    new.parent.mkdir()
+    how(old, new)
+    tracking, second = noted(new, b"after")
+    assert sorted(old.rglob("note.txt")) == (files if how is shutil.copytree else [])
+    for run, text in ((first, "before"), (second, "after")):
+        assert Path(client(tracking.uri).download_artifacts(run, "note.txt", str(tmp_path))).read_text() == text
+    assert len(list(new.rglob("note.txt"))) == 2
 
 
 def test_parent_and_child_runs_with_everything_in_them(tracking: Tracking, tmp_path: Path) -> None:
