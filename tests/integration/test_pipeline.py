@@ -35,6 +35,22 @@ def test_every_stage_makes_its_rows(first: dict[str, dict[str, Any]]) -> None:
     assert first["evaluate"]["rows"] == 16
 
 
+def test_manifests_move_with_their_store(first: dict[str, dict[str, Any]]) -> None:
+    """Neither an absolute path nor marks for the terminal is in what lasts."""
+    root = Path(first["ingest"]["store"])
+    manifests = [*root.glob("*/*/manifest.json"), *root.glob("training/*/checkpoints/*/manifest.json")]
+    assert len(manifests) > 8
+    for manifest in manifests:
+        assert str(root) not in (text := manifest.read_text()) and "[/]" not in text, manifest
+
+
+def test_every_output_has_counts_of_its_own(first: dict[str, dict[str, Any]]) -> None:
+    artifacts = first["evaluate"]["artifacts"]
+    counts = {kind: json.loads(Path(uri, "manifest.json").read_text())["counts"] for kind, uri in artifacts.items()}
+    assert counts["samples"] == counts["report"] == {"rows": 16, "train": 8, "held_out": 8}
+    assert counts["statistics"]["rows"] == counts["statistics"]["train"] + counts["statistics"]["held_out"]
+
+
 def test_unusable_pictures_are_listed_with_path_and_reason(first: dict[str, dict[str, Any]]) -> None:
     index = pq.read_table(f"{first['ingest']['artifacts']['images']}/index.parquet").to_pylist()
     refused = {row["path"].rsplit("/", 1)[-1]: row["reason"] for row in index if not row["kept"]}
