@@ -61,7 +61,7 @@ def open_bank(recipe: Recipe, uri: str | None = None) -> Bank:
     artifact = Plan(recipe).artifact(BANK)
     if not artifact.complete:
         raise StageError(f"recipe {recipe.name} has no bank in {recipe.store} yet; run 'gmem run' with the same store")
-    return Bank(artifact.uri, storage_options=artifact.store.storage_options)
+    return Bank(artifact.uri)
 
 
 def open_network(recipe: Recipe, uri: str | None = None) -> Checkpoint:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field
 
 from storage.errors import Damaged, StoreError
-from storage.files import open_files, told
+from storage.files import open_files
+from storage.files.faults import translate_errors
 from storage.manifest import Input, Versioned, parse
 from storage.store import KINDS, Artifact
 
@@ -122,7 +123,7 @@ def save(
     if there := _same(uri, records):
         return there
     _remove(uri)
-    with told("written", uri), tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
+    with translate_errors("written", uri), tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
         for group, content in _groups(tensors).items():
             local = Path(scratch) / f"{group}.safetensors"
             save_file(content, local, metadata={"step": str(step)})
@@ -387,7 +388,7 @@ def _verified(checkpoint: Checkpoint, name: str) -> Iterator[Path]:
     """A local file with the content of this one, which has been compared with its hash."""
     path = f"{checkpoint.uri}/{name}"
     try:
-        with told("read", path), open_files(path).local_copy(path) as local:
+        with translate_errors("read", path), open_files(path).local_copy(path) as local:
             if _record(local) != checkpoint.manifest.files[name]:
                 _sound[checkpoint.key] = False
                 raise Damaged(f"{path} is damaged (its hash differs from the manifest's): {REMEDY}")

@@ -19,7 +19,7 @@ import fsspec
 
 from storage import lease as leases
 from storage.errors import Damaged, LeaseHeld, LeaseLost, StoreError
-from storage.files import Files, lance_options, open_files
+from storage.files import Files, open_files
 from storage.lease import Lease, LeaseState
 from storage.manifest import Input, Manifest, fingerprint, parse
 
@@ -53,11 +53,6 @@ class Store:
     def filesystem(self) -> fsspec.AbstractFileSystem:
         """The fsspec file system the root lies in."""
         return self.files.filesystem
-
-    @property
-    def storage_options(self) -> dict[str, str]:
-        """What Lance and LanceDB need to open tables here; empty for a folder."""
-        return lance_options(self.root)
 
     def artifact(self, kind: str, name: str, fingerprint: str) -> Artifact:
         """The artifact of this kind, name and fingerprint, whether it exists or not."""

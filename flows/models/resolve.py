@@ -33,7 +33,7 @@ def open_bank(uri: str, store: Store) -> Bank:
     artifact = artifact_at(uri, store)
     if not artifact.complete:
         raise StoreError(f"{artifact.uri} holds no finished bank; name the artifact that 'gmem import bank' made")
-    return Bank(artifact.uri, storage_options=artifact.store.storage_options)
+    return Bank(artifact.uri)
 
 
 def artifact_at(uri: str, store: Store) -> Artifact:

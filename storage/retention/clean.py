@@ -200,7 +200,7 @@ def _superseded_steps(task: _Task) -> list[str]:
 def _tables(task: _Task) -> list[Removal]:
     entry, artifact, found = task.entry, task.entry.artifact, list[Removal]()
     for table in sorted({path.split("/")[0] for path in entry.files if path.split("/")[0].endswith(".lance")}):
-        dataset = open_table(artifact.path(table), storage_options=artifact.store.storage_options)
+        dataset = open_table(artifact.path(table))
         finished = artifact.store.filesystem.modified(artifact.path("manifest.json"))
         if files := tables.unreferenced(dataset, finished if artifact.kind == "bank" else None):
             what, why = f"{len(files)} files of {table}", "no version refers to them"
@@ -218,12 +218,11 @@ def _tables(task: _Task) -> list[Removal]:
 
 def _executed(artifact: Artifact, removal: Removal) -> Removal:
     """Removes it; the removal with the bytes that were freed."""
-    options = artifact.store.storage_options
     freed = removal.bytes
     if removal.whole:
         artifact.remove()
     elif removal.versions:
-        freed = tables.drop_versions(artifact.uri, artifact.path(removal.table), list(removal.versions), options)
+        freed = tables.drop_versions(artifact.uri, artifact.path(removal.table), list(removal.versions))
     else:
         for path in removal.paths:
             _remove(artifact, path)

@@ -104,7 +104,7 @@ def _irreplaceable(entry: Entry) -> bool:
     if entry.manifest is None or not entry.manifest.inputs:
         return True
     try:
-        bank = Bank(entry.artifact.uri, storage_options=entry.artifact.store.storage_options)
+        bank = Bank(entry.artifact.uri)
         return bank.content_revision > 1
     except (StoreError, ValueError):
         return True

@@ -22,6 +22,7 @@ from lancedb.index import BTree, HnswSq, IvfPq
 from numpy.typing import NDArray
 
 from storage.errors import StoreError
+from storage.files.s3 import lance_options
 from storage.tables.bank_rows import (
     ENCODER,
     FORMAT_VERSION,
@@ -36,7 +37,7 @@ from storage.tables.bank_rows import (
     schema,
     table_uri,
 )
-from storage.tables.fragments import Options, options_for, require_format, to_matrix, told
+from storage.tables.fragments import require_format, to_matrix, translate_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,12 +74,12 @@ class BankInfo:
 class Bank:
     """A finished bank, at its newest version or a pinned one. Opened in each process that needs it."""
 
-    def __init__(self, artifact: str, version: int | str | None = None, storage_options: Options = None) -> None:
+    def __init__(self, artifact: str, version: int | str | None = None) -> None:
         """Opens the bank of this artifact, at a version number or tag. ValueError when there is no finished one."""
-        self.artifact, self._options = artifact, options_for(artifact, storage_options)
+        self.artifact = artifact
         try:
-            with told("read", artifact):
-                self.table = lancedb.connect(artifact, storage_options=self._options).open_table(TABLE)
+            with translate_errors("read", artifact):
+                self.table = lancedb.connect(artifact, storage_options=lance_options(artifact)).open_table(TABLE)
                 if version is not None:
                     self.table.checkout(version)
         except FileNotFoundError as error:
@@ -89,19 +90,18 @@ class Bank:
             raise ValueError(f"the bank in {artifact} is unfinished; run the bank stage again")
 
     @classmethod
-    def create(cls, artifact: str, dim: int, encoder: dict[str, Any], storage_options: Options = None) -> Bank:
+    def create(cls, artifact: str, dim: int, encoder: dict[str, Any]) -> Bank:
         """An empty bank to `append` to, for snippets that do not come from shards."""
-        options = options_for(artifact, storage_options)
         uri = table_uri(artifact)
         try:
-            with told("written", uri):
-                lance.write_dataset(schema(dim, encoder).empty_table(), uri, storage_options=options)
+            with translate_errors("written", uri):
+                lance.write_dataset(schema(dim, encoder).empty_table(), uri, storage_options=lance_options(uri))
         except StoreError as error:
             if "already exists" not in str(error):
                 raise
             raise ValueError(f"{artifact} holds a bank already; open it to append to it") from error
-        note_revision(artifact, options)
-        return cls(artifact, storage_options=options)
+        note_revision(artifact)
+        return cls(artifact)
 
     @property
     def dataset(self) -> LanceDataset:
@@ -239,8 +239,8 @@ class Bank:
         if np.shape(snippets)[1] != self.dim:
             raise ValueError(f"snippets of {np.shape(snippets)[1]} numbers do not fit a bank of {self.dim}")
         rows = make_rows(np.zeros(len(snippets), np.int64), snippets, origin, **columns)
-        ids = reserve_ids(self.artifact, len(rows), self._options)
-        append_rows(self.artifact, rows.set_column(0, rows.schema.field("id"), pa.array(ids)), self._options)
+        ids = reserve_ids(self.artifact, len(rows))
+        append_rows(self.artifact, rows.set_column(0, rows.schema.field("id"), pa.array(ids)))
         self.refresh()
         return ids
 
@@ -268,7 +268,7 @@ class Bank:
             kind = "none" if rows < INDEX_FROM else "IVF_HNSW_SQ" if rows <= HNSW_UNTIL else "IVF_PQ"
         if kind == "none":
             return None
-        note_revision(self.artifact, self._options)
+        note_revision(self.artifact)
         self.refresh()
         index = self._index()
         if index is None or index.index_type.upper().replace("_", "") != kind.replace("_", ""):

@@ -12,20 +12,19 @@ from lance.commit import CommitConflictError
 from lance.dataset import LanceDataset, LanceOperation, Transaction
 from numpy.typing import NDArray
 
+from storage.files.s3 import lance_options
 from storage.tables import fragments
 from storage.tables.fragments import (
     LEASE,
     RETRIES,
     FragmentWriter,
-    Options,
     busy,
     fixed_size,
     history,
     open_table,
-    options_for,
     properties,
     to_float16,
-    told,
+    translate_errors,
 )
 
 TABLE = "bank"
@@ -110,9 +109,9 @@ def make_rows(
 # --- from shards, while the bank is built ----------------------------------------------------------------------------
 
 
-def write_fragments(artifact: str, shard: str, rows: pa.Table, storage_options: Options = None) -> dict[str, Any]:
+def write_fragments(artifact: str, shard: str, rows: pa.Table) -> dict[str, Any]:
     """In a worker: writes one shard's rows; returns the JSON description for `BankWriter.commit`."""
-    return fragments.write_fragments(table_uri(artifact), shard, rows, None, storage_options)
+    return fragments.write_fragments(table_uri(artifact), shard, rows)
 
 
 class BankWriter(FragmentWriter):
@@ -123,10 +122,8 @@ class BankWriter(FragmentWriter):
 
     FROM_SHARDS = "shard IS NOT NULL"
 
-    def __init__(
-        self, artifact: str, dim: int, encoder: dict[str, Any], lease: int = 0, storage_options: Options = None
-    ) -> None:
-        super().__init__(table_uri(artifact), schema(dim, encoder), lease, storage_options)
+    def __init__(self, artifact: str, dim: int, encoder: dict[str, Any], lease: int = 0) -> None:
+        super().__init__(table_uri(artifact), schema(dim, encoder), lease)
 
     def finish_bank(self, expected: NDArray[np.int64]) -> LanceDataset:
         """Checks that each expected id is there once, and begins counting revisions; the bank can be opened then.
@@ -182,27 +179,27 @@ def _changes_rows(transaction: Transaction) -> bool:
     return type(operation).__name__ not in KEEPS_ROWS
 
 
-def append_rows(artifact: str, rows: pa.Table, storage_options: Options = None) -> None:
+def append_rows(artifact: str, rows: pa.Table) -> None:
     """Adds rows whose ids were reserved; several may do so at once, and all their rows arrive.
 
     Where somebody restores another version or takes over building the bank meanwhile, they are written anew and added.
     """
-    uri, options = table_uri(artifact), options_for(table_uri(artifact), storage_options)
+    uri = table_uri(artifact)
     for _ in range(RETRIES):
-        seen = open_table(uri, storage_options=options).version
-        described = fragments.write_fragments(uri, "", rows, None, options)
+        seen = open_table(uri).version
+        described = fragments.write_fragments(uri, "", rows)
         operation = LanceOperation.Append(fragments.from_description(described))
         try:
-            with told("written", uri):
-                LanceDataset.commit(uri, operation, read_version=seen, storage_options=options)
+            with translate_errors("written", uri):
+                LanceDataset.commit(uri, operation, read_version=seen, storage_options=lance_options(uri))
         except CommitConflictError:
             continue
-        note_revision(artifact, options)
+        note_revision(artifact)
         return
     raise busy(uri)
 
 
-def note_revision(artifact: str, storage_options: Options = None) -> int:
+def note_revision(artifact: str) -> int:
     """Writes the present content revision into the metadata, where everybody can read it; returns it."""
     revision = 0
 
@@ -211,11 +208,11 @@ def note_revision(artifact: str, storage_options: Options = None) -> int:
         revision = content_revision(dataset)
         return {REVISION: str(revision), COUNTED_TO: str(dataset.version)}
 
-    _update_metadata(artifact, present, storage_options)
+    _update_metadata(artifact, present)
     return revision
 
 
-def reserve_ids(artifact: str, count: int, storage_options: Options = None) -> NDArray[np.int64]:
+def reserve_ids(artifact: str, count: int) -> NDArray[np.int64]:
     """`count` ids from 2^40 upward that nobody had and nobody else will get, whether they are used or not."""
     first = 0
 
@@ -227,25 +224,25 @@ def reserve_ids(artifact: str, count: int, storage_options: Options = None) -> N
         first = max([FIRST_FOREIGN_ID, *noted, int(foreign.max(initial=0)) + 1])
         return {NEXT_ID: str(first + count)}
 
-    _update_metadata(artifact, beyond_all, storage_options)
+    _update_metadata(artifact, beyond_all)
     return np.arange(first, first + count)
 
 
-def _update_metadata(artifact: str, values: Callable[[LanceDataset], dict[str, str]], storage_options: Options) -> None:
+def _update_metadata(artifact: str, values: Callable[[LanceDataset], dict[str, str]]) -> None:
     """Sets what `values(dataset)` says, computed anew whenever somebody else's update came first.
 
     The same entries go into the transaction, where a restored older version cannot hide them.
     """
-    uri, options = table_uri(artifact), options_for(table_uri(artifact), storage_options)
+    uri = table_uri(artifact)
     for _ in range(RETRIES):
-        dataset = open_table(uri, storage_options=options)
+        dataset = open_table(uri)
         entries = values(dataset)
         update = LanceOperation.UpdateMap(updates={**entries}, replace=False)
         operation = LanceOperation.UpdateConfig(schema_metadata_updates=update)
         transaction = Transaction(dataset.version, operation, transaction_properties=entries)
         try:
-            with told("written", uri):
-                LanceDataset.commit(uri, transaction, storage_options=options)
+            with translate_errors("written", uri):
+                LanceDataset.commit(uri, transaction, storage_options=lance_options(uri))
             return
         except CommitConflictError:
             continue

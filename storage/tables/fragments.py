@@ -27,7 +27,7 @@ from lance.fragment import FragmentMetadata
 from numpy.typing import NDArray
 
 from storage.errors import Damaged, LeaseLost, StoreError, StoreUnreachable
-from storage.files import lance_options
+from storage.files.s3 import lance_options
 
 _DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 bytes", re.IGNORECASE)
 """How Lance speaks of a version's file that is cut, empty or garbage."""
@@ -38,14 +38,11 @@ _PASSING = re.compile(r"HTTP error|after \d+ retries|status code: (5\d\d|408|429
 LEASE, SHARDS = "gmem.lease", "gmem.shards"
 RETRIES = 50
 
-Options = dict[str, str] | None
-"""What Lance needs to reach a table; None takes it from the environment, as the store does."""
 
-
-def open_table(uri: str, version: int | str | None = None, storage_options: Options = None) -> LanceDataset:
+def open_table(uri: str, version: int | str | None = None) -> LanceDataset:
     """The table at a version or tag, the newest by default. FileNotFoundError where there is none, else StoreError."""
-    with told("read", uri):
-        return lance.dataset(uri, version=version, storage_options=options_for(uri, storage_options))
+    with translate_errors("read", uri):
+        return lance.dataset(uri, version=version, storage_options=lance_options(uri))
 
 
 def require_format(schema: pa.Schema, known: str, uri: str) -> None:
@@ -63,7 +60,7 @@ def require_format(schema: pa.Schema, known: str, uri: str) -> None:
 
 
 @contextmanager
-def told(doing: str, uri: str) -> Iterator[None]:
+def translate_errors(doing: str, uri: str) -> Iterator[None]:
     """Turns Lance's many lines into one sentence; that a table is absent is a FileNotFoundError."""
     try:
         yield
@@ -87,20 +84,15 @@ def busy(uri: str) -> StoreError:
     return StoreError(f"{uri} changes faster than it can be written; try again when others have finished.")
 
 
-def options_for(uri: str, storage_options: Options) -> dict[str, str]:
-    return lance_options(uri) if storage_options is None else storage_options
-
-
-def write_fragments(
-    uri: str, shard: str, rows: pa.Table, memory: dict[str, Any] | None = None, storage_options: Options = None
-) -> dict[str, Any]:
+def write_fragments(uri: str, shard: str, rows: pa.Table, memory: dict[str, Any] | None = None) -> dict[str, Any]:
     """In a worker: writes a shard's rows beside the table at `uri`, which must exist; returns what to commit.
 
     `memory` (JSON) is kept with the commit and comes back from `FragmentWriter.done`.
     """
-    options = options_for(uri, storage_options)
-    with told("written", uri):
-        written = lance.fragment.write_fragments(rows.replace_schema_metadata(None), uri, storage_options=options)
+    with translate_errors("written", uri):
+        written = lance.fragment.write_fragments(
+            rows.replace_schema_metadata(None), uri, storage_options=lance_options(uri)
+        )
     fragments = [fragment.to_json() for fragment in written]
     return {"shard": shard, "rows": rows.num_rows, "memory": memory or {}, "fragments": fragments}
 
@@ -115,23 +107,24 @@ class FragmentWriter:
     FROM_SHARDS: str | None = None
     """Condition for the rows that shards brought, in a table that may hold others."""
 
-    def __init__(self, uri: str, schema: pa.Schema, lease: int = 0, storage_options: Options = None) -> None:
+    def __init__(self, uri: str, schema: pa.Schema, lease: int = 0) -> None:
         """Creates the table, or opens it and fences off earlier writers.
 
         ValueError when the table there has another schema or metadata; LeaseLost when a later lease has been at it.
         """
-        self.uri, self.lease, self.storage_options = uri, lease, options_for(uri, storage_options)
+        self.uri = uri
+        self.lease = lease
         created = self._create(schema)
         self._dataset = self._take_over(schema) if created is None else created
         self.done = self._recall()
 
     def _create(self, schema: pa.Schema) -> LanceDataset | None:
         try:
-            with told("written", self.uri):
+            with translate_errors("written", self.uri):
                 return lance.write_dataset(
                     schema.empty_table(),
                     self.uri,
-                    storage_options=self.storage_options,
+                    storage_options=lance_options(self.uri),
                     transaction_properties={LEASE: str(self.lease)},
                 )
         except StoreError as error:
@@ -146,7 +139,7 @@ class FragmentWriter:
         raise busy(self.uri)
 
     def _try_to_take_over(self, schema: pa.Schema) -> LanceDataset:
-        dataset = open_table(self.uri, storage_options=self.storage_options)
+        dataset = open_table(self.uri)
         _require_same(schema, dataset.schema, self.uri)
         noted = int((dataset.schema.metadata or {}).get(LEASE.encode(), 0))
         last = max((int(properties(t).get(LEASE, 0)) for _, t in history(dataset)), default=0)
@@ -194,8 +187,8 @@ class FragmentWriter:
     ) -> LanceDataset:
         about = {LEASE: str(self.lease), **about}
         transaction = Transaction(dataset.version, operation, transaction_properties=about)
-        with told("written", self.uri):
-            return LanceDataset.commit(self.uri, transaction, storage_options=self.storage_options)
+        with translate_errors("written", self.uri):
+            return LanceDataset.commit(self.uri, transaction, storage_options=lance_options(self.uri))
 
     def verify(self, expected: NDArray[np.int64]) -> None:
         """ValueError unless the table holds exactly one row for each of the `expected` ids and no other."""

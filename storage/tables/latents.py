@@ -17,7 +17,7 @@ from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 
 from storage.tables import fragments
-from storage.tables.fragments import FragmentWriter, Options, fixed_size, open_table, require_format, to_float16
+from storage.tables.fragments import FragmentWriter, fixed_size, open_table, require_format, to_float16
 
 TABLE = "latents.lance"
 FORMAT_VERSION = "1"
@@ -51,7 +51,6 @@ def write_fragments(
     ids: NDArray[np.int64],
     labels: list[int | None],
     latents: NDArray[np.floating],
-    storage_options: Options = None,
 ) -> dict[str, Any]:
     """In a worker: writes one shard's latents [N,C,H,W]; returns the JSON description for `LatentsWriter.commit`.
 
@@ -67,7 +66,7 @@ def write_fragments(
         },
         schema=schema(stored.shape[1:], {}),
     )
-    return fragments.write_fragments(table_uri(artifact), shard, rows, channel_sums(stored), storage_options)
+    return fragments.write_fragments(table_uri(artifact), shard, rows, channel_sums(stored))
 
 
 def channel_sums(latents: NDArray[np.float16]) -> dict[str, Any]:
@@ -97,9 +96,8 @@ class LatentsWriter(FragmentWriter):
         shape: tuple[int, int, int],
         tokenizer: dict[str, Any],
         lease: int = 0,
-        storage_options: Options = None,
     ) -> None:
-        super().__init__(table_uri(artifact), schema(shape, tokenizer), lease, storage_options)
+        super().__init__(table_uri(artifact), schema(shape, tokenizer), lease)
 
     def finish_latents(self, expected: NDArray[np.int64]) -> LanceDataset:
         """Checks that each expected id is there once, and writes mean and deviation into the metadata."""
@@ -123,10 +121,10 @@ class Latents:
     tokenizer: dict[str, Any]
 
     @classmethod
-    def open(cls, artifact: str, version: int | None = None, storage_options: Options = None) -> Latents:
+    def open(cls, artifact: str, version: int | None = None) -> Latents:
         """ValueError when there is no finished latents table."""
         try:
-            dataset = open_table(table_uri(artifact), version, storage_options)
+            dataset = open_table(table_uri(artifact), version)
         except FileNotFoundError as error:
             raise ValueError(f"{artifact} holds no latents table; run the latents stage first") from error
         require_format(dataset.schema, FORMAT_VERSION, dataset.uri)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from lance.dataset import LanceDataset
 
 from storage.tables.bank_rows import note_revision
-from storage.tables.fragments import Options, open_table, told
+from storage.tables.fragments import open_table, translate_errors
 
 UNDER_WAY = timedelta(days=7)
 FOLDERS = ("data/", "_deletions/", "_indices/", "_transactions/")
@@ -34,7 +34,7 @@ def unreferenced(dataset: LanceDataset, finished: datetime | None = None) -> dic
 
     Of a table that others may be adding to, only those written before it was `finished`, or very old.
     """
-    with told("read", dataset.uri):
+    with translate_errors("read", dataset.uri):
         there = dataset.all_files().read_all().to_pylist()  # before the versions: what comes between is not in it
         named = set(dataset.tracked_files().read_all()["path"].to_pylist())
     until = None if finished is None else max(finished, datetime.now(UTC) - UNDER_WAY)
@@ -54,19 +54,19 @@ def old_versions(dataset: LanceDataset, age: timedelta, named: Collection[int | 
     old = [v["version"] for v in dataset.versions() if v["version"] not in spared and _utc(v["timestamp"]) < until]
     if not old:
         return Versions([], 0)
-    with told("read", dataset.uri):
+    with translate_errors("read", dataset.uri):
         about = dataset.explain_cleanup_old_versions(versions=old, error_if_tagged_old_versions=False)
     return Versions(old, about.stats.bytes_removed)
 
 
-def drop_versions(artifact: str, uri: str, numbers: list[int], storage_options: Options = None) -> int:
+def drop_versions(artifact: str, uri: str, numbers: list[int]) -> int:
     """Forgets these versions of a bank and removes what only they refer to. Returns bytes.
 
     The number of its content's revision is written into the newest version first, since it is counted from the others.
     """
-    note_revision(artifact, storage_options)
-    with told("written", uri):
-        dataset = open_table(uri, storage_options=storage_options)
+    note_revision(artifact)
+    with translate_errors("written", uri):
+        dataset = open_table(uri)
         return int(dataset.cleanup_old_versions(versions=numbers, error_if_tagged_old_versions=False).bytes_removed)
 
 

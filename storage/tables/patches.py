@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from storage.tables import fragments
-from storage.tables.fragments import FragmentWriter, Options, fixed_size, open_table, require_format, to_float16
+from storage.tables.fragments import FragmentWriter, fixed_size, open_table, require_format, to_float16
 
 TABLE = "tokens.lance"
 FORMAT_VERSION = "1"
@@ -40,13 +40,11 @@ def columns(tokens: int, components: int) -> pa.Schema:
     )
 
 
-def write_fragments(
-    artifact: str, shard: str, ids: NDArray[np.int64], tokens: NDArray[np.floating], storage_options: Options = None
-) -> dict[str, Any]:
+def write_fragments(artifact: str, shard: str, ids: NDArray[np.int64], tokens: NDArray[np.floating]) -> dict[str, Any]:
     """In a worker: writes one shard's projected tokens [N,T,K]; returns the JSON description for the committer."""
     stored = to_float16(tokens, f"patch tokens of {shard}")
     rows = pa.table({"id": pa.array(ids, pa.int64()), "tokens": fixed_size(stored)}, schema=columns(*stored.shape[1:]))
-    return fragments.write_fragments(table_uri(artifact), shard, rows, None, storage_options)
+    return fragments.write_fragments(table_uri(artifact), shard, rows)
 
 
 class PatchesWriter(FragmentWriter):
@@ -60,7 +58,6 @@ class PatchesWriter(FragmentWriter):
         mean: Tensor,
         encoder: dict[str, Any],
         lease: int = 0,
-        storage_options: Options = None,
     ) -> None:
         basis = {"components": components.float().cpu().contiguous(), "mean": mean.float().cpu().contiguous()}
         metadata = {
@@ -70,16 +67,16 @@ class PatchesWriter(FragmentWriter):
             "basis": base64.b64encode(save(basis)).decode(),
         }
         schema = columns(tokens, len(components)).with_metadata(metadata)
-        super().__init__(table_uri(artifact), schema, lease, storage_options)
+        super().__init__(table_uri(artifact), schema, lease)
 
 
-def stored_basis(artifact: str, storage_options: Options = None) -> tuple[Tensor, Tensor] | None:
+def stored_basis(artifact: str) -> tuple[Tensor, Tensor] | None:
     """Components [K,D] and mean [D] of a table that was begun, finished or not; None where there is none.
 
     A resumed extraction goes on with the basis it began with.
     """
     try:
-        dataset = open_table(table_uri(artifact), storage_options=storage_options)
+        dataset = open_table(table_uri(artifact))
     except FileNotFoundError:
         return None
     return _basis(dataset)
@@ -101,10 +98,10 @@ class Patches:
     encoder: dict[str, Any]
 
     @classmethod
-    def open(cls, artifact: str, version: int | None = None, storage_options: Options = None) -> Patches:
+    def open(cls, artifact: str, version: int | None = None) -> Patches:
         """ValueError when there is no token table."""
         try:
-            dataset = open_table(table_uri(artifact), version, storage_options)
+            dataset = open_table(table_uri(artifact), version)
         except FileNotFoundError as error:
             raise ValueError(f"{artifact} holds no patch tokens; run the bank stage with alignment on") from error
         require_format(dataset.schema, FORMAT_VERSION, dataset.uri)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
-from storage.tables.fragments import Options, open_table, to_matrix
+from storage.tables.fragments import open_table, to_matrix
 from storage.tables.latents import Latents
 from storage.tables.patches import Patches
 
@@ -44,7 +44,6 @@ class TrainingTable:
         *,
         versions: dict[str, int | None] | None = None,
         memory_limit: int = MEMORY_LIMIT,
-        storage_options: Options = None,
         cache: str | None = None,
     ) -> None:
         """Opens artifacts by URI; `versions` pins "latents", "bank", "patches". Loads all when under `memory_limit`.
@@ -53,9 +52,9 @@ class TrainingTable:
         ValueError when the split is empty or a training row lacks its latent or tokens.
         """
         pin = versions or {}
-        self.latents = Latents.open(latents, pin.get("latents"), storage_options)
-        self.patches = Patches.open(patches, pin.get("patches"), storage_options) if patches else None
-        self._bank = open_table(table_uri(bank), pin.get("bank"), storage_options)
+        self.latents = Latents.open(latents, pin.get("latents"))
+        self.patches = Patches.open(patches, pin.get("patches")) if patches else None
+        self._bank = open_table(table_uri(bank), pin.get("bank"))
         self.versions = {"latents": self.latents.version, "bank": self._bank.version}
         if self.patches:
             self.versions["patches"] = self.patches.version

@@ -252,7 +252,7 @@ def test_killed_before_the_manifest(tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys, torch
 sys.path.insert(0, {os.path.dirname(__file__)!r})
-from storage.files import LocalFiles
+from storage.files.local import LocalFiles
 write = LocalFiles.write
 def fatal(self, path, data, durable=True):
     if path.endswith("step-00000002/manifest.json"):

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from storage import files
 from storage.errors import StoreUnreachable
+from storage.files import faults, open_files
+from storage.files.s3 import lance_options
 from storage.store import Artifact, Manifest, Store, StoreError, fingerprint
 from storage.tables import fragments
 from storage.tables.fragments import open_table
@@ -181,7 +182,7 @@ def test_an_unreachable_server_is_told(s3_server: str, monkeypatch: pytest.Monke
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     with pytest.raises(StoreUnreachable, match="cannot be written"):
         Store("s3://bucket/runs").require_writable()
-    monkeypatch.setattr("storage.files.PATIENCE", "1")
+    monkeypatch.setattr("storage.files.s3.PATIENCE", "1")
     with pytest.raises(StoreUnreachable, match="cannot be read"):
         open_table("s3://bucket/runs/latents.lance")
 
@@ -199,9 +200,9 @@ def test_an_unreachable_server_is_told(s3_server: str, monkeypatch: pytest.Monke
     ],
 )
 def test_what_may_pass_is_told_apart(code: int, kind: type[StoreError]) -> None:
-    with pytest.raises(StoreError, match="cannot be read") as by_files, files.told("read", "x"):
+    with pytest.raises(StoreError, match="cannot be read") as by_files, faults.translate_errors("read", "x"):
         raise OSError(code, os.strerror(code))
-    with pytest.raises(StoreError, match="cannot be read") as by_lance, fragments.told("read", "x"):
+    with pytest.raises(StoreError, match="cannot be read") as by_lance, fragments.translate_errors("read", "x"):
         raise OSError(f"LanceError(IO): Generic LocalFileSystem error: {os.strerror(code)} (os error {code})")
     assert type(by_files.value) is type(by_lance.value) is kind
 
@@ -212,7 +213,7 @@ def test_what_a_server_answers_is_told_apart(
 ) -> None:
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr("storage.files.PATIENCE", "1")
+    monkeypatch.setattr("storage.files.s3.PATIENCE", "1")
     with answering(lambda _: (status, "Some")) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         with pytest.raises(StoreError, match="cannot be read") as by_files:
@@ -226,12 +227,12 @@ def test_of_two_who_create_one_wins_whatever_words_the_server_has(
     s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SeaweedFS refuses without naming the condition; a server may also say that another creation is under way."""
-    monkeypatch.setattr("storage.files._UNDER_WAY", (0.0, 0.0))
+    monkeypatch.setattr("storage.files.s3._UNDER_WAY", (0.0, 0.0))
     busy, refused = (409, "ConditionalRequestConflict"), (412, "PreconditionFailed")
     puts = iter([busy, refused, busy, (200, ""), busy, busy, busy])
     with answering(lambda method: next(puts) if method == "PUT" else (200, "theirs")) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        place = files.open_files("s3://bucket")
+        place = open_files("s3://bucket")
         assert not place.create("s3://bucket/lease", b"ours")
         assert place.create("s3://bucket/lease", b"ours")
         with pytest.raises(StoreUnreachable):
@@ -299,7 +300,7 @@ def test_lance_opens_tables_in_the_store(root: str) -> None:
     store = Store(root)
     artifact = store.artifact("latents", "emoji", "0" * 12)
     uri = artifact.path("latents.lance")
-    lance.write_dataset(pa.table({"id": [1, 2, 3]}), uri, storage_options=store.storage_options)
-    assert lance.dataset(uri, storage_options=store.storage_options).count_rows() == 3
-    assert "secret" not in json.dumps(store.storage_options).lower()
+    lance.write_dataset(pa.table({"id": [1, 2, 3]}), uri, storage_options=lance_options(store.root))
+    assert lance.dataset(uri, storage_options=lance_options(store.root)).count_rows() == 3
+    assert "secret" not in json.dumps(lance_options(store.root)).lower()
     assert artifact.summary()["bytes"] > 0

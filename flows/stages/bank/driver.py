@@ -41,8 +41,10 @@ class Targets(NamedTuple):
 class SnippetEncoder:
     """A worker that holds the encoder and writes snippets and patch tokens."""
 
-    def __init__(self, threads: int, recipe: Recipe, targets: Targets, options: dict[str, str]) -> None:
-        self.recipe, self.targets, self.options, self.device = recipe, targets, options, set_threads_and_device(threads)
+    def __init__(self, threads: int, recipe: Recipe, targets: Targets) -> None:
+        self.recipe = recipe
+        self.targets = targets
+        self.device = set_threads_and_device(threads)
         self.encoder = load_encoder(recipe.encoder.source, self.device, recipe.data.image_size)
 
     def describe(self) -> tuple[dict[str, Any], int]:
@@ -70,10 +72,10 @@ class SnippetEncoder:
         result: dict[str, Any] = {"rows": len(ids)}
         if self.targets.bank:
             rows = _bank_rows(block, flips, ids, np.concatenate([e[0] for e in encoded]), list(small))
-            result["bank"] = bank_rows.write_fragments(self.targets.bank, block.shard, rows, self.options)
+            result["bank"] = bank_rows.write_fragments(self.targets.bank, block.shard, rows)
         if self.targets.patches:
             tokens = np.concatenate([e[1] for e in encoded])
-            result["patches"] = patches.write_fragments(self.targets.patches, block.shard, ids, tokens, self.options)
+            result["patches"] = patches.write_fragments(self.targets.patches, block.shard, ids, tokens)
         return result
 
     def _encode(self, images: torch.Tensor, basis: Components | None) -> tuple[np.ndarray, np.ndarray]:
@@ -110,21 +112,21 @@ def _bank_rows(
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Encodes the shards that are not committed yet to every table that is missing."""
-    recipe, images, options = context.recipe, context.artifact("images").uri, context.store.storage_options
+    recipe, images = context.recipe, context.artifact("images").uri
     index = read_index(images)
     targets = Targets(*(context.artifact(kind).uri if kind in context.leases else None for kind in ("bank", "patches")))
     expected = expected_ids(index.filter(index["kept"])["sample"].to_numpy(), recipe.data.mirror)
-    with pool(recipe.cluster, STAGE.resources(recipe.cluster), SnippetEncoder, recipe, targets, options) as workers:
+    with pool(recipe.cluster, STAGE.resources(recipe.cluster), SnippetEncoder, recipe, targets) as workers:
         encoder, tokens = ray.get(workers[0].call(SnippetEncoder.describe))
         writers: dict[str, BankWriter | PatchesWriter] = {}
         basis = None
         if targets.bank:
-            writers["bank"] = BankWriter(targets.bank, encoder["dim"], encoder, context.leases["bank"], options)
+            writers["bank"] = BankWriter(targets.bank, encoder["dim"], encoder, context.leases["bank"])
         if targets.patches:
             rank = min(recipe.bank.patch_components, encoder["dim"])
-            basis = _basis(targets.patches, images, index_shards(index), workers, rank, options)
+            basis = _basis(targets.patches, images, index_shards(index), workers, rank)
             writers["patches"] = PatchesWriter(
-                targets.patches, tokens, basis.basis, basis.mean, encoder, context.leases["patches"], options
+                targets.patches, tokens, basis.basis, basis.mean, encoder, context.leases["patches"]
             )
         done = set.intersection(*(set(writer.done) for writer in writers.values()))
         first = next(iter(writers.values()))
@@ -147,11 +149,9 @@ def _commit(writers: dict[str, Any], results: list[dict[str, Any]]) -> int:
     return sum(writer.commit(result[kind] for result in results) for kind, writer in writers.items())
 
 
-def _basis(
-    uri: str, images: str, shards: list[str], workers: list[Worker], rank: int, options: dict[str, str]
-) -> Components:
+def _basis(uri: str, images: str, shards: list[str], workers: list[Worker], rank: int) -> Components:
     """The components a resumed run began with, or those of a sample of the pictures."""
-    if stored := stored_basis(uri, options):
+    if stored := stored_basis(uri):
         return Components(mean=stored[1], basis=stored[0])
     chosen = shards[:: max(1, len(shards) // BASIS_SHARDS)][:BASIS_SHARDS]
     parts = [
@@ -170,7 +170,7 @@ def _finish(
     versions: dict[str, int] = {}
     if "bank" in writers:
         writers["bank"].finish_bank(expected)
-        bank = Bank(context.artifact("bank").uri, storage_options=context.store.storage_options)
+        bank = Bank(context.artifact("bank").uri)
         bank.build_index()
         versions["bank"] = bank.version
     if "patches" in writers:

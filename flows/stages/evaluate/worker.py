@@ -202,9 +202,7 @@ class Evaluator:
         """Latents and snippets of a split, read as they are needed."""
         if split not in self.tables:
             latents, bank = (self.context.artifact(kind).uri for kind in ("latents", "bank"))
-            self.tables[split] = TrainingTable(
-                latents, bank, None, split, memory_limit=0, storage_options=self.context.store.storage_options
-            )
+            self.tables[split] = TrainingTable(latents, bank, None, split, memory_limit=0)
         return self.tables[split]
 
     def _decoded(self, latents: Tensor) -> Tensor:

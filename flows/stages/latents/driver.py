@@ -23,13 +23,10 @@ from storage.tables.latents import LatentsWriter, write_fragments
 class LatentEncoder:
     """A worker that holds the tokenizer and writes what it encodes."""
 
-    def __init__(self, threads: int, recipe: Recipe, artifact: str, options: dict[str, str]) -> None:
-        self.recipe, self.artifact, self.options, self.device = (
-            recipe,
-            artifact,
-            options,
-            set_threads_and_device(threads),
-        )
+    def __init__(self, threads: int, recipe: Recipe, artifact: str) -> None:
+        self.recipe = recipe
+        self.artifact = artifact
+        self.device = set_threads_and_device(threads)
         self.tokenizer = load_tokenizer(recipe.tokenizer.source, self.device)
 
     def describe(self) -> dict[str, Any]:
@@ -40,9 +37,8 @@ class LatentEncoder:
         images, orientations = tensor(block.images, self.device), views(block.samples, self.recipe.data.mirror)
         latents = [self._encode(images.flip(-1) if flipped else images, ids) for flipped, ids in orientations]
         ids = np.concatenate([ids for _, ids in orientations])
-        return write_fragments(
-            self.artifact, block.shard, ids, block.labels * len(latents), np.concatenate(latents), self.options
-        )
+        labels = block.labels * len(latents)
+        return write_fragments(self.artifact, block.shard, ids, labels, np.concatenate(latents))
 
     def _encode(self, images: torch.Tensor, ids: np.ndarray) -> np.ndarray:
         batch = self.recipe.tokenizer.batch
@@ -54,15 +50,14 @@ class LatentEncoder:
 def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Encodes the shards that are not committed yet."""
     recipe, images, artifact = context.recipe, context.artifact("images").uri, context.artifact("latents")
-    options = context.store.storage_options
     index = read_index(images)
     samples = index.filter(index["kept"])["sample"].to_numpy()
     expected = expected_ids(samples, recipe.data.mirror)
-    with pool(recipe.cluster, STAGE.resources(recipe.cluster), LatentEncoder, recipe, artifact.uri, options) as workers:
+    with pool(recipe.cluster, STAGE.resources(recipe.cluster), LatentEncoder, recipe, artifact.uri) as workers:
         tokenizer = ray.get(workers[0].call(LatentEncoder.describe))
         _check(recipe, tokenizer)
         shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
-        writer = LatentsWriter(artifact.uri, shape, tokenizer, context.leases["latents"], options)
+        writer = LatentsWriter(artifact.uri, shape, tokenizer, context.leases["latents"])
         done = set(writer.done)
         progress.total(len(expected), sum(writer.done[shard]["rows"] for shard in done))
         blocks = (read_block.remote(images, shard, None) for shard in index_shards(index) if shard not in done)

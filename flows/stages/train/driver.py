@@ -67,7 +67,7 @@ def pinned(context: Context) -> Versions:
     goes on with the one it began with, whatever was added since."""
     kinds = ("latents", "patches") if context.recipe.train.align else ("latents",)
     versions: Versions = {kind: context.manifest(kind).details.get("version") for kind in kinds}
-    bank = Bank(context.artifact("bank").uri, storage_options=context.store.storage_options)
+    bank = Bank(context.artifact("bank").uri)
     tag = f"training-{context.fingerprints['training']}"
     known = bank.table.tags.list().get(tag)
     return versions | {"bank": known["version"] if known else bank.tag(tag)}

@@ -29,7 +29,6 @@ def open_data(context: Context, split: str, versions: Versions) -> TrainingTable
         split,
         versions=versions,
         memory_limit=int(context.recipe.train.memory_gib * 2**30),
-        storage_options=context.store.storage_options,
         cache=context.recipe.cluster.cache,
     )
 

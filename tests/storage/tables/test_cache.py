@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from lance.dataset import LanceDataset
 
-from storage.files import lance_options
+from storage.files.s3 import lance_options
 from storage.tables import cache
 from storage.tables.cache import on_disk
 

@@ -232,6 +232,7 @@ def test_a_damaged_newest_version_is_told_with_its_remedy(artifact: str) -> None
 def test_a_store_that_cannot_be_reached_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    nowhere = {"endpoint": "http://127.0.0.1:9", "allow_http": "true", "region": "us-east-1", "client_max_retries": "0"}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("storage.files.s3.PATIENCE", "0")
     with pytest.raises(StoreError, match=r"cannot be read .*: check the store's address"):
-        Latents.open("s3://bucket/latents", storage_options=nowhere)
+        Latents.open("s3://bucket/latents")

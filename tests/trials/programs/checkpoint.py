@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from storage.checkpoints import CheckpointManifest, save
-from storage.files import LocalFiles
+from storage.files.local import LocalFiles
 from storage.store import Store
 
 write = LocalFiles.write
