@@ -4,7 +4,7 @@
         network.safetensors  ema.safetensors  optimiser.safetensors     one file for each group of tensors
         progress.json                                                   what else exact resume needs
         manifest.json                                                   last: what belongs to it, with hashes
-        pinned/…                                                        one file for each that needs it kept
+        pinned/…                                                        why it is kept: storage/retention/checkpoints.py
 
 A folder without a manifest was not finished: it is ignored, and replaced or pruned later. Everything works for a
 folder and for s3://.
@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from storage.errors import Damaged, StoreError
 from storage.files import open_files
 from storage.files.faults import translate_errors
 from storage.manifest import Input, Versioned, parse
-from storage.store import KINDS, Artifact
+from storage.store import Artifact
 
 if TYPE_CHECKING:  # plans and tables read manifests alone, which needs no torch
     import torch
@@ -42,10 +42,7 @@ REMEDY = "remove this checkpoint's folder; training then continues from the one 
 _sound: dict[tuple[str, datetime], bool] = {}
 """Whether what this process saved or compared with its hashes was whole: to read it again may take minutes."""
 
-PINNED = "pinned"
-
 _STEP = re.compile(r"step-(\d{8,})")
-_CHUNK = 1 << 24
 
 
 class FileRecord(BaseModel):
@@ -122,7 +119,7 @@ def save(
     records = {"progress.json": FileRecord(sha256=hashlib.sha256(text).hexdigest(), bytes=len(text))}
     if there := _same(uri, records):
         return there
-    _remove(uri)
+    remove(uri)
     with translate_errors("written", uri), tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
         for group, content in _groups(tensors).items():
             local = Path(scratch) / f"{group}.safetensors"
@@ -155,7 +152,7 @@ def at(where: Artifact | str, step: int) -> Checkpoint:
 def all_checkpoints(where: Artifact | str) -> list[Checkpoint]:
     """Every finished checkpoint, oldest first; damaged ones are left out with a warning, what cannot be read is not."""
     found = []
-    for _, uri in sorted(_steps(where)):
+    for _, uri in sorted(folders(where)):
         try:
             found.append(_open(uri))
         except Damaged as problem:
@@ -170,10 +167,11 @@ def latest(where: Artifact | str) -> Checkpoint | None:
 
 def best(where: Artifact | str) -> Checkpoint | None:
     """The one with the smallest held-out loss; the newest where no loss was recorded."""
-    return _best(all_checkpoints(where))
+    return best_of(all_checkpoints(where))
 
 
-def _best(there: list[Checkpoint]) -> Checkpoint | None:
+def best_of(there: list[Checkpoint]) -> Checkpoint | None:
+    """The one with the smallest held-out loss; the last where no loss was recorded."""
     measured = [(loss, each) for each in there if (loss := each.manifest.held_out_loss) is not None]
     if measured:
         return min(measured, key=lambda pair: pair[0])[1]
@@ -221,61 +219,6 @@ def load_latest(
     return None
 
 
-def prune(where: Artifact | str, keep: int, pinned: Iterable[int] = ()) -> list[int]:
-    """Removes all but the newest `keep`, the best, the `pinned` steps and what `pin` keeps; unfinished leftovers too.
-
-    For the holder of the training's lease only: an unfinished folder is then nobody's work in progress. Damaged ones
-    stay, for a person to look at, and do not count. Returns the steps removed; what cannot be removed just now waits
-    for the next time.
-    """
-    removed: list[int] = []
-    try:
-        removable = _superseded(all_checkpoints(where), max(keep, 1)) - set(pinned)
-        for step, uri in sorted(_steps(where)):
-            files = open_files(uri)
-            superseded = step in removable and not files.names(f"{uri}/{PINNED}")
-            if superseded or not files.exists(f"{uri}/manifest.json"):
-                _remove(uri)
-                removed.append(step)
-    except StoreError as problem:
-        log.warning("Older checkpoints of %s stay until the next is saved: %s", _folder(where), problem)
-    return removed
-
-
-def pin(checkpoint: Checkpoint, by: str) -> None:
-    """Keeps it from being pruned: something that lasts refers to it. Weights on their own are pruned by nobody.
-
-    Args:
-        by: the folder of an artifact, for as long as that is in the store, or another word, for good.
-    """
-    if "/checkpoints/" in checkpoint.uri:
-        open_files(checkpoint.uri).write(f"{checkpoint.uri}/{PINNED}/{by.replace('/', '.', 1)}", b"")
-
-
-def pins(by: str, folders: Collection[str]) -> bool:
-    """Whether the file of this name still keeps a checkpoint, in a store of these artifacts."""
-    kind = by.partition(".")[0]
-    return kind not in KINDS or by.replace(".", "/", 1) in folders
-
-
-def _superseded(there: list[Checkpoint], keep: int) -> set[int]:
-    """Steps of all but the newest `keep` that are sound, the best that is, and what was found damaged on the way."""
-    if len(there) <= keep:
-        return set()
-    spared, newest, rest = set[int](), 0, list(there)
-    for each in reversed(there):
-        if newest == keep:
-            break
-        spared.add(each.step)
-        newest += _is_sound(each)
-    while chosen := _best(rest):
-        spared.add(chosen.step)
-        if _is_sound(chosen):
-            break
-        rest.remove(chosen)
-    return {each.step for each in there} - spared
-
-
 def export(checkpoint: Checkpoint, uri: str) -> Checkpoint:
     """Writes the EMA weights and the manifest into a folder of their own, which opens and loads like a checkpoint."""
     target, name = open_files(uri), "ema.safetensors"
@@ -289,11 +232,6 @@ def export(checkpoint: Checkpoint, uri: str) -> Checkpoint:
     return Checkpoint(uri, manifest)
 
 
-def remove(checkpoint: Checkpoint) -> None:
-    """For good. For the holder of the training's lease only."""
-    _remove(checkpoint.uri)
-
-
 def _name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -302,15 +240,18 @@ def _folder(where: Artifact | str) -> str:
     return f"{where.uri if isinstance(where, Artifact) else where.rstrip('/')}/checkpoints"
 
 
-def _steps(where: Artifact | str) -> list[tuple[int, str]]:
-    """Step and folder of whatever is there, finished or not."""
+def folders(where: Artifact | str) -> list[tuple[int, str]]:
+    """Step and URI of every checkpoint's folder, finished or not."""
     folder = _folder(where)
     matches = [_STEP.fullmatch(name) for name in open_files(folder).names(folder)]
     return [(int(match[1]), f"{folder}/{match[0]}") for match in matches if match]
 
 
-def _remove(uri: str) -> None:
-    """The manifest first, so that what is half removed is never taken for whole."""
+def remove(uri: str) -> None:
+    """A checkpoint's folder, finished or not, for good: for the holder of the training's lease only.
+
+    The manifest goes first, so that what is half removed is never taken for whole.
+    """
     files = open_files(uri)
     files.remove(f"{uri}/manifest.json")
     files.remove(uri)
@@ -335,10 +276,10 @@ def _same(uri: str, progress: Mapping[str, FileRecord]) -> Checkpoint | None:
         there = _open(uri)
     except Damaged:
         return None
-    return there if there and progress.items() <= there.manifest.files.items() and _is_sound(there) else None
+    return there if there and progress.items() <= there.manifest.files.items() and is_sound(there) else None
 
 
-def _is_sound(checkpoint: Checkpoint) -> bool:
+def is_sound(checkpoint: Checkpoint) -> bool:
     """Whether every file agrees with its hash, by reading them all unless this process has done so before."""
     if checkpoint.key not in _sound:
         try:
@@ -376,10 +317,8 @@ def _scratch(uri: str) -> str | None:
 
 
 def _record(local: Path) -> FileRecord:
-    digest = hashlib.sha256()
     with open(local, "rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     return FileRecord(sha256=digest.hexdigest(), bytes=local.stat().st_size)
 
 

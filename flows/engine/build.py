@@ -15,6 +15,7 @@ from flows.cluster.resources import reserved_hours
 from flows.engine.context import Context, Made, Result
 from flows.engine.progress import Progress
 from flows.engine.stage import Output, Plan, Stage, check_inputs, result_of
+from storage.manifest import Manifest
 from storage.store import Lease
 from storage.tracking.tracking import Run, Tracking
 
@@ -40,7 +41,6 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
         continued = plan.artifact(missing[0]).folder if stage.continues else None
         run = stack.enter_context(tracking.stage_run(stage.name, parent, _parameters(stage, plan), continued))
         run.system_metrics()
-        _log_inputs(stage, plan, run)
         context = Context(
             recipe=recipe,
             fingerprints=plan.fingerprints(stage),
@@ -49,6 +49,8 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
             tracking_uri=tracking.uri,
             run_id=run.id,
         )
+        context.versions = _versions(stage, plan) | stage.pins(context)
+        _log_inputs(stage, plan, context.versions, run)
         began = monotonic()
         try:
             made = stage.run(context, progress)
@@ -58,41 +60,67 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
             if ray.is_initialized():
                 run.add(reserved_hours(stage.resources(recipe.cluster), monotonic() - began))
         seconds = monotonic() - start
-        _commit(plan, {output: leases[output.kind] for output in missing}, made, run, seconds)
+        _commit(plan, {output: leases[output.kind] for output in missing}, made, context.versions, run, seconds)
     return result_of(stage, plan, True, monotonic() - start)
 
 
-def _commit(plan: Plan, leases: dict[Output, Lease], made: dict[str, Made], run: Run, seconds: float) -> None:
+def _commit(
+    plan: Plan,
+    leases: dict[Output, Lease],
+    made: dict[str, Made],
+    versions: dict[str, int],
+    run: Run,
+    seconds: float,
+) -> None:
     """Makes each output usable by its manifest, under its lease; metrics and figures go to MLflow."""
     for output, lease in leases.items():
         artifact, each = plan.artifact(output), made[output.kind]
-        artifact.commit(artifact.describe(lease, **_description(output, plan, each, run.id, seconds)))
+        artifact.commit(artifact.describe(lease, **_description(output, plan, each, versions, run.id, seconds)))
         run.metrics(each.metrics)
         for title, path in each.figures.items():
             run.artifact(f"{title}.png", plan.store.read_bytes(artifact.path(path)))
     run.metrics({"seconds": seconds})
 
 
-def _log_inputs(stage: Stage, plan: Plan, run: Run) -> None:
-    """The artifacts a stage reads, as MLflow datasets whose digest is the table's version (or the fingerprint)."""
+def _inputs(stage: Stage, plan: Plan) -> dict[str, Manifest]:
+    """What a stage reads and is there; an input may also be an output of the stage itself."""
     inputs = {needed.kind: needed for output in stage.wanted(plan.recipe) for needed in output.inputs(plan.recipe)}
-    for kind, output in inputs.items():
-        artifact = plan.artifact(output)
-        if manifest := artifact.manifest():  # an input may also be an output of the stage itself
-            version = manifest.details.get("version") or manifest.fingerprint
-            run.dataset(f"{plan.recipe.name}-{kind}", artifact.uri, version, stage.name, manifest.counts.get("rows"))
+    manifests = {kind: plan.artifact(output).manifest() for kind, output in inputs.items()}
+    return {kind: manifest for kind, manifest in manifests.items() if manifest}
+
+
+def _versions(stage: Stage, plan: Plan) -> dict[str, int]:
+    """Those in which the tables a stage reads were finished."""
+    versions = {kind: manifest.details.get("version") for kind, manifest in _inputs(stage, plan).items()}
+    return {kind: version for kind, version in versions.items() if version is not None}
+
+
+def _log_inputs(stage: Stage, plan: Plan, versions: dict[str, int], run: Run) -> None:
+    """The artifacts a stage reads, as MLflow datasets."""
+    for kind, manifest in _inputs(stage, plan).items():
+        artifact = plan.store.artifact(kind, plan.recipe.name, manifest.fingerprint)
+        run.dataset(
+            f"{plan.recipe.name}-{kind}",
+            artifact.uri,
+            manifest.fingerprint,
+            versions.get(kind),
+            stage.name,
+            manifest.counts.get("rows"),
+        )
 
 
 def _parameters(stage: Stage, plan: Plan) -> dict[str, Any]:
     return {f"{output.kind}.{k}": v for output in stage.wanted(plan.recipe) for k, v in plan.parameters(output).items()}
 
 
-def _description(output: Output, plan: Plan, made: Made, run_id: str, seconds: float) -> dict[str, Any]:
+def _description(
+    output: Output, plan: Plan, made: Made, versions: dict[str, int], run_id: str, seconds: float
+) -> dict[str, Any]:
     """What the manifest of an output says."""
     inputs = {}
     for needed in output.inputs(plan.recipe):
         if manifest := plan.artifact(needed).manifest():
-            version = made.read.get(needed.kind, manifest.details.get("version"))
+            version = versions.get(needed.kind, manifest.details.get("version"))
             inputs[needed.kind] = plan.artifact(needed).reference(version)
     return {
         "parameters": plan.parameters(output),

@@ -21,6 +21,8 @@ class Context(BaseModel):
     fingerprints: dict[str, str]
     parameters: dict[str, dict[str, Any]] = {}
     """Of each kind that the stage makes: what decided its fingerprint, and so must decide its content."""
+    versions: dict[str, int] = {}
+    """Of each input that is a table, the one version that the stage reads from beginning to end."""
     leases: dict[str, int]
     """Numbers of the leases held for what is missing; an input has none."""
     tracking_uri: str
@@ -56,8 +58,6 @@ class Made:
     metrics: dict[str, float] = field(default_factory=dict)
     figures: dict[str, str] = field(default_factory=dict)
     """Title -> path of a PNG in the artifact's folder."""
-    read: dict[str, int] = field(default_factory=dict)
-    """Kind of an input -> version that was read, where that is not the one it was made with."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 from flows.cluster.resources import Resources, Rule, one_actor_per_device, resources
@@ -34,8 +35,8 @@ class Output:
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything that is said of a stage anywhere. `run` imports what does the work only when it is called, so that
-    plans and tables need neither torch nor Ray."""
+    """Everything that is said of a stage anywhere. What does the work is named, and imported when it is to be done, so
+    that plans and tables need neither torch nor Ray."""
 
     name: str
     description: str
@@ -43,8 +44,8 @@ class Stage:
     unit: str
     """What it counts: pictures, steps, samples."""
     outputs: tuple[Output, ...]
-    run: Callable[[Context, Progress], dict[str, Made]]
-    """Builds the outputs that `context.leases` names; what became of each, by kind."""
+    driver: str
+    """The module whose `run(context, progress)` does the work."""
     rows: Callable[[Recipe, int], int]
     """About how many there will be, of so many pictures."""
     row_bytes: Callable[[Recipe], int] = lambda recipe: 0
@@ -52,8 +53,15 @@ class Stage:
     workers_import: tuple[str, ...] = ()
     """Modules that its workers import: a third of a small run's time, unless somebody does it ahead."""
     reserves: Rule = one_actor_per_device
+    pins: Callable[[Context], dict[str, int]] = lambda context: {}
+    """Versions of inputs that it reads, by kind, where those are not the ones their manifests name."""
     continues: bool = False
     """Whether a run that was interrupted is continued under the same MLflow run, so that its curves go on."""
+
+    def run(self, context: Context, progress: Progress) -> dict[str, Made]:
+        """Builds the outputs that `context.leases` names; what became of each, by kind."""
+        made: dict[str, Made] = import_module(self.driver).run(context, progress)
+        return made
 
     def wanted(self, recipe: Recipe) -> list[Output]:
         return [output for output in self.outputs if output.wanted(recipe)]

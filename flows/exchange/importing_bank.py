@@ -13,9 +13,10 @@ import torch
 from flows.engine.progress import Progress
 from flows.exchange.importing import Details, Imported, Made, artifact_of, content_hash, imported_once, named_after
 from gmem.published import PublishedBank, read_bank
+from storage.ids import FIRST_FOREIGN_ID
 from storage.store import Artifact, Store
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, write_fragments
+from storage.tables.bank_rows import BankWriter, make_rows, write_fragments
 from storage.tracking.tracking import Run
 
 CHUNK = 16384  # rows in memory at a time
@@ -47,7 +48,7 @@ def import_bank(
     def make(lease: int, run: Run) -> Made:
         _fill(artifact, lease, bank, encoder, files, progress)
         version = Bank(artifact.uri).version
-        run.dataset(artifact.name, artifact.uri, version, "import", bank.rows)
+        run.dataset(artifact.name, artifact.uri, artifact.fingerprint, version, "import", bank.rows)
         return {"rows": bank.rows}, {"version": version, "encoder": encoder, "source": path.name}
 
     imported = imported_once(artifact, "bank", said, make)

@@ -15,6 +15,7 @@ from flows.cluster.calls import spread
 from flows.cluster.resources import READER_CPUS
 from flows.cluster.workers import Worker
 from flows.engine.progress import Progress
+from storage.ids import id_of
 from storage.images.shards import read_shard
 
 COMMIT_SECONDS = 20.0
@@ -55,8 +56,8 @@ def tensor(images: NDArray[np.uint8], device: str) -> torch.Tensor:
 
 
 def views(samples: NDArray[np.int64], mirror: bool) -> list[tuple[bool, NDArray[np.int64]]]:
-    """(flipped, ids) of each orientation of a block's pictures: id = 2 sample + flipped."""
-    return [(flipped, 2 * samples + flipped) for flipped in ((False, True) if mirror else (False,))]
+    """(flipped, ids) of each orientation of a block's pictures."""
+    return [(flipped, id_of(samples, flipped)) for flipped in ((False, True) if mirror else (False,))]
 
 
 def expected_ids(samples: NDArray[np.int64], mirror: bool) -> NDArray[np.int64]:

@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from storage.checkpoints import PINNED, pins
 from storage.errors import StoreError
+from storage.retention.checkpoints import PINNED, pins
 from storage.retention.inventory import Entry
 from storage.tables.bank import Bank
 

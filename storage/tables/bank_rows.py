@@ -13,6 +13,7 @@ from lance.dataset import LanceDataset, LanceOperation, Transaction
 from numpy.typing import NDArray
 
 from storage.files.s3 import lance_options
+from storage.ids import FIRST_FOREIGN_ID
 from storage.tables import fragments
 from storage.tables.fragments import (
     LEASE,
@@ -29,7 +30,6 @@ from storage.tables.fragments import (
 
 TABLE = "bank"
 FORMAT_VERSION = "1"
-FIRST_FOREIGN_ID = 2**40
 ORIGINS = ("dataset", "external", "mixed", "imported")
 ENCODER, REVISION, NEXT_ID = "encoder", "content_revision", "next_id"
 COUNTED_TO = "content_revision_counted_to"

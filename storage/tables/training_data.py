@@ -19,6 +19,7 @@ from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.ids import id_of
 from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
 from storage.tables.fragments import open_table, to_matrix
@@ -42,7 +43,7 @@ class TrainingTable:
         patches: str | None = None,
         split: str = "train",
         *,
-        versions: dict[str, int | None] | None = None,
+        versions: dict[str, int] | None = None,
         memory_limit: int = MEMORY_LIMIT,
         cache: str | None = None,
     ) -> None:
@@ -205,9 +206,9 @@ class BatchOrder:
         return chosen, coins & self.mirrored
 
     def ids(self, step: int) -> Tensor:
-        """int64 [B]: 2·sample + flipped."""
+        """int64 [B], of the step's pictures in their orientations."""
         samples, flipped = self.pictures(step)
-        return torch.from_numpy(2 * samples + flipped)
+        return torch.from_numpy(id_of(samples, flipped))
 
 
 @lru_cache(maxsize=2)

@@ -99,9 +99,16 @@ class Run:
         """A file of this content; `name` may have folders."""
         self._put(lambda mlflow: _log_bytes(mlflow, self.id, name, data))
 
-    def dataset(self, name: str, uri: str, version: int | str, context: str, rows: int | None = None) -> None:
-        """An input: a table or folder at `uri` in this version, used for `context` (training, evaluation, …)."""
-        self._put(lambda mlflow: _log_dataset(mlflow, self.id, name, uri, str(version), context, rows))
+    def dataset(
+        self, name: str, uri: str, fingerprint: str, version: int | None, context: str, rows: int | None = None
+    ) -> None:
+        """An input: the artifact at `uri`, a table in this version, used for `context` (training, evaluation, …).
+
+        MLflow takes two of one name and digest for the same, so the digest is the fingerprint with the version.
+        """
+        digest = fingerprint if version is None else f"{fingerprint}@{version}"
+        source = json.dumps({"uri": uri, "version": version})
+        self._put(lambda mlflow: _log_dataset(mlflow, self.id, name, digest, source, context, rows))
 
     def system_metrics(self, every: float = 10.0, node: str = "") -> None:
         """Measures this machine's processors, memory, disk, network and GPUs until the run is closed."""
@@ -263,13 +270,12 @@ def _log_bytes(mlflow: MlflowClient, run: str, name: str, data: bytes) -> None:
 
 
 def _log_dataset(
-    mlflow: MlflowClient, run: str, name: str, uri: str, version: str, context: str, rows: int | None
+    mlflow: MlflowClient, run: str, name: str, digest: str, source: str, context: str, rows: int | None
 ) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = json.dumps({"uri": uri, "version": version})
     profile = json.dumps({"num_rows": rows}) if rows is not None else None
-    dataset = Dataset(name=cut(name, 500), digest=version[:36], source_type="lance", source=source, profile=profile)
+    dataset = Dataset(name=cut(name, 500), digest=digest, source_type="lance", source=source, profile=profile)
     tag = InputTag(key="mlflow.data.context", value=context)
     mlflow.log_inputs(run, [DatasetInput(dataset=dataset, tags=[tag])])
 
@@ -277,7 +283,8 @@ def _log_dataset(
 def _register(mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint, copy_below: int) -> int:
     from mlflow.exceptions import MlflowException
 
-    from storage.checkpoints import export, pin  # brings torch along, which logging does not need
+    from storage.checkpoints import export  # brings torch along, which logging does not need
+    from storage.retention.checkpoints import pin
 
     about, weights = checkpoint.manifest, checkpoint.manifest.files.get("ema.safetensors")
     if weights is None:

@@ -105,7 +105,18 @@ def test_mlflow_has_a_parent_run_a_child_for_each_stage_and_the_model(
     assert {"loss/total", "grad_norm", "lr", "images_per_second", "time/data", "time/compute"} <= set(
         train.data.metrics
     )
-    assert {d.dataset.name for d in train.inputs.dataset_inputs} == {"emoji-latents", "emoji-bank", "emoji-patches"}
+    inputs = {each.dataset.name: each.dataset.digest for each in train.inputs.dataset_inputs}
+    trained_on = latest(first["train"]["artifacts"]["training"])
+    assert trained_on is not None
+    assert inputs == {
+        f"emoji-{kind}": f"{reference.fingerprint}@{reference.version}"
+        for kind, reference in (
+            ("latents", trained_on.manifest.latents),
+            ("bank", trained_on.manifest.bank),
+            ("patches", trained_on.manifest.patches),
+        )
+        if reference
+    }
     assert len(client.search_model_versions("name='gmem-emoji'")) == 1
     assert any(name.startswith("train/samples/fd-") for name in children["evaluate"].data.metrics)
 

@@ -16,6 +16,7 @@ import torch
 
 from storage import checkpoints
 from storage.checkpoints import Checkpoint, CheckpointManifest
+from storage.retention.checkpoints import pin, prune
 from storage.store import Input, LeaseLost, Store, StoreError
 
 NETWORK = {"depth": 2, "width": 8}
@@ -85,10 +86,10 @@ def test_newest_and_best_are_kept(root: str) -> None:
     newest, best = checkpoints.latest(root), checkpoints.best(root)
     assert newest is not None and newest.step == 5
     assert best is not None and best.step == 2
-    assert checkpoints.prune(root, keep=7, pinned=[1]) == []
-    assert checkpoints.prune(root, keep=2, pinned=[1]) == [3]
+    assert prune(root, keep=7, pinned=[1]) == []
+    assert prune(root, keep=2, pinned=[1]) == [3]
     assert [each.step for each in checkpoints.all_checkpoints(root)] == [1, 2, 4, 5]
-    assert checkpoints.prune(root, keep=1) == [1, 4]
+    assert prune(root, keep=1) == [1, 4]
 
 
 def test_without_losses_the_newest_is_the_best(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_a_damaged_one_is_passed_over(root: str, damage: str, caplog: pytest.Log
         with pytest.raises(StoreError, match="hash differs"):
             checkpoints.load(broken)
     else:
-        assert checkpoints.prune(root, keep=3) == []  # left for a person to look at
+        assert prune(root, keep=3) == []  # left for a person to look at
 
 
 def flip_a_bit(checkpoint: Checkpoint) -> None:
@@ -178,7 +179,7 @@ def test_a_damaged_one_does_not_count_among_those_kept(root: str, another_proces
         saved = save(root, step)
     flip_a_bit(saved)
     another_process()
-    assert checkpoints.prune(root, keep=2) == [1]
+    assert prune(root, keep=2) == [1]
     found = checkpoints.load_latest(root)
     assert found is not None and found[0].step == 3
     assert [each.step for each in checkpoints.all_checkpoints(root)] == [2, 3, 4], "for a person to look at"
@@ -189,7 +190,7 @@ def test_a_damaged_best_leaves_the_second_best(root: str, another_process: Calla
     for step, loss in {2: 0.2, 3: 0.5, 4: 0.4, 5: 0.9}.items():
         save(root, step, loss)
     another_process()
-    assert checkpoints.prune(root, keep=1) == [3, 4]
+    assert prune(root, keep=1) == [3, 4]
 
 
 def test_after_falling_back_new_ones_stay(root: str, another_process: Callable[[], None]) -> None:
@@ -201,18 +202,18 @@ def test_after_falling_back_new_ones_stay(root: str, another_process: Callable[[
     found = checkpoints.load_latest(root)
     assert found is not None and found[0].step == 2
     save(root, 3)
-    assert checkpoints.prune(root, keep=1, pinned=[3]) == [1, 2]
+    assert prune(root, keep=1, pinned=[3]) == [1, 2]
     save(root, 6)
-    assert checkpoints.prune(root, keep=1, pinned=[6]) == [3]
+    assert prune(root, keep=1, pinned=[6]) == [3]
     found = checkpoints.load_latest(root)
     assert found is not None and found[0].step == 6, "the damaged one was replaced"
 
 
 def test_what_something_refers_to_is_not_pruned(root: str) -> None:
     first, second, *_ = [save(root, step) for step in (1, 2, 3, 4)]
-    checkpoints.pin(first, "registered")
-    checkpoints.pin(second, "report/emoji-0123456789ab")
-    assert checkpoints.prune(root, keep=1) == [3]
+    pin(first, "registered")
+    pin(second, "report/emoji-0123456789ab")
+    assert prune(root, keep=1) == [3]
     assert checkpoints.load(first)[1]["step"] == 1
 
 
@@ -228,14 +229,14 @@ def test_what_cannot_be_removed_just_now_waits(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", away)
-        assert checkpoints.prune(str(tmp_path), keep=1) == []
+        assert prune(str(tmp_path), keep=1) == []
     assert "stay until the next is saved" in caplog.text
-    assert checkpoints.prune(str(tmp_path), keep=1) == [1, 2]
+    assert prune(str(tmp_path), keep=1) == [1, 2]
 
 
 def test_the_same_saved_again_is_never_absent(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = save(root, 1)
-    monkeypatch.setattr(checkpoints, "_remove", lambda uri: pytest.fail(f"{uri} was removed before it was replaced"))
+    monkeypatch.setattr(checkpoints, "remove", lambda uri: pytest.fail(f"{uri} was removed before it was replaced"))
     assert save(root, 1) == first
 
 
@@ -267,7 +268,7 @@ save({str(tmp_path)!r}, 2)
     assert (leftover / "network.safetensors").exists()
     newest = checkpoints.latest(str(tmp_path))
     assert newest is not None and newest.step == 1
-    assert checkpoints.prune(str(tmp_path), keep=3) == [2]
+    assert prune(str(tmp_path), keep=3) == [2]
     assert not leftover.exists()
     save(str(tmp_path), 2)
     newest = checkpoints.latest(str(tmp_path))

@@ -12,11 +12,12 @@ from PIL import Image
 
 from storage.errors import LeaseLost
 from storage.files import open_files
+from storage.ids import FIRST_FOREIGN_ID
 from storage.images.shards import ShardPlan, done_shards, index_shards, read_index, read_shard, write_index, write_shard
 from storage.images.sources import list_source
 from storage.tables import latents
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, write_fragments
+from storage.tables.bank_rows import BankWriter, make_rows, write_fragments
 from storage.tables.latents import Latents, LatentsWriter
 from storage.tables.training_data import BatchOrder, TrainingTable
 

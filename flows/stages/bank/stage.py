@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.engine.context import Context, Made
-from flows.engine.progress import Progress
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.weights import identity
 from flows.recipe.model import Recipe
@@ -26,12 +24,6 @@ def _row_bytes(recipe: Recipe) -> int:
     return 2 * SNIPPET_WIDTH + 2000 + 2 * tokens * recipe.bank.patch_components
 
 
-def _run(context: Context, progress: Progress) -> dict[str, Made]:
-    from flows.stages.bank.driver import run
-
-    return run(context, progress)
-
-
 BANK = Output("bank", VERSION, _parameters, inputs=lambda recipe: (IMAGES,))
 PATCHES = Output(
     "patches",
@@ -45,7 +37,7 @@ STAGE = Stage(
     description="Image shards into the memory bank, and into patch tokens for the alignment loss.",
     unit="rows",
     outputs=(BANK, PATCHES),
-    run=_run,
+    driver="flows.stages.bank.driver",
     rows=lambda recipe, pictures: pictures * recipe.views,
     row_bytes=_row_bytes,
     workers_import=("flows.stages.bank.driver", "timm"),

@@ -22,8 +22,10 @@ from flows.stages.evaluate.report import Found
 from flows.stages.evaluate.stage import STAGE, memorisation_detector
 from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
 from gmem.metrics import Manifolds, Memorisation, Nearest, Sums, memorisation, precision_recall
-from storage.checkpoints import Checkpoint, at, pin
+from storage.checkpoints import Checkpoint, at
+from storage.ids import sample_of
 from storage.images.shards import HELD_OUT, TRAIN, read_index
+from storage.retention.checkpoints import pin
 from storage.tables.bank import Bank
 
 SPLITS = (TRAIN, HELD_OUT)
@@ -173,7 +175,7 @@ def _memorised(
         return {}
     known = context.recipe.evaluate.bank is None
     return {
-        split: memorisation(part, parts[-1], ids // 2 if known and split == TRAIN else None)
+        split: memorisation(part, parts[-1], sample_of(ids) if known and split == TRAIN else None)
         for part, (split, ids) in zip(parts, plans.items(), strict=False)
     }
 

@@ -31,6 +31,7 @@ from gmem.metrics import (
     precision_recall,
 )
 from storage.checkpoints import Checkpoint
+from storage.ids import sample_of
 from storage.images.shards import TRAIN, read_index, read_shard
 from storage.samples import SampleRow, read_samples
 
@@ -156,7 +157,7 @@ def _sources(context: Context, made: list[SampleRow]) -> NDArray[np.uint8]:
     uri = context.artifact("images").uri
     index = read_index(uri)
     place = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
-    wanted = [row.snippet // 2 for row in made]
+    wanted = sample_of([row.snippet for row in made]).tolist()
     found: dict[int, NDArray[np.uint8]] = {}
     for shard in {place[sample] for sample in wanted}:
         found |= {p.sample: p.image for p in read_shard(uri, shard, wanted)}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
-from flows.engine.progress import Progress
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import bank_identity, guide_identity, network_identity
 from flows.models.weights import identity
@@ -84,12 +82,6 @@ def _reported(plan: Plan) -> dict[str, Any]:
     return {"evaluate": plan.recipe.evaluate.identity(*named_by_content), "step": evaluated_step(plan)}
 
 
-def _run(context: Context, progress: Progress) -> dict[str, Made]:
-    from flows.stages.evaluate.driver import run
-
-    return run(context, progress)
-
-
 STATISTICS = Output("statistics", VERSION, _statistics, inputs=lambda recipe: (IMAGES,))
 SAMPLES = Output("samples", VERSION, _sampling, inputs=_sampled_from)
 REPORT = Output("report", REPORT_VERSION, _reported, inputs=lambda recipe: (SAMPLES, STATISTICS))
@@ -98,7 +90,7 @@ STAGE = Stage(
     description="Samples from random snippets of the bank and measures them against the pictures.",
     unit="samples",
     outputs=(STATISTICS, SAMPLES, REPORT),
-    run=_run,
+    driver="flows.stages.evaluate.driver",
     rows=lambda recipe, pictures: min(recipe.evaluate.samples, pictures),
     row_bytes=lambda recipe: recipe.picture_bytes,
     workers_import=("flows.stages.evaluate.worker",),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from flows.cluster.resources import one_task_per_cpu
-from flows.engine.context import Context, Made
-from flows.engine.progress import Progress
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.weights import identity
 from flows.recipe.model import Recipe
@@ -25,19 +23,13 @@ def shipped_content(recipe: Recipe) -> str | None:
     return identity(recipe.source) if recipe.data.source.startswith("asset:") else None
 
 
-def _run(context: Context, progress: Progress) -> dict[str, Made]:
-    from flows.stages.ingest.driver import run
-
-    return run(context, progress)
-
-
 IMAGES = Output("images", VERSION, _parameters)
 STAGE = Stage(
     name="ingest",
     description="Pictures into image shards; whatever cannot be used is listed in index.parquet with the reason.",
     unit="pictures",
     outputs=(IMAGES,),
-    run=_run,
+    driver="flows.stages.ingest.driver",
     rows=lambda recipe, pictures: pictures,
     row_bytes=lambda recipe: recipe.picture_bytes,
     reserves=one_task_per_cpu,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.engine.context import Context, Made
-from flows.engine.progress import Progress
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.weights import identity
 from flows.stages.ingest.stage import IMAGES
@@ -18,19 +16,13 @@ def _parameters(plan: Plan) -> dict[str, Any]:
     return tokenizer.identity("source") | {"weights": identity(tokenizer.source), "mirror": plan.recipe.data.mirror}
 
 
-def _run(context: Context, progress: Progress) -> dict[str, Made]:
-    from flows.stages.latents.driver import run
-
-    return run(context, progress)
-
-
 LATENTS = Output("latents", VERSION, _parameters, inputs=lambda recipe: (IMAGES,))
 STAGE = Stage(
     name="latents",
     description="Image shards into the latents table, one row for a picture and one for its mirror image.",
     unit="rows",
     outputs=(LATENTS,),
-    run=_run,
+    driver="flows.stages.latents.driver",
     rows=lambda recipe, pictures: pictures * recipe.views,
     row_bytes=lambda recipe: 2 * recipe.tokenizer.channels * recipe.grid**2 + 32,
     workers_import=("flows.stages.latents.driver", "diffusers.models.autoencoders.autoencoder_kl"),

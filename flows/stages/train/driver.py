@@ -25,12 +25,10 @@ from flows.engine.errors import StageError
 from flows.engine.progress import Progress
 from flows.stages.train.channel import Channel
 from flows.stages.train.preemption import Listening
-from flows.stages.train.setup import Versions
 from flows.stages.train.stage import STAGE
 from flows.stages.train.worker import loop
 from storage.checkpoints import best, latest
 from storage.store import Artifact
-from storage.tables.bank import Bank
 
 POLL_SECONDS = 0.5
 RAY = "ray"  # Ray Train's own folder in the training's, needed only while it runs
@@ -42,7 +40,7 @@ ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INT
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
-    artifact, versions = context.artifact("training"), pinned(context)
+    artifact = context.artifact("training")
     _require_room(context, progress)
     make_room(STAGE.resources(context.recipe.cluster))
     # With us, for it must outlive the workers' nodes; where it may, Ray puts it elsewhere.
@@ -51,7 +49,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     with terminable():
         while True:
             before = latest(artifact)
-            _attempt(_trainer(context, channel, versions), channel, progress)
+            _attempt(_trainer(context, channel), channel, progress)
             newest = latest(artifact)
             if newest and newest.step >= context.recipe.train.steps:
                 break
@@ -59,18 +57,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
                 raise ClusterError("the training's workers ended without getting any further; see Ray's logs")
             progress.note(f"a worker was asked to make way; going on from step {newest.step} with other workers")
     context.store.files.remove(artifact.path(RAY))
-    return {"training": _made(context, artifact, versions)}
-
-
-def pinned(context: Context) -> Versions:
-    """The versions to train on. The bank's is tagged, so that it is never cleaned up; a training that is continued
-    goes on with the one it began with, whatever was added since."""
-    kinds = ("latents", "patches") if context.recipe.train.align else ("latents",)
-    versions: Versions = {kind: context.manifest(kind).details.get("version") for kind in kinds}
-    bank = Bank(context.artifact("bank").uri)
-    tag = f"training-{context.fingerprints['training']}"
-    known = bank.table.tags.list().get(tag)
-    return versions | {"bank": known["version"] if known else bank.tag(tag)}
+    return {"training": _made(context, artifact)}
 
 
 def _require_room(context: Context, progress: Progress) -> None:
@@ -111,13 +98,11 @@ def _attempt(trainer: TorchTrainer, channel: Any, progress: Progress) -> None:
         raise _explained(failure[0])
 
 
-def _trainer(context: Context, channel: Any, versions: Versions) -> TorchTrainer:
+def _trainer(context: Context, channel: Any) -> TorchTrainer:
     reserved, fewest = STAGE.resources(context.recipe.cluster), _fewest(context)
     if not address_of(context.recipe.cluster):
         os.environ.update(ALONE)
-    config = {
-        "context": context.model_dump(mode="json"), "channel": channel, "threads": reserved.threads, "versions": versions
-    }  # fmt: skip
+    config = {"context": context.model_dump(mode="json"), "channel": channel, "threads": reserved.threads}
     return TorchTrainer(
         loop,
         train_loop_config=config,
@@ -175,7 +160,7 @@ def _explained(error: BaseException) -> Exception:
     return explained(failures[0] if failures else error)
 
 
-def _made(context: Context, artifact: Artifact, versions: Versions) -> Made:
+def _made(context: Context, artifact: Artifact) -> Made:
     last, least = latest(artifact), best(artifact)
     assert last is not None and least is not None, "a finished training has written a checkpoint"
     model_version = context.run.register(f"gmem-{context.recipe.name}", last)
@@ -192,5 +177,4 @@ def _made(context: Context, artifact: Artifact, versions: Versions) -> Made:
             "start_from": start and context.store.relative(start),
         },
         figures={"training-samples": "samples.png"},
-        read={kind: version for kind, version in versions.items() if version is not None},
     )

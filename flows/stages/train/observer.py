@@ -11,10 +11,11 @@ import ray
 
 from flows.engine.context import Context
 from flows.stages.train.preview import Preview
-from flows.stages.train.setup import Versions, batch_of, open_data
+from flows.stages.train.setup import batch_of, open_data
 from gmem.learner import Learner, draw
-from storage.checkpoints import CheckpointManifest, prune, save
+from storage.checkpoints import CheckpointManifest, save
 from storage.errors import LeaseLost, StoreError
+from storage.retention.checkpoints import prune
 from storage.tables.training_data import TrainingTable
 
 HELD_OUT_LIMIT, HELD_OUT_BATCH = 1024, 256
@@ -29,9 +30,7 @@ SAVE_ATTEMPTS, SAVE_PAUSE = 5, 10.0
 class Observer:
     """The training as others see it. `stop`: the driver wants a tidy end; `owed`: a checkpoint is due."""
 
-    def __init__(
-        self, context: Context, channel: Any, data: TrainingTable, versions: Versions, learner: Learner
-    ) -> None:
+    def __init__(self, context: Context, channel: Any, data: TrainingTable, learner: Learner) -> None:
         self.context, self.recipe, self.channel, self.data, self.learner = (
             context,
             context.recipe,
@@ -40,7 +39,7 @@ class Observer:
             learner,
         )
         self.artifact = context.artifact("training")
-        self.held_out_data = open_data(context, "held_out", versions)
+        self.held_out_data = open_data(context, "held_out")
         self.preview = Preview(self.recipe, data, learner.ema)
         self.held_out: tuple[int, float] | None = None  # the last measurement's step and loss
         self.saved, self.told, self.told_steps = time.monotonic(), 0.0, learner.steps

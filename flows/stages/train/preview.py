@@ -19,6 +19,7 @@ from gmem.metrics import frechet_distance_of_features
 from gmem.network import Network
 from gmem.sampler import SamplerConfig
 from gmem.tokenizer import from_bytes, load_tokenizer, standardise
+from storage.ids import is_flipped
 from storage.tables.training_data import TrainingTable
 
 SHOWN, MEASURED = 16, 256
@@ -33,7 +34,7 @@ class Preview:
     def __init__(self, recipe: Recipe, data: TrainingTable, network: Network) -> None:
         self.recipe, self.data, self.network = recipe, data, network
         self.device = next(network.parameters()).device
-        upright = data.ids[data.ids % 2 == 0]
+        upright = data.ids[~is_flipped(data.ids)]
         self.ids = np.random.default_rng(recipe.sample.seed).permutation(upright)[:MEASURED]
 
     @cached_property

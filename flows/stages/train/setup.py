@@ -17,17 +17,14 @@ from gmem.tokenizer import standardise
 from storage.store import Store
 from storage.tables.training_data import TrainingTable
 
-Versions = dict[str, int | None]
-"""The versions of latents, bank and patch tokens that a training reads from its first step to its last."""
 
-
-def open_data(context: Context, split: str, versions: Versions) -> TrainingTable:
+def open_data(context: Context, split: str) -> TrainingTable:
     return TrainingTable(
         context.artifact("latents").uri,
         context.artifact("bank").uri,
         context.artifact("patches").uri if context.recipe.train.align else None,
         split,
-        versions=versions,
+        versions=context.versions,
         memory_limit=int(context.recipe.train.memory_gib * 2**30),
         cache=context.recipe.cluster.cache,
     )

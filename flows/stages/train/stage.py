@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.cluster.resources import one_worker_per_gpu
-from flows.engine.context import Context, Made
-from flows.engine.progress import Progress
+from flows.engine.context import Context
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
@@ -38,10 +37,15 @@ def chosen_checkpoint(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
     return best(artifact) if recipe.evaluate.checkpoint == "best" else latest(artifact)
 
 
-def _run(context: Context, progress: Progress) -> dict[str, Made]:
-    from flows.stages.train.driver import run
+def _pins(context: Context) -> dict[str, int]:
+    """The bank's newest version, tagged so that it is never cleaned up; a training that is continued goes on with the
+    one it began with, whatever was added since."""
+    from storage.tables.bank import Bank
 
-    return run(context, progress)
+    bank = Bank(context.artifact("bank").uri)
+    tag = f"training-{context.fingerprints['training']}"
+    tagged = bank.table.tags.list().get(tag)
+    return {"bank": tagged["version"] if tagged else bank.tag(tag)}
 
 
 TRAINING = Output(
@@ -56,8 +60,9 @@ STAGE = Stage(
     description="Trains the network on latents, snippets and patch tokens; goes on from the latest checkpoint.",
     unit="steps",
     outputs=(TRAINING,),
-    run=_run,
+    driver="flows.stages.train.driver",
     rows=lambda recipe, pictures: recipe.train.steps,
     reserves=one_worker_per_gpu,
+    pins=_pins,
     continues=True,
 )

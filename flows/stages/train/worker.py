@@ -17,7 +17,7 @@ from flows.engine.context import Context
 from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
-from flows.stages.train.setup import Versions, batch_of, components_of, learner_config, make_network, open_data
+from flows.stages.train.setup import batch_of, components_of, learner_config, make_network, open_data
 from gmem.guard import Guard
 from gmem.learner import Batch, Draws, Learner, draw
 from gmem.network import Network
@@ -42,7 +42,7 @@ def loop(config: dict[str, Any]) -> None:
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device, context = set_threads_and_device(config["threads"]), Context(**config["context"])
     try:
-        Worker(context, channel, rank, world, device, config["versions"], Notice()).run()
+        Worker(context, channel, rank, world, device, Notice()).run()
     except ValueError as error:
         if not isinstance(error, StoreUnreachable):  # which may come back
             ray.get(channel.fail.remote(str(error)))
@@ -54,12 +54,10 @@ def loop(config: dict[str, Any]) -> None:
 class Worker:
     """One of `world` equal workers. All go through the same steps and decide alike; rank 0 also observes and saves."""
 
-    def __init__(
-        self, context: Context, channel: Any, rank: int, world: int, device: str, versions: Versions, notice: Notice
-    ) -> None:
+    def __init__(self, context: Context, channel: Any, rank: int, world: int, device: str, notice: Notice) -> None:
         self.context, self.recipe, self.rank, self.world, self.notice = context, context.recipe, rank, world, notice
         self.artifact, train = context.artifact("training"), context.recipe.train
-        self.data = open_data(context, "train", versions)
+        self.data = open_data(context, "train")
         self.order = BatchOrder(train.seed, self.data.pictures, train.batch, context.recipe.data.mirror)
         self.guard = Guard(train.spike, SKIPS_ALLOWED)
         self.attempt = 0  # of drawing random numbers, one more each time the training goes back
@@ -74,7 +72,7 @@ class Worker:
             observed=rank == 0,
             components=components_of(self.data),
         )
-        self.observer = Observer(context, channel, self.data, versions, self.learner) if rank == 0 else None
+        self.observer = Observer(context, channel, self.data, self.learner) if rank == 0 else None
         if found := self._newest():
             self._restore(found)
 
@@ -232,7 +230,7 @@ class Worker:
         if self.world > 1:
             dist.barrier()  # everybody has read it
         if self.observer:
-            checkpoints.remove(checkpoint)
+            checkpoints.remove(checkpoint.uri)
             self.observer.event(
                 "dropped", checkpoint.step, f"the checkpoint of step {checkpoint.step} does not lead on"
             )

@@ -40,7 +40,7 @@ def stage_of(*outputs: Output) -> Stage:
         description="",
         unit="samples",
         outputs=outputs,
-        run=lambda context, progress: pytest.fail("nothing is built"),
+        driver="",
         rows=lambda recipe, pictures: pictures,
     )
 

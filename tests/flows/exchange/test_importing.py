@@ -22,9 +22,9 @@ from gmem.network import Network, NetworkConfig
 from gmem.published import read_network
 from gmem.tokenizer import load_tokenizer
 from storage.checkpoints import open_checkpoint
+from storage.ids import FIRST_FOREIGN_ID
 from storage.store import Store
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import FIRST_FOREIGN_ID
 from storage.tables.latents import LatentsWriter, write_fragments
 from storage.tracking.access import client
 from storage.tracking.tracking import Tracking
@@ -138,7 +138,7 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
     from storage.tables.training_data import BatchOrder
 
     job = trainings.job()
-    data = open_data(job, "train", {})
+    data = open_data(job, "train")
     config = network_config(job.recipe, data)
     torch.manual_seed(7)
     published = Network(replace(config, projection_dim=0))

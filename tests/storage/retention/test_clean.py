@@ -15,7 +15,9 @@ from lance.dataset import LanceDataset, LanceOperation
 
 from storage import checkpoints
 from storage.checkpoints import CheckpointManifest
+from storage.ids import FIRST_FOREIGN_ID
 from storage.retention import clean as cleaning
+from storage.retention.checkpoints import pin
 from storage.retention.clean import Cleaning, clean
 from storage.retention.inventory import Entry, usage
 from storage.retention.policy import Asked
@@ -222,10 +224,10 @@ def test_pinned_checkpoints_stay_as_long_as_what_they_are_pinned_by(tmp_path: Pa
     old, new = project(store.root, 1, age=9), project(store.root, 2, age=1)
     for step in (5, 6, 7):
         save(new["training"], step, loss=step)
-    checkpoints.pin(checkpoints.at(new["training"], 4), new["report"].folder)
-    checkpoints.pin(checkpoints.at(new["training"], 5), "report/some-" + "a" * 12)  # gone by now
-    checkpoints.pin(checkpoints.at(new["training"], 6), "registered")
-    checkpoints.pin(checkpoints.at(old["training"], 4), "registered")
+    pin(checkpoints.at(new["training"], 4), new["report"].folder)
+    pin(checkpoints.at(new["training"], 5), "report/some-" + "a" * 12)  # gone by now
+    pin(checkpoints.at(new["training"], 6), "registered")
+    pin(checkpoints.at(old["training"], 4), "registered")
     clean(store, keep=1, remove=True)
     assert [c.step for c in checkpoints.all_checkpoints(new["training"])] == [2, 3, 4, 6, 7]
     clean(store, keep=1, remove=True)
@@ -252,7 +254,7 @@ def test_versions_of_a_bank_go_by_age_unless_tagged_or_named(tmp_path: Path) -> 
     assert len(bank) == 13 and len(Bank(bank.artifact, "before-the-second")) == 10
     assert len(Bank(bank.artifact, named)) == 8
     assert bank.content_revision == revision, "no row changed"
-    assert bank.append(np.ones((1, DIM)), "external", ENCODER)[0] == bank_rows.FIRST_FOREIGN_ID + 5
+    assert bank.append(np.ones((1, DIM)), "external", ENCODER)[0] == FIRST_FOREIGN_ID + 5
 
 
 def test_files_of_an_append_that_is_under_way_stay_and_very_old_ones_go(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from storage.ids import FIRST_FOREIGN_ID
 from storage.images.decoding import thumbnail
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import FIRST_FOREIGN_ID, BankWriter, make_rows, table_uri, write_fragments
+from storage.tables.bank_rows import BankWriter, make_rows, table_uri, write_fragments
 
 ENCODER = {"name": "vit", "sha256": "ab" * 32, "preprocessing": {"size": 64}, "dim": 12}
 DIM = 12

@@ -22,6 +22,7 @@ from werkzeug.serving import make_server
 from storage import checkpoints
 from storage.addresses import without_userinfo
 from storage.checkpoints import CheckpointManifest
+from storage.retention.checkpoints import prune
 from storage.store import Input, Store
 from storage.tracking.access import client, create_database, cut, flatten
 from storage.tracking.run import Run
@@ -64,7 +65,7 @@ def test_parent_and_child_runs_with_everything_in_them(tracking: Tracking, tmp_p
                 run.metrics({"loss/total": 1.0 / (step + 1), "rate": 5.0}, step)
             run.artifact("notes/read.md", b"# hello")
             run.table("summary", [{"stage": "train", "rows": 3}, {"stage": "bank", "rows": 4}])
-            run.dataset("bank", "s3://x/bank", 17, "training", rows=5)
+            run.dataset("bank", "s3://x/bank", "0123456789ab", 17, "training", rows=5)
             run.tags({"note": "y"})
         with pytest.raises(RuntimeError), tracking.stage_run("bank", parent, {}) as failed:
             raise RuntimeError("no more disk")
@@ -85,7 +86,7 @@ def test_parent_and_child_runs_with_everything_in_them(tracking: Tracking, tmp_p
     assert [point.step for point in history] == list(range(30)) and history[3].value == 0.25
     assert below.inputs is not None
     (used,) = below.inputs.dataset_inputs
-    assert used.dataset.name == "bank" and used.dataset.digest == "17" and used.tags[0].value == "training"
+    assert used.dataset.name == "bank" and used.dataset.digest == "0123456789ab@17" and used.tags[0].value == "training"
     assert json.loads(used.dataset.source)["uri"] == "s3://x/bank"
     files = {file.path for file in mlflow.list_artifacts(run.id)}
     assert files == {"notes", "summary.json"}
@@ -150,7 +151,7 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     assert torch.equal(checkpoints.load(copied)[0]["ema.a"], torch.ones(4))
     assert [f.path for f in mlflow.list_artifacts(run.id, "model/step-6")] == ["model/step-6/manifest.json"]
     assert second.tags["checkpoint"] == large.uri
-    assert checkpoints.prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
+    assert prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
 
 
 def test_passwords_in_addresses_are_not_shown(tracking: Tracking, caplog: pytest.LogCaptureFixture) -> None:

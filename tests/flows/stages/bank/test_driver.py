@@ -28,9 +28,9 @@ def test_rows_carry_their_own_thumbnails_encoded_beside_the_network(monkeypatch:
 
     monkeypatch.setattr(bank, "set_threads_and_device", lambda threads: "cpu")
     monkeypatch.setattr(bank, "thumbnail", small)
-    monkeypatch.setattr(bank.bank_rows, "write_fragments", lambda uri, shard, rows, options: written.append(rows))
+    monkeypatch.setattr(bank.bank_rows, "write_fragments", lambda uri, shard, rows: written.append(rows))
     recipe = load("emoji", {"data": {"mirror": True}})
-    assert SnippetEncoder(1, recipe, Targets("bank", None), {}).run(block, None)["rows"] == 6
+    assert SnippetEncoder(1, recipe, Targets("bank", None)).run(block, None)["rows"] == 6
     assert (
         written[0]["id"].to_pylist() == [0, 2, 4, 1, 3, 5]
         and written[0]["flipped"].to_pylist() == [False] * 3 + [True] * 3

@@ -16,8 +16,9 @@ import torch.distributed as dist
 
 from flows.engine.context import Context
 from flows.stages.train.channel import Channel
-from flows.stages.train.driver import _relay, pinned
+from flows.stages.train.driver import _relay
 from flows.stages.train.preemption import Notice
+from flows.stages.train.stage import STAGE
 from flows.stages.train.worker import SKIPS_ALLOWED, Worker, loop
 from gmem.network import SIZES
 from gmem.threads import one_thread
@@ -68,7 +69,7 @@ def train(context: Context, after: float = math.inf, spoil: Callable[[Worker], b
     """Runs a lone worker; `spoil` says whether the gradient of the step it is about to take is NaN."""
     channel = Channel.remote()
     with one_thread():
-        worker = Worker(context, channel, 0, 1, "cpu", {}, Told(after))
+        worker = Worker(context, channel, 0, 1, "cpu", Told(after))
         if spoil:
             first = next(iter(worker.learner.parameters.values()))
             first.register_hook(lambda gradient: gradient * math.nan if spoil(worker) else gradient)
@@ -215,12 +216,13 @@ def test_what_no_further_attempt_would_mend_reaches_the_driver_and_everybody_who
 
 def test_the_bank_is_pinned_and_tagged_before_it_is_trained_on(trainings) -> None:
     context = trainings.job()
-    bank, before = Bank(context.artifact("bank").uri), pinned(context)
-    assert before["bank"] == bank.version and before["latents"] == context.manifest("latents").details["version"]
+    bank = Bank(context.artifact("bank").uri)
+    before = STAGE.pins(context)
+    assert before == {"bank": bank.version}
     bank.append(torch.ones(1, bank.dim).numpy(), "external", bank.encoder)
-    assert bank.version > before["bank"] and pinned(context) == before
+    assert bank.version > before["bank"] and STAGE.pins(context) == before
     assert Bank(bank.artifact).info().tags[f"training-{context.fingerprints['training']}"] == before["bank"]
-    assert pinned(trainings.job())["bank"] == bank.version
+    assert STAGE.pins(trainings.job()) == {"bank": bank.version}
 
 
 # --- two workers -----------------------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ class Rank:
     def train(self, context: Context, channel: Any, rank: int, port: int, after: float, bad: bool) -> None:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        worker = Worker(context, channel, rank, 2, "cpu", {}, Told(after))
+        worker = Worker(context, channel, rank, 2, "cpu", Told(after))
         if bad and rank == 1:
             first = next(iter(worker.learner.parameters.values()))
             first.register_hook(
