@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from flows.cluster.address import address_of, jobs_address
 from flows.cluster.errors import ClusterError
@@ -37,6 +38,17 @@ EMBEDDED = {
 }
 
 _starting = threading.Lock()
+
+
+class InstalledCode(JobConfig):
+    """Workers import what is installed, wherever the driver was started.
+
+    Ray would put the driver's working folder first on their path, where somebody's own `flows/` or `storage.py` would be
+    taken for ours; not so where a working folder of its own comes along with the job.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 Reserve = Callable[[Cluster], Resources]
@@ -89,7 +101,7 @@ def _join(cluster: Cluster, modules: tuple[str, ...] = (), reserve: Reserve | No
 def _init(cluster: Cluster) -> None:
     os.environ.update(QUIET)
     address = address_of(cluster)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "job_config": InstalledCode()}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:

@@ -193,7 +193,7 @@ def test_the_worker_deploys_what_prefect_yaml_says_before_it_works() -> None:
     )
     project = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     assert project["definitions"]["pool"]["name"] == "gmem"
-    assert "$GMEM_HOME" in str(project["pull"]) and image_environment()["GMEM_HOME"] == "/opt/gmem"
+    assert "${GMEM_HOME:-$PWD}" in str(project["build"]) and image_environment()["GMEM_HOME"] == "/opt/gmem"
 
 
 def test_a_training_has_time_for_its_last_checkpoint(services: dict[str, Any], containers: list[Any]) -> None:

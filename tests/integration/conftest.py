@@ -125,7 +125,15 @@ def first(
 ) -> dict[str, dict[str, Any]]:
     """What the first run says of each stage. Source and store are relative, and jobs run in other folders."""
     near = options(Path(os.path.relpath(pictures, store.parent)), Path("./runs"))
+    shadow(store.parent)
     return by_stage(gmem("run", "emoji", "--json", *near, cwd=store.parent))
+
+
+def shadow(folder: Path) -> None:
+    """Somebody's own modules in the folder that we are started in, with the names of ours."""
+    for name in ("flows/__init__.py", "gmem.py", "storage/__init__.py"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text("raise ImportError('these are not the modules that are looked for')")
 
 
 def by_stage(finished: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
