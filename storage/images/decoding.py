@@ -1,7 +1,8 @@
 """Bytes of any picture to an RGB square, or the reason why not.
 
 Everything a folder of pictures may hold arrives here: truncated files, decompression bombs, CMYK, 16 bits a channel,
-palettes, transparency, animations, rotated photographs. What can be shown as RGB is, the rest is a `Rejected`.
+palettes, transparency, animations, rotated photographs, other colours than sRGB's. What can be shown as RGB is, the
+rest is a `Rejected`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,35 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, PngImagePlugin
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+from storage.images import metadata
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 MAX_PIXELS = 89_478_485  # a quarter of a GiB in 24 bits, Pillow's own threshold
-EXIF_ORIENTATION = 0x0112
 THUMBNAIL_SIDE = 64
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would hold whatever `max_pixels` says
+COMMON_METADATA = PngImagePlugin.MAX_TEXT_CHUNK  # files with more do not open in other people's Pillow
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # profiles of printers exceed that
+
+BEGINNINGS = {
+    b"8BPS": "a Photoshop file",
+    b"%PDF": "a PDF",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"<svg": "SVG",
+    b"<?xml": "XML",
+    b"<!doctype html": "a web page, not a picture",
+    b"<html": "a web page, not a picture",
+    b"version https://git-lfs": "a pointer of Git LFS: run 'git lfs pull'",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "compressed by gzip",
+}
+BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF", b"avif": "AVIF", b"avis": "AVIF"}
+"""Of the container that HEIC, AVIF and films share, at its ninth byte."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +68,24 @@ class Decoded:
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded | Rejected:
-    """Decodes the first frame of a JPEG, PNG, WebP or GIF to upright 8-bit RGB, transparency on white.
+    """Decodes the first frame of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF to upright 8-bit RGB in sRGB.
 
-    The header's size is checked against `max_pixels` before a pixel is decoded.
+    Transparency becomes white. The header's size is checked against `max_pixels` before a pixel is decoded.
     """
     if not data:
         return Rejected("empty file")
+    first: Rejected | None = None
+    for version in metadata.versions(data):
+        result = _attempt(version, max_pixels)
+        if isinstance(result, Decoded):
+            # A file that opened only without its metadata is not stored with it.
+            return result if version is data else Decoded(result.image, "")
+        first = first or result
+    assert first is not None, "there is at least one version"
+    return _without_end_marker(data, max_pixels) or first
+
+
+def _attempt(data: bytes, max_pixels: int) -> Decoded | Rejected:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of size we judge ourselves; of doubtful metadata there is no end
@@ -60,36 +94,76 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded | Rejected:
                 return Rejected(f"too large: {image.width}x{image.height} is more than {max_pixels} pixels")
             return _upright_rgb(image)
     except Image.UnidentifiedImageError:
-        return Rejected("not a JPEG, PNG, WebP or GIF picture")
+        return Rejected(f"not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture{_what_it_is(data)}")
     except Exception as error:  # noqa: BLE001 (codecs fail on hostile bytes in every way there is)
-        return Rejected(f"broken picture: {type(error).__name__}: {error}"[:200])
+        message = f"broken picture: {type(error).__name__}: {error}"[:200]
+        return Rejected(message.encode("utf-8", "backslashreplace").decode())
 
 
-def _upright_rgb(image: Image.Image) -> Decoded:
+def _what_it_is(data: bytes) -> str:
+    start = data[:64].lstrip().lower()
+    named = [name for beginning, name in BEGINNINGS.items() if start.startswith(beginning.lower())]
+    if data[4:8] == b"ftyp" and data[8:12] in BRANDS:
+        named.append(BRANDS[data[8:12]])
+    return f" ({named[0]})" if named else ""
+
+
+def _without_end_marker(data: bytes, max_pixels: int) -> Decoded | None:
+    """A JPEG of which nothing but the last two bytes is missing."""
+    attempts = [_attempt(ended, max_pixels) for ended in metadata.with_end(data)]
+    decoded = [attempt for attempt in attempts if isinstance(attempt, Decoded)]
+    if not decoded or len(decoded) < len(attempts):
+        return None
+    pixels = [each.image.tobytes() for each in decoded]
+    return Decoded(decoded[0].image, "") if pixels.count(pixels[0]) == len(pixels) else None
+
+
+def _upright_rgb(image: Image.Image) -> Decoded | Rejected:
     animated = getattr(image, "n_frames", 1) > 1
     if animated:
         image.seek(0)
     image.load()
-    rotated = image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
-    plain = image.mode == "RGB" and "transparency" not in image.info and not animated and not rotated
+    if image.mode in ("I", "F"):
+        return Rejected("32 bits a channel, of which nothing says what is white: save it with 8 or 16")
+    turn = metadata.UPRIGHT.get(metadata.orientation(image))
+    rgb = to_rgb(image)
+    modest = all(len(value) <= COMMON_METADATA for value in image.info.values() if isinstance(value, str | bytes))
+    plain = rgb is image and not animated and turn is None and modest
     suffix = SUFFIX_OF.get(image.format or "", "") if plain else ""
-    return Decoded(to_rgb(ImageOps.exif_transpose(image) if rotated else image), suffix)
+    return Decoded(rgb if turn is None else rgb.transpose(turn), suffix)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB; 16-bit values keep their high byte, transparent pixels become white."""
+    """Any Pillow mode to 8-bit RGB in sRGB; 16-bit values keep their high byte, transparent pixels become white.
+
+    The very same image where it is that already.
+    """
     if image.mode.startswith("I"):
         high_byte = (np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+        return to_rgb(_with_profile_of(image, Image.fromarray(high_byte)))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(canvas, _straight_alpha(image)).convert("RGB")
+        return _on_white(image)
+    if image.mode not in ("RGB", "L", "CMYK"):
+        return to_rgb(image.convert("RGB"))
+    converted = metadata.to_srgb(image)
+    if converted is not None:
+        return converted
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _straight_alpha(image: Image.Image) -> Image.Image:
-    straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)
-    return image.convert(straight).convert("RGBA")
+def _on_white(image: Image.Image) -> Image.Image:
+    straight = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
+    grey = image.mode in ("L", "LA", "La", "1")
+    colours = metadata.to_srgb(_with_profile_of(image, straight.convert("L" if grey else "RGB")))
+    if colours is not None:
+        colours.putalpha(straight.getchannel("A"))
+        straight = colours
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), straight).convert("RGB")
+
+
+def _with_profile_of(image: Image.Image, other: Image.Image) -> Image.Image:
+    other.info = {name: value for name, value in image.info.items() if name == "icc_profile"}
+    return other
 
 
 def centre_crop(image: Image.Image, size: int, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -47,12 +47,32 @@ def test_plain_pictures_may_keep_their_bytes(kind: str, suffix: str) -> None:
 def test_what_is_no_whole_picture_is_rejected_with_a_reason() -> None:
     jpeg, png, webp = (encoded(picture(200, 200), kind) for kind in ("JPEG", "PNG", "WEBP"))
     assert reason(b"") == "empty file"
-    assert reason(b"once upon a time") == "not a JPEG, PNG, WebP or GIF picture"
-    assert reason(encoded(picture(), "BMP")) == "not a JPEG, PNG, WebP or GIF picture"
+    assert reason(b"once upon a time") == "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"
     for data in (jpeg, png, webp):
         assert "broken picture" in reason(data[: len(data) // 2])
         assert reason(data[:12])
     assert "broken picture" in reason(png[:60] + bytes(20) + png[80:])
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"\n<!DOCTYPE html><p>404", "a web page, not a picture"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS: run 'git lfs pull'"),
+        (encoded(picture(), "JPEG2000"), "JPEG 2000"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(data: bytes, name: str) -> None:
+    assert reason(data).endswith(f"({name})")
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "AVIF"])
+def test_other_formats_are_read_and_stored_anew(kind: str) -> None:
+    decoded = decode(encoded(picture(), kind))
+    assert isinstance(decoded, Decoded) and decoded.suffix == ""
+    assert np.abs(np.asarray(decoded.image).astype(int) - np.asarray(picture())).mean() < 8
 
 
 def test_a_bomb_is_not_decoded() -> None:
@@ -109,6 +129,11 @@ def test_sixteen_bits_keep_the_high_byte() -> None:
     values = np.array([[0, 255, 256, 4660, 65535]], np.uint16)
     data = encoded(Image.fromarray(values), "PNG")
     assert pixels(data)[0, :, 0].tolist() == [0, 0, 1, 18, 255]
+
+
+def test_values_without_a_known_white_are_refused() -> None:
+    values = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
+    assert reason(encoded(values, "TIFF")).startswith("32 bits a channel")
 
 
 def test_cmyk_grey_and_bilevel() -> None:
