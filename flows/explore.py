@@ -122,7 +122,7 @@ def generate(
     """
     import torch
 
-    from flows.models.generation import load_generator, require_snippets, sampler_config
+    from flows.models.generation import load_generator, require_snippets
     from gmem.memory import normalise
 
     checkpoint = open_network(recipe, network)
@@ -136,7 +136,7 @@ def generate(
     batches = generator.batches(
         normalise(bank.snippets(wanted)),
         torch.arange(len(ids)),
-        sampler_config(recipe.sample),
+        recipe.sample,
         recipe.sample.seed,
         torch.tensor(labels),
         size=recipe.sample.batch,

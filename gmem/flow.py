@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TimeSampling = Literal["logit-normal", "uniform"]
+from gmem.settings import TimeSampling
 
 SHIFT_BASE = 4096  # dimensions of a latent whose noise levels are left as they are
 DATA_WEIGHT_FLOOR = 0.05  # the loss of a data prediction grows no further below this noise level
@@ -96,10 +96,10 @@ def losses(
     tokens: Tensor | None = None,
     *,
     weight: Tensor | None = None,
-    cosine_weight: float = 1.0,
-    projection_weight: float = 0.5,
+    cosine: float,
+    align: float,
 ) -> Losses:
-    """mean((v−u)²) + cosine_weight · mean(1 − cos(v, u)) + projection_weight · mean(−cos(projected, token)), a sample.
+    """mean((v−u)²) + cosine · mean(1 − cos(v, u)) + align · mean(−cos(projected, token)), a sample.
 
     velocity, target [B, C, H, W] (cosine over channels), projected and tokens [B, T, D] (cosine over D, 0 when either
     is None); `weight` [B] multiplies both velocities before they are squared.
@@ -108,9 +108,9 @@ def losses(
     error = (velocity - target).square().flatten(1).mean(1)
     if weight is not None:
         error = error * weight.square()
-    cosine = 1 - F.cosine_similarity(velocity, target, dim=1).flatten(1).mean(1)
+    apart = 1 - F.cosine_similarity(velocity, target, dim=1).flatten(1).mean(1)
     projection = torch.zeros_like(error)
     if projected is not None and tokens is not None:
         tokens = match_tokens(tokens.float(), projected.shape[1])
         projection = -F.cosine_similarity(projected.float(), tokens, dim=-1).mean(1)
-    return Losses(error + cosine_weight * cosine + projection_weight * projection, error, cosine, projection)
+    return Losses(error + cosine * apart + align * projection, error, apart, projection)

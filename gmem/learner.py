@@ -13,8 +13,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,45 +21,12 @@ from torch import Tensor, nn
 from gmem import flow, memory, noise
 from gmem.network import Network
 from gmem.parallel import Alone
+from gmem.settings import LearnerConfig
 from gmem.threads import one_thread
 
-Precision = Literal["auto", "bf16", "fp32"]
 Value = TypeVar("Value")
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter, besides the number of updates
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    """How the network is trained; the defaults are the published ones. JSON by `dataclasses.asdict`."""
-
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest norm of the gradient; 0: no clipping
-    warmup_steps: int = 0
-    ema_decay: float = 0.9999
-    ema_ramp: float = 10.0  # after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp
-    precision: Precision = "auto"  # "auto": bf16 autocast where the device multiplies bf16 faster
-    micro_batch: int = 0  # pictures per forward pass; 0: all at once
-    compile: bool = False  # whether blocks are compiled: fused on GPUs, after a minute or two; rounds otherwise
-    mask_rate: float = 0.4
-    drop_rate: float = 0.0  # share of snippets or labels dropped whole, for guidance
-    cosine_weight: float = 1.0
-    projection_weight: float = 0.5
-    time_sampling: flow.TimeSampling = "logit-normal"
-    time_shift_base: int = 0  # noise levels are raised by √(C·H·W / base), published 4096; 0: not at all
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("mask_rate", "drop_rate", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 up to, but not including, 1")
-        for name in ("clip", "warmup_steps", "ema_ramp", "micro_batch", "time_shift_base", "seed", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; give a positive number")
 
 
 class Batch(NamedTuple):
@@ -123,7 +89,8 @@ class Learner:
     shares of unequal size count rightly. `summed` adds a small tensor up over the workers, which makes the losses that
     `step` tells those of the global batch. Where weights are sharded, `ema` and `state` are those of the last `gather`, and
     only there where training is `observed`. Patch tokens that come as coefficients on `components` are brought to full
-    width here, on the device: they are many times smaller.
+    width here, on the device: they are many times smaller. `micro_batch` pictures go through the network at once (0: all),
+    and `compile` fuses its blocks, after a minute or two; both only round otherwise.
     """
 
     def __init__(
@@ -135,12 +102,14 @@ class Learner:
         summed: Callable[[Tensor], Tensor] | None = None,
         observed: bool = True,
         components: memory.Components | None = None,
+        micro_batch: int = 0,
+        compile: bool = False,
     ) -> None:
-        self.config, self.observed = config, observed
+        self.config, self.observed, self.micro_batch = config, observed, micro_batch
         self.device = torch.device(device)
         self.components = components.to(self.device) if components else None
         self.parallel, self.summed = parallel or Alone(), summed or _same
-        self.aligned = network.config.projection_dim > 0 and config.projection_weight > 0
+        self.aligned = network.config.projection_dim > 0 and config.align > 0
         if network.config.projection_dim and not self.aligned:
             network.projector.requires_grad_(False)
         whole = self.device if observed or not self.parallel.sharded else "cpu"  # where it only tells names and shapes
@@ -148,7 +117,7 @@ class Learner:
         self.network = network.train()
         if not self.parallel.sharded:  # what is sharded goes to the device layer by layer, and never as a whole
             network.to(self.device)
-        for block in network.blocks if config.compile else ():
+        for block in network.blocks if compile else ():
             block.compile()
         self.model = self.parallel.wrap(_Trained(network, self.aligned), network.blocks)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -156,15 +125,19 @@ class Learner:
         if self.parallel.sharded:
             self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
-            self.parameters.values(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
+            self.parameters.values(),
+            config.lr,
+            (config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.steps = 0  # draws and data order follow this one
         self.updates = 0  # steps that were not skipped
         self._gathered: dict[str, Tensor] = {}
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
         self._shift = (
-            flow.dimension_shift(math.prod(network.config.latent_shape), config.time_shift_base)
-            if config.time_shift_base
+            flow.dimension_shift(math.prod(network.config.latent_shape), config.shift_base)
+            if config.shift_base
             else 1.0
         )
         self.gather()
@@ -265,7 +238,7 @@ class Learner:
 
     def _set_learning_rate(self) -> float:
         """Rises linearly over the warm-up, then stays."""
-        lr = self.config.lr * min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
+        lr = self.config.lr * min(1.0, (self.steps + 1) / max(1, self.config.warmup))
         self.optimiser.param_groups[0]["lr"] = lr
         return lr
 
@@ -277,7 +250,7 @@ class Learner:
         All workers have as many pieces, if need be empty ones: where weights are sharded they fetch them together.
         """
         largest = max(len(batch.latent), -(-global_batch // self.parallel.ranks))
-        size = self.config.micro_batch or max(1, largest)
+        size = self.micro_batch or max(1, largest)
         starts = range(0, max(1, largest), size)
         for start in starts:
             rows = slice(start, start + size)
@@ -287,21 +260,21 @@ class Learner:
     def _losses(self, model: nn.Module, batch: Batch, draws: Draws, mask: bool) -> flow.Losses:
         latent, snippet, tokens, label = batch
         epsilon, normal, mask_draws, drop_draws = draws
-        t = flow.times(normal, self.config.time_sampling, self._shift)
+        t = flow.times(normal, self.config.times, self._shift)
         snippet = memory.normalise(snippet)
         if mask:
-            snippet = memory.mask(snippet, mask_draws, self.config.mask_rate)
-            snippet = memory.drop(snippet, drop_draws, self.config.drop_rate)
+            snippet = memory.mask(snippet, mask_draws, self.config.mask)
+            snippet = memory.drop(snippet, drop_draws, self.config.drop)
             if label is not None:
-                label = label.where(drop_draws >= self.config.drop_rate, self.network.config.classes)
+                label = label.where(drop_draws >= self.config.drop, self.network.config.classes)
         if self.aligned and tokens is None:
-            raise ValueError("the network has an alignment head: give patch tokens, or set projection_weight to 0")
+            raise ValueError("the network has an alignment head: give patch tokens, or set train.align to 0")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             velocity, projected = model(flow.interpolate(latent, epsilon, t), t, snippet, label)
         return flow.losses(
             velocity, flow.target(latent, epsilon), projected, self._full(tokens),
             weight=flow.data_weight(t) if self.network.config.prediction == "data" else None,
-            cosine_weight=self.config.cosine_weight, projection_weight=self.config.projection_weight,
+            cosine=self.config.cosine, align=self.config.align,
         )  # fmt: skip
 
     def _full(self, tokens: Tensor | None) -> Tensor | None:
@@ -314,13 +287,13 @@ class Learner:
     @torch.no_grad()
     def _update(self, gradients: list[Tensor], norm: float) -> None:
         local = self.parallel.local
-        if self.config.clip and norm > self.config.clip:
+        if norm > self.config.clip:
             torch._foreach_mul_([local(gradient) for gradient in gradients], self.config.clip / norm)
         self.optimiser.step()
         self.updates += 1
         ramp = (1 + self.updates) / (self.config.ema_ramp + self.updates)
         average, weights = ([local(t) for t in each.values()] for each in (self.average, self.parameters))
-        torch._foreach_lerp_(average, weights, 1 - min(self.config.ema_decay, ramp))
+        torch._foreach_lerp_(average, weights, 1 - min(self.config.ema, ramp))
 
 
 class _Trained(nn.Module):

@@ -7,9 +7,6 @@ Parameters carry the names of the published GMem checkpoints, so that state dict
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
-
 import torch
 from torch import Tensor, nn
 
@@ -24,95 +21,9 @@ from gmem.layers import (
     alignment_head,
     sincos_positions,
 )
-
-Conditioning = Literal["memory", "none", "label"]
-Prediction = Literal["velocity", "data"]
-Initialisation = Literal["published", "zero"]
+from gmem.settings import NetworkConfig
 
 DATA_FLOOR = 1e-3  # smallest noise level by which a data prediction is divided to give a velocity
-
-
-class Size(NamedTuple):
-    depth: int
-    width: int
-    heads: int
-
-
-SIZES = {
-    "T": Size(6, 256, 4),  # for the demo: 7.6 M parameters with its small head
-    "S": Size(12, 384, 6),
-    "B": Size(12, 768, 12),
-    "L": Size(24, 1024, 16),
-    "XL": Size(28, 1152, 16),
-    "1p0B": Size(24, 1536, 24),
-    "1p6B": Size(28, 1792, 28),
-}
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Everything that fixes the network's tensors; JSON by `dataclasses.asdict`, back by `NetworkConfig(**values)`.
-
-    The defaults are those of ImageNet at 256 px with VA-VAE f16d32 latents and DINOv2-B snippets.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    patch: int = 1
-    latent_channels: int = 32
-    latent_size: int = 16
-    snippet_dim: int = 768
-    projection_dim: int = 0  # width of the patch tokens that the alignment head predicts; 0: no head
-    projection_hidden: int = 2048
-    projection_after: int = 4  # the head reads the tokens after this many blocks
-    conditioning: Conditioning = "memory"
-    snippet_scale: float = 1.0  # length of a snippet as the network sees it; √snippet_dim quickens short trainings
-    classes: int = 0
-    prediction: Prediction = "velocity"  # "data": the last layer gives the clean latent, turned into a velocity
-    initialisation: Initialisation = "published"
-
-    def __post_init__(self) -> None:
-        self._check_sizes()
-        self._check_choices()
-
-    def _check_sizes(self) -> None:
-        for name in ("depth", "width", "heads", "patch", "latent_channels", "latent_size", "snippet_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"network.{name} is {getattr(self, name)}; give a positive number")
-        if self.width % (4 * self.heads):
-            raise ValueError(
-                f"network.width {self.width} does not give {self.heads} heads a size divisible by 4, which rotary "
-                "positions need; change width or heads"
-            )
-        if self.latent_size % self.patch:
-            raise ValueError(f"network.patch {self.patch} does not divide the latent's side {self.latent_size}; use 1")
-        if self.projection_dim and not 1 <= self.projection_after <= self.depth:
-            raise ValueError(f"network.projection_after {self.projection_after} is not one of the {self.depth} blocks")
-
-    def _check_choices(self) -> None:
-        kinds = {"conditioning": Conditioning, "prediction": Prediction, "initialisation": Initialisation}
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"network.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(kind))}")
-        if self.conditioning == "label" and self.classes < 1:
-            raise ValueError("network.classes must be at least 1 when network.conditioning is 'label'")
-
-    @classmethod
-    def of(cls, size: str, **rest: Any) -> NetworkConfig:
-        """The network of a named size (`SIZES`), with the other fields as given."""
-        if size not in SIZES:
-            raise ValueError(f"there is no network size {size!r}; use one of {', '.join(SIZES)}")
-        return cls(**SIZES[size]._asdict(), **rest)
-
-    @property
-    def grid(self) -> int:
-        """Tokens a side."""
-        return self.latent_size // self.patch
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.latent_channels, self.latent_size, self.latent_size
 
 
 class Network(nn.Module):

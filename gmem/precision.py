@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Precision = Literal["fp32", "tf32", "bf16"]
+from gmem.settings import Precision
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gmem import ldm
-from gmem.network import SIZES, Network, NetworkConfig
+from gmem.network import Network
+from gmem.settings import SIZES, NetworkConfig
 from gmem.tensor_files import Mismatch, Tensors, bare_names, check, kind, read_file
 
 WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"

@@ -8,77 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gmem import dopri5, noise
 from gmem.flow import like, shift
-from gmem.precision import Precision, multiplying
-
-Kind = Literal["ode", "sde"]
-Method = Literal["euler", "heun", "dopri5"]
-Diffusion = Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"]
-Last = Literal["none", "mean", "tweedie", "euler"]
-
-CHOICES: dict[str, Any] = {
-    "kind": Kind,
-    "method": Method,
-    "diffusion": Diffusion,
-    "last": Last,
-    "precision": Precision,
-}
+from gmem.precision import multiplying
+from gmem.settings import SamplerConfig
 
 VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]  # x, t, snippet, label
 Wiener = Callable[[int], Tensor]  # number of a step, from 0 -> standard normal [B, C, H, W]
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How samples are drawn; the defaults are those of the published figures. JSON by `dataclasses.asdict`."""
-
-    kind: Kind = "sde"
-    method: Method = "heun"
-    steps: int = 50  # points in time, as published: one more than there are intervals
-    shift: float = 1.0  # below 1 spends more points near noise; published for ODE Euler: 0.3
-    diffusion: Diffusion = "linear"
-    diffusion_norm: float = 1.0
-    last: Last = "mean"
-    last_size: float = 0.004  # the SDE ends at t = 1 − last_size, a last step without noise goes on to 1
-    guidance_scale: float = 1.0
-    guidance_start: float = 0.0  # guided where start ≤ t ≤ end, conditional elsewhere
-    guidance_end: float = 1.0
-    precision: Precision = "fp32"  # of the network's matrix products
-    rtol: float = 1e-3  # dopri5 only
-    atol: float = 1e-6
-
-    def __post_init__(self) -> None:
-        for name, kind in CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"sample.{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(kind))}")
-        if self.kind == "sde" and self.method == "dopri5":
-            raise ValueError("sample.method 'dopri5' integrates the ODE only; use 'euler' or 'heun' with the SDE")
-        if self.steps < 2:
-            raise ValueError(f"sample.steps is {self.steps}; at least 2 points in time are needed")
-        if self.diffusion_norm < 0:
-            raise ValueError(f"sample.diffusion_norm is {self.diffusion_norm}; it must not be negative")
-        if not self.shift > 0:
-            raise ValueError(f"sample.shift is {self.shift}; give a positive factor, 1 for none")
-        if self.last != "none" and not 0 < self.last_size < 1:
-            raise ValueError(f"sample.last_size is {self.last_size}; give a number between 0 and 1, or last: none")
-
-    def __str__(self) -> str:
-        """Every setting that moves a sample, besides steps and guidance: two texts are equal where the samplers are."""
-        name = f"{self.kind} {self.method}" + ("" if self.precision == "fp32" else f" in {self.precision}")
-        if self.method == "dopri5":  # chooses its own steps
-            return f"{name} rtol {self.rtol:g} atol {self.atol:g}"
-        name += f" shift {self.shift:g}"
-        if self.kind == "ode":
-            return name
-        last = "none" if self.last == "none" else f"{self.last} {self.last_size:g}"
-        return f"{name} diffusion {self.diffusion} norm {self.diffusion_norm:g} last {last}"
 
 
 class Sample(NamedTuple):
@@ -150,15 +91,15 @@ class _Guided:
         velocity = self._call(self.network, x, t, self.snippet, self.label)
         self.calls = self.calls + wanted
         place = t.clamp_max(1)  # dopri5 looks past the end
-        inside = (place >= self.config.guidance_start) & (place <= self.config.guidance_end)
-        if self.config.guidance_scale == 1 or not inside.any():
+        inside = (place >= self.config.guidance_from) & (place <= self.config.guidance_until)
+        if self.config.guidance == 1 or not inside.any():
             return velocity
         if self.guide:
             other = self._call(self.guide, x, t, self.snippet, self.label)
         else:
             other = self._call(self.network, x, t, None, None)
         self.calls = self.calls + (inside & wanted)
-        return torch.where(like(inside, x), torch.lerp(other, velocity, self.config.guidance_scale), velocity)
+        return torch.where(like(inside, x), torch.lerp(other, velocity, self.config.guidance), velocity)
 
     def _call(
         self, network: VelocityNetwork, x: Tensor, t: Tensor, snippet: Tensor | None, label: Tensor | None

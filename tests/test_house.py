@@ -119,6 +119,7 @@ HEAVY = ("torch", "ray", "prefect", "mlflow", "lance", "lancedb", "timm", "diffu
 LIGHT = {
     "flows.cli": (),
     "flows.recipe.files": (),
+    "gmem.settings": (),
     "flows.stages.chain": (),
     "storage.checkpoints": (),
     "storage.retention.inventory": ("lance",),

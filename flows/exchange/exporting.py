@@ -16,8 +16,9 @@ from torch import Tensor
 from flows.models.resolve import artifact_at, open_network
 from flows.stages.evaluate.detectors import INCEPTION
 from gmem.metrics import read_sums, write_adm_samples, write_adm_statistics
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
 from gmem.published import write_folder, write_latent_statistics, write_network
+from gmem.settings import NetworkConfig
 from storage.checkpoints import load
 from storage.images.shards import TRAIN
 from storage.samples import read_samples

@@ -6,32 +6,16 @@ import torch
 
 from flows.engine.errors import StageError
 from flows.models.resolve import open_guide
-from flows.recipe.model import Recipe, Sample
+from flows.recipe.model import Recipe
 from gmem.generator import Generator
-from gmem.network import Network, NetworkConfig
-from gmem.sampler import SamplerConfig
+from gmem.network import Network
+from gmem.settings import NetworkConfig
 from gmem.tokenizer import Tokenizer, load_tokenizer
 from storage.checkpoints import Checkpoint, load
 from storage.store import Store
 
 HEAD = "projector."
 """The alignment head's tensors: only training uses them, so one of another width does not make another network."""
-
-
-def sampler_config(sample: Sample) -> SamplerConfig:
-    return SamplerConfig(
-        kind=sample.kind,
-        method=sample.method,
-        steps=sample.steps,
-        shift=sample.shift,
-        diffusion=sample.diffusion,
-        last=sample.last,
-        last_size=sample.last_size,
-        guidance_scale=sample.guidance,
-        guidance_start=sample.guidance_from,
-        guidance_end=sample.guidance_until,
-        precision=sample.precision,
-    )
 
 
 def load_into(network: Network, checkpoint: Checkpoint, said: str = "") -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Doc
 
 from flows.recipe import STORE
+from gmem import settings
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """Where everything is kept unless somebody says otherwise."""
@@ -48,7 +50,22 @@ def absolute(path: str) -> str:
 
 
 class Section(BaseModel):
+    """Fields that gmem reads are declared there (gmem/settings.py): such a section inherits them, and is what gmem takes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Fields that are younger than stores: at their defaults they are no part of an identity."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_options: Any) -> None:
+        for field in cls.model_fields.values():
+            told = (each.documentation for each in field.metadata if isinstance(each, Doc))
+            field.description = field.description or next(told, None)
+
+    def model_post_init(self, _context: Any) -> None:
+        if isinstance(self, settings.Settings):
+            self.check()
 
     def identity(self, *without: str) -> dict[str, Any]:
         """The fields that decide what a stage produces, for its fingerprint."""
@@ -57,6 +74,7 @@ class Section(BaseModel):
             for name, field in type(self).model_fields.items()
             if name not in without
             and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"))
+            and not (name in self.LATER and getattr(self, name) == field.default)
         }
         return self.model_dump(mode="json", include=kept)
 
@@ -91,49 +109,13 @@ class Bank(Section):
     patch_components: int = Field(64, ge=1, description="principal components kept of each patch token")
 
 
-class Network(Section):
-    size: Literal["T", "S", "B", "L", "XL", "1p0B", "1p6B"] = Field("B", description="depth and width of the network")
-    patch: Literal[1, 2] = Field(1, description="latent cells per token, along each side")
-    conditioning: Literal["memory", "none", "label"] = Field(
-        "memory", description="what the network is told about the picture"
-    )
-    prediction: Literal["velocity", "data"] = Field("velocity", description="what the last layer gives")
-    initialisation: Literal["published", "zero"] = Field(
-        "published", description="zero starts modulation and output at nought"
-    )
-    snippet_scale: float = Field(
-        1.0,
-        gt=0,
-        description="length of snippets as the network sees them; the root of their dimension speeds up short trainings",
-    )
-    projection_hidden: int = Field(2048, ge=1, description="width of the alignment head")
+class Network(Section, settings.NetworkChoices):
+    size: settings.SizeName = Field("B", description="depth and width of the network")
 
 
-class Train(Section):
+class Train(Section, settings.LearnerConfig):
     steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
     batch: int = Field(1024, ge=1, description="global batch size, over all workers")
-    lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after warm-up")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, reached by a ramp")
-    ema_ramp: float = Field(10, ge=0, description="after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "bf16", description="autocast precision, auto: bf16 where that multiplies faster; weights stay in fp32"
-    )
-    times: Literal["logit-normal", "uniform"] = "logit-normal"
-    shift_base: int | None = Field(
-        None, ge=1, description="base dimension of the time shift for large latents, such as 4096"
-    )
-    mask: float = Field(0.4, ge=0, lt=1, description="share of snippet coordinates dropped in training")
-    drop: float = Field(
-        0.0, ge=0, lt=1, description="share of whole snippets dropped, which trains a branch for guidance"
-    )
-    cosine: float = Field(1.0, ge=0, description="weight of the cosine loss")
-    align: float = Field(0.5, ge=0, description="weight of the alignment with patch tokens; 0 stores none")
-    seed: int = 0
     start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
     micro_batch: int = operational(0, "pictures a worker takes through the network at once; 0: its whole share", ge=0)
     compile: bool = operational(
@@ -157,27 +139,14 @@ class Train(Section):
     memory_gib: float = operational(8, "training data up to this size is held in memory by each worker", ge=0)
 
 
-class Sample(Section):
-    kind: Literal["ode", "sde"] = "sde"
-    method: Literal["euler", "heun", "dopri5"] = "heun"
-    steps: int = Field(50, ge=2, description="points of the time grid")
-    shift: float = Field(
-        1.0, gt=0, description="time shift of the grid; below 1 spends more points near noise, 1: none"
-    )
-    diffusion: Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"] = "linear"
-    last: Literal["none", "mean", "euler", "tweedie"] = "mean"
-    last_size: float = Field(0.004, gt=0, lt=1)
-    guidance: float = Field(1.0, ge=0, description="guidance scale; 1: none")
+class Sample(Section, settings.SamplerConfig):
+    LATER = ("diffusion_norm", "rtol", "atol")
+
     guide: str | None = Field(
         None,
         description="guiding network: URI of a smaller or earlier one, or earlier:STEP of the same training; none: the zero snippet",
     )
-    guidance_from: float = Field(0.0, ge=0, le=1, description="guided from this time on (t = 1 is data)")
-    guidance_until: float = Field(1.0, ge=0, le=1)
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="of the network's matrix products; GPUs are several times as fast with less"
-    )
-    seed: int = 0
+    seed: int = Field(0, ge=0, description="of the noise, and of the snippets that are drawn")
     batch: int = operational(64, "pictures sampled at once", ge=1)
 
     @property
@@ -334,8 +303,6 @@ class Recipe(Section):
             raise ValueError(
                 f"network.patch {patch} does not divide the latent grid of {size // factor} cells; use network.patch 1 or another data.image_size"
             )
-        if self.sample.kind == "sde" and self.sample.method == "dopri5":
-            raise ValueError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
         if self.cluster.train_workers_min and self.cluster.train_workers_min > (self.cluster.train_workers or 2**31):
             raise ValueError("cluster.train_workers_min is above cluster.train_workers; exchange them")
         if self.evaluate.reference and not self.evaluate.inception:
@@ -344,6 +311,4 @@ class Recipe(Section):
             )
         if (self.sample.guide or "").startswith("earlier:") and self.sample.earlier is None:
             raise ValueError(f"sample.guide {self.sample.guide} names no step; write it as earlier:20000")
-        if self.sample.guidance_from > self.sample.guidance_until:
-            raise ValueError("sample.guidance_from lies after sample.guidance_until; exchange them")
         return self

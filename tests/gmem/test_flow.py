@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from gmem import flow
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
+from gmem.settings import NetworkConfig
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 
@@ -21,7 +22,7 @@ def test_published_losses():
         golden[f"input/{name}"] for name in ("latent", "noise", "time", "snippet", "patch_tokens")
     )
     predicted = network.forward_training(flow.interpolate(latent, noise, time), time, snippet)
-    losses = flow.losses(predicted[0], flow.target(latent, noise), predicted[1], tokens)
+    losses = flow.losses(predicted[0], flow.target(latent, noise), predicted[1], tokens, cosine=1.0, align=0.5)
     assert (losses.velocity - golden["output/velocity_mse_per_sample"]).abs().max() < 5e-6
     assert (losses.cosine - golden["output/cosine_per_sample"]).abs().max() < 5e-6
     assert (losses.projection.mean() - golden["output/projection"]).abs().max() < 5e-6
@@ -61,17 +62,17 @@ def test_shift_for_many_dimensions_raises_noise_levels():
 
 def test_perfect_predictions_cost_nothing_but_the_alignment_bonus():
     velocity, tokens = torch.randn(2, 3, 4, 4), torch.randn(2, 16, 8)
-    losses = flow.losses(velocity, velocity, 3 * tokens, tokens)
+    losses = flow.losses(velocity, velocity, 3 * tokens, tokens, cosine=1.0, align=0.5)
     assert losses.velocity.abs().max() == 0 and losses.cosine.abs().max() < 1e-6
     torch.testing.assert_close(losses.projection, -torch.ones(2))
-    assert flow.losses(velocity, velocity).projection.abs().max() == 0
+    assert flow.losses(velocity, velocity, cosine=1.0, align=0.5).projection.abs().max() == 0
 
 
 def test_weights_of_the_parts():
     velocity, target = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    plain = flow.losses(velocity, target, cosine_weight=0)
+    plain = flow.losses(velocity, target, cosine=0.0, align=0.5)
     assert torch.equal(plain.total, plain.velocity)
-    halved = flow.losses(velocity, target, weight=torch.tensor([0.5, 1.0]))
+    halved = flow.losses(velocity, target, weight=torch.tensor([0.5, 1.0]), cosine=1.0, align=0.5)
     torch.testing.assert_close(halved.velocity / plain.velocity, torch.tensor([0.25, 1.0]))
     assert flow.data_weight(torch.tensor([0.0, 0.9, 0.975])).tolist() == pytest.approx([1, 1, 0.5], rel=1e-5)
 

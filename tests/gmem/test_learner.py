@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from gmem import threads
-from gmem.learner import Batch, Draws, Learner, LearnerConfig, draw
+from gmem.learner import Batch, Draws, Learner, draw
 from gmem.memory import Components
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
+from gmem.settings import LearnerConfig, NetworkConfig
 
 SHAPE, SNIPPET, TOKENS = (4, 4, 4), 16, 24
-CONFIG = LearnerConfig(lr=1e-2, precision="fp32", seed=3, drop_rate=0.2, warmup_steps=2)
+CONFIG = LearnerConfig(lr=1e-2, precision="fp32", seed=3, drop=0.2, warmup=2)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_uneven_shares_add_up_to_the_whole_batch():
     scale = min(1, CONFIG.clip / total["grad_norm"])
     summed, losses = {}, 0.0
     for rows in (slice(0, 5), slice(5, 7), slice(7, 7)):
-        share = Learner(make_network(), dataclasses.replace(CONFIG, clip=0))
+        share = Learner(make_network(), dataclasses.replace(CONFIG, clip=float("inf")))
         part = Batch(*(x if x is None else x[rows] for x in batch))
         losses += share.step(part, Draws(*(x[rows] for x in draws)), 7)["total"]
         for name, p in share.network.named_parameters():
@@ -113,7 +114,7 @@ def test_uneven_shares_add_up_to_the_whole_batch():
 
 
 def test_micro_batches_change_nothing_but_rounding():
-    whole, pieces = (Learner(make_network(), dataclasses.replace(CONFIG, micro_batch=m)) for m in (0, 3))
+    whole, pieces = (Learner(make_network(), CONFIG, micro_batch=m) for m in (0, 3))
     a, b = run(whole, 0, 2), run(pieces, 0, 2)
     assert a[-1] == pytest.approx(b[-1], rel=1e-4)
 
@@ -122,7 +123,7 @@ def test_compiled_blocks_change_nothing_but_rounding(monkeypatch):
     plain = run(Learner(make_network(), CONFIG), 0, 2)
     traced = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)  # all but writing and compiling C++
     monkeypatch.setattr(torch, "compile", traced)
-    learner = Learner(make_network(), dataclasses.replace(CONFIG, compile=True))
+    learner = Learner(make_network(), CONFIG, compile=True)
     torch._dynamo.utils.counters.clear()
     compiled = run(learner, 0, 2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
@@ -165,7 +166,7 @@ def test_it_can_begin_again_with_other_draws():
 
 
 def test_average_follows_at_first_and_settles_on_its_decay():
-    learner = Learner(make_network(), dataclasses.replace(CONFIG, ema_decay=0.5, ema_ramp=10))
+    learner = Learner(make_network(), dataclasses.replace(CONFIG, ema=0.5, ema_ramp=10))
     start = learner.ema.final_layer.linear.weight.clone()
     run(learner, 0, 1)
     decay = 2 / 11
@@ -188,7 +189,7 @@ def test_held_out_loss_uses_the_average_and_changes_nothing():
     run(learner, 0, 3)
     before = {name: value.clone() for name, value in learner.state()[0].items()}
     batch, draws = make_batch(8), draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(None))
-    last = Learner(make_network(), dataclasses.replace(CONFIG, ema_decay=0.0))  # its average is its newest weights
+    last = Learner(make_network(), dataclasses.replace(CONFIG, ema=0.0))  # its average is its newest weights
     run(last, 0, 3)
     assert learner.loss(batch, draws)["total"] != last.loss(batch, draws)["total"]
     assert all(torch.equal(value, before[name]) for name, value in learner.state()[0].items())
@@ -198,7 +199,7 @@ def test_alignment_needs_tokens_unless_its_weight_is_zero():
     batch, draws = make_batch(4)._replace(tokens=None), draw(CONFIG, 0, 4, SHAPE, SNIPPET, slice(None))
     with pytest.raises(ValueError, match="patch tokens"):
         Learner(make_network(), CONFIG).step(batch, draws, 4)
-    learner = Learner(make_network(), dataclasses.replace(CONFIG, projection_weight=0.0))
+    learner = Learner(make_network(), dataclasses.replace(CONFIG, align=0.0))
     assert learner.step(batch, draws, 4)["projection"] == 0
 
 
@@ -232,7 +233,7 @@ def test_a_checkpoint_of_another_network_is_refused():
         Learner(make_network(projection_dim=0), CONFIG).load_state(tensors, progress)
 
 
-@pytest.mark.parametrize("values", [{"mask_rate": 1.0}, {"lr": 0.0}, {"clip": -1.0}, {"seed": -1}])
+@pytest.mark.parametrize("values", [{"mask": 1.0}, {"lr": 0.0}, {"clip": -1.0}, {"seed": -1}])
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         LearnerConfig(**values)

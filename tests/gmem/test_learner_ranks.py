@@ -8,24 +8,23 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gmem.learner import Batch, Learner, LearnerConfig, draw
-from gmem.network import Network, NetworkConfig
+from gmem.learner import Batch, Learner, draw
+from gmem.network import Network
 from gmem.parallel import Alone, Replicated, Sharded
+from gmem.settings import LearnerConfig, NetworkConfig
 
 BATCH, STEPS, SHAPE = 7, 4, (4, 4, 4)
 CUTS = (slice(0, 3), slice(3, 5), slice(5, 7))
 WAYS = (Replicated, Sharded)
-CONFIG = LearnerConfig(lr=1e-3, precision="fp32", micro_batch=2, drop_rate=0.1)
+CONFIG = LearnerConfig(lr=1e-3, precision="fp32", drop=0.1)
 
 
 def make_learner(parallel: Alone | None = None, summed=None) -> Learner:
     torch.manual_seed(0)
     network = Network(
-        NetworkConfig(
-            2, 32, 2, 1, *SHAPE[:2], snippet_dim=8, projection_dim=6, projection_hidden=16, projection_after=1
-        )
+        NetworkConfig(2, 32, 2, *SHAPE[:2], snippet_dim=8, projection_dim=6, projection_hidden=16, projection_after=1)
     )
-    return Learner(network, CONFIG, parallel=parallel, summed=summed)
+    return Learner(network, CONFIG, parallel=parallel, summed=summed, micro_batch=2)
 
 
 def train(learner: Learner, rows: slice, until: int = STEPS) -> list[float]:

@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gmem.layers import _ModulatedNorm, _SwiGLU
-from gmem.network import SIZES, Network, NetworkConfig, parameter_count
+from gmem.network import Network, parameter_count
+from gmem.settings import SIZES, NetworkConfig
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden numbers at {GOLDEN}")
@@ -27,8 +28,8 @@ def golden_network() -> tuple[Network, dict[str, torch.Tensor]]:
         about = json.loads(file.metadata()["config"])
     network = Network(
         NetworkConfig(
-            about["depth"], about["hidden"], about["heads"], about["patch"], about["latent_channels"],
-            about["latent_size"], about["snippet_dim"], projection_dim=768,
+            about["depth"], about["hidden"], about["heads"], about["latent_channels"],
+            about["latent_size"], about["snippet_dim"], patch=about["patch"], projection_dim=768,
             projection_after=about["projection_after_block"],
         )
     )  # fmt: skip
@@ -157,7 +158,7 @@ def test_config_goes_through_json():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"heads": 3}, "rotary"), ({"patch": 3}, "patch 3 does not divide"), ({"conditioning": "text"}, "use one of"),
+        ({"heads": 3}, "rotary"), ({"patch": 3}, "at most 2"), ({"conditioning": "text"}, "use one of"),
         ({"conditioning": "label"}, "classes"), ({"depth": 0}, "depth is 0"),
         ({"projection_dim": 8, "projection_after": 3}, "projection_after 3"),
     ],

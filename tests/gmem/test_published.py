@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gmem import ldm
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
 from gmem.published import (
     Mismatch,
     read_bank,
@@ -20,6 +20,7 @@ from gmem.published import (
     write_latent_statistics,
     write_network,
 )
+from gmem.settings import NetworkConfig
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden numbers at {GOLDEN}")

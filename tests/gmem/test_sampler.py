@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from gmem import threads
-from gmem.network import Network, NetworkConfig
-from gmem.sampler import Diffusion, Last, Method, SamplerConfig, _Guided, noise_for, sample
+from gmem.network import Network
+from gmem.sampler import _Guided, noise_for, sample
+from gmem.settings import Diffusion, Last, Method, NetworkConfig, SamplerConfig
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden numbers at {GOLDEN}")
@@ -92,7 +93,7 @@ def test_heun_without_a_last_step_is_finite_where_the_published_code_divides_by_
 @pytest.mark.parametrize(("t", "name"), [(0.50, "guidance/velocity_t0.50"), (0.95, "guidance/velocity_t0.95")])
 def test_published_guidance_with_its_interval(golden_network, t, name):
     golden = load_file(GOLDEN / "network_tiny.safetensors")
-    config = SamplerConfig(guidance_scale=2.5, guidance_start=0.89)
+    config = SamplerConfig(guidance=2.5, guidance_from=0.89)
     guided = _Guided(golden_network, golden["input/snippet"], None, config, None)
     with torch.no_grad():
         assert (guided(golden["input/latent"], t) - golden[name]).abs().max() < 1e-5
@@ -129,8 +130,8 @@ def test_the_ode_carries_each_sample_along_its_path(method):
         (SamplerConfig(), 99),
         (SamplerConfig("ode", "euler"), 49),
         (SamplerConfig("ode", "heun"), 98),
-        (SamplerConfig("ode", "euler", 5, guidance_scale=2.0), 8),
-        (SamplerConfig("ode", "euler", 5, guidance_scale=2.0, guidance_start=0.5), 6),
+        (SamplerConfig("ode", "euler", 5, guidance=2.0), 8),
+        (SamplerConfig("ode", "euler", 5, guidance=2.0, guidance_from=0.5), 6),
     ],
 )
 def test_calls_are_counted(config, calls):
@@ -176,7 +177,7 @@ def test_calls_do_not_depend_on_the_batch_either(until):
         bend = 0.0 if snippet is None else snippet[:, :1, None, None]
         return torch.sin(bend * t[:, None, None, None]).expand_as(x) - x
 
-    config = SamplerConfig("ode", "dopri5", guidance_scale=2.0, guidance_end=until)
+    config = SamplerConfig("ode", "dopri5", guidance=2.0, guidance_until=until)
     snippets, noise = torch.tensor([[0.0], [3.0], [30.0], [90.0]]), noise_for(0, range(4), (1, 2, 2))
     alone = [sample(network, noise[i : i + 1], snippets[i : i + 1], config).calls for i in range(4)]
     assert len(set(alone)) > 1
@@ -188,13 +189,13 @@ def test_guidance_outside_its_interval_is_conditional():
     def network(x, t, snippet, label):
         return torch.full_like(x, 0.0 if snippet is None else 1.0)
 
-    config = SamplerConfig("ode", "euler", 11, guidance_scale=3.0, guidance_start=0.25, guidance_end=0.65)
+    config = SamplerConfig("ode", "euler", 11, guidance=3.0, guidance_from=0.25, guidance_until=0.65)
     made = sample(network, torch.zeros(1, 1, 1, 1), torch.ones(1, 4), config)
     assert made.latent.item() == pytest.approx(0.6 * 1 + 0.4 * 3, rel=1e-5)  # guided at 0.3, 0.4, 0.5, 0.6
 
 
 def test_autoguidance_moves_away_from_the_guide():
-    config = SamplerConfig("ode", "euler", 11, guidance_scale=2.0)
+    config = SamplerConfig("ode", "euler", 11, guidance=2.0)
     made = sample(
         constant_velocity(1.0), torch.zeros(1, 1, 1, 1), torch.ones(1, 4), config, guide=constant_velocity(0.25)
     )
@@ -213,8 +214,8 @@ def test_dopri5_says_when_the_velocity_is_not_finite():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"kind": "sde", "method": "dopri5"}, "ODE only"), ({"steps": 1}, "at least 2"), ({"shift": 0.0}, "positive"),
-        ({"last_size": 0.0}, "between 0 and 1"), ({"diffusion_norm": -1.0}, "not be negative"), ({"diffusion": "quadratic"}, "use one of constant"),
+        ({"kind": "sde", "method": "dopri5"}, "for sample.kind ode"), ({"steps": 1}, "at least 2"), ({"shift": 0.0}, "more than 0"),
+        ({"last_size": 0.0}, "more than 0"), ({"diffusion_norm": -1.0}, "at least 0"), ({"guidance_from": 0.5, "guidance_until": 0.2}, "exchange"), ({"rtol": 0.0}, "more than 0"), ({"last_size": float("nan")}, "more than 0 and give less than 1"), ({"diffusion": "quadratic"}, "use one of constant"),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused(values, sentence):
@@ -232,7 +233,7 @@ def test_impossible_settings_are_refused(values, sentence):
     ],
 )
 def test_a_sampler_is_named_with_all_that_moves_its_samples(config, text):
-    assert str(config) == text
+    assert config.summary() == text
 
 
 @pytest.mark.parametrize(
@@ -244,4 +245,4 @@ def test_a_sampler_is_named_with_all_that_moves_its_samples(config, text):
     ],
 )  # fmt: skip
 def test_another_setting_is_another_sampler(base, changes):
-    assert all(str(replace(base, **{name: value})) != str(base) for name, value in changes.items())
+    assert all(replace(base, **{name: value}).summary() != base.summary() for name, value in changes.items())

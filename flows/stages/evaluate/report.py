@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from flows.engine.context import Context
 from flows.figures import grid, pairs
-from flows.models.generation import sampler_config
 from flows.models.resolve import artifact_at
 from flows.recipe.model import Recipe
 from flows.stages.evaluate.references import File
@@ -113,7 +112,7 @@ def _protocol(found: Found, split: str, detector: str, count: int) -> Protocol:
         reference_count=None,
         count=count,
         seed=sample.seed,
-        sampler=str(sampler_config(sample)),
+        sampler=sample.summary(),
         steps=sample.steps,
         calls=found.shares[split].calls,
         guidance=guidance_text(sample.guidance, sample.guidance_from, sample.guidance_until, guide),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flows.cluster.workers import set_threads_and_device
 from flows.engine.context import Context
-from flows.models.generation import load_generator, sampler_config
+from flows.models.generation import load_generator
 from flows.models.resolve import open_bank
 from flows.stages.evaluate.detectors import Detector, features_of, load_detectors, merge
 from flows.stages.evaluate.stage import memorisation_detector
@@ -170,7 +170,7 @@ class Evaluator:
 
     def _generate(self, chunk: Chunk, snippets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         sample, indices = self.recipe.sample, torch.from_numpy(chunk.indices)
-        made = self.generator.batches(snippets, indices, sampler_config(sample), sample.seed, labels, size=sample.batch)
+        made = self.generator.batches(snippets, indices, sample, sample.seed, labels, size=sample.batch)
         images, calls = zip(*((part.cpu(), taken) for part, taken in made), strict=True)
         return torch.cat(images), max(calls)
 

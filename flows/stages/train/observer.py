@@ -104,14 +104,14 @@ class Observer:
         if not len(ids):
             return
         config, sums = self.learner.config, dict[str, float]()
-        size = config.micro_batch or HELD_OUT_BATCH
+        size = self.learner.micro_batch or HELD_OUT_BATCH
         for start in range(0, len(ids), size):
             batch = batch_of(self.recipe, self.held_out_data, ids[start : start + size])
             rows = slice(HELD_OUT_PLACE + start, HELD_OUT_PLACE + start + len(batch.latent))
             draws = draw(config, 0, rows.stop, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows)
             for name, value in self.learner.loss(batch, draws).items():
                 sums[name] = sums.get(name, 0.0) + value * len(batch.latent) / len(ids)
-        self.held_out = self.learner.steps, sums["velocity"] + config.cosine_weight * sums["cosine"]
+        self.held_out = self.learner.steps, sums["velocity"] + config.cosine * sums["cosine"]
         self.context.run.metrics({f"held_out/{name}": value for name, value in sums.items()}, step=self.learner.steps)
 
     def save(self, progress: dict[str, Any], attempts: int = 1) -> None:

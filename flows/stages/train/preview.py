@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,14 +9,13 @@ import torch
 from torch import Tensor
 
 from flows.figures import grid
-from flows.models.generation import sampler_config
 from flows.recipe.model import Recipe
 from gmem.encoder import Encoder, load_encoder
 from gmem.generator import Generator
 from gmem.memory import normalise
 from gmem.metrics import frechet_distance_of_features
 from gmem.network import Network
-from gmem.sampler import SamplerConfig
+from gmem.settings import SamplerConfig
 from gmem.tokenizer import from_bytes, load_tokenizer, standardise
 from storage.ids import is_flipped
 from storage.tables.training_data import TrainingTable
@@ -45,8 +43,8 @@ class Preview:
     @cached_property
     def sampler(self) -> SamplerConfig:
         """As samples are made later, but without a guide: it may be a checkpoint that is still to come."""
-        config = sampler_config(self.recipe.sample)
-        return replace(config, guidance_scale=1.0) if self.recipe.sample.guide else config
+        sample = self.recipe.sample
+        return sample.model_copy(update={"guidance": 1.0}) if sample.guide else sample
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -10,9 +10,10 @@ from flows.engine.context import Context
 from flows.models.generation import load_into
 from flows.models.resolve import open_network
 from flows.recipe.model import Recipe
-from gmem.learner import Batch, LearnerConfig
+from gmem.learner import Batch
 from gmem.memory import Components
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
+from gmem.settings import NetworkConfig
 from gmem.tokenizer import standardise
 from storage.store import Store
 from storage.tables.training_data import TrainingTable
@@ -66,27 +67,4 @@ def network_config(recipe: Recipe, data: TrainingTable) -> NetworkConfig:
         classes=data.classes if network.conditioning == "label" else 0,
         prediction=network.prediction,
         initialisation=network.initialisation,
-    )
-
-
-def learner_config(recipe: Recipe) -> LearnerConfig:
-    train = recipe.train
-    return LearnerConfig(
-        lr=train.lr,
-        betas=(train.beta1, train.beta2),
-        weight_decay=train.weight_decay,
-        clip=train.clip,
-        warmup_steps=train.warmup,
-        ema_decay=train.ema,
-        ema_ramp=train.ema_ramp,
-        precision=train.precision,
-        micro_batch=train.micro_batch,
-        compile=train.compile,
-        mask_rate=train.mask,
-        drop_rate=train.drop,
-        cosine_weight=train.cosine,
-        projection_weight=train.align,
-        time_sampling=train.times,
-        time_shift_base=train.shift_base or 0,
-        seed=train.seed,
     )

@@ -17,7 +17,7 @@ from flows.engine.context import Context
 from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
-from flows.stages.train.setup import batch_of, components_of, learner_config, make_network, open_data
+from flows.stages.train.setup import batch_of, components_of, make_network, open_data
 from gmem.guard import Guard
 from gmem.learner import Batch, Draws, Learner, draw
 from gmem.network import Network
@@ -65,12 +65,14 @@ class Worker:
         self.signals = torch.zeros(4)
         self.learner = Learner(
             self._fresh(),
-            learner_config(context.recipe),
+            train,
             device,
             (Sharded if train.sharded else Replicated)() if world > 1 else None,
             self._summed if world > 1 else None,
             observed=rank == 0,
             components=components_of(self.data),
+            micro_batch=train.micro_batch,
+            compile=train.compile,
         )
         self.observer = Observer(context, channel, self.data, self.learner) if rank == 0 else None
         if found := self._newest():

@@ -18,8 +18,9 @@ from flows.exchange.exporting import export_network, export_statistics
 from flows.exchange.importing import import_network, import_tokenizer
 from flows.exchange.importing_bank import import_bank
 from gmem.metrics.sums import FeatureSums, write_sums
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
 from gmem.published import read_network
+from gmem.settings import NetworkConfig
 from gmem.tokenizer import load_tokenizer
 from storage.checkpoints import open_checkpoint
 from storage.ids import FIRST_FOREIGN_ID
@@ -129,7 +130,6 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
     from flows.stages.train.setup import (
         batch_of,
         components_of,
-        learner_config,
         make_network,
         network_config,
         open_data,
@@ -150,7 +150,7 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
     start = {name: value.clone() for name, value in network.state_dict().items()}
     assert network.config.projection_dim > 0 and start["blocks.0.attn.qkv.weight"].dtype == torch.float32
     assert all(torch.equal(start[name], value.half().float()) for name, value in published.state_dict().items())
-    learner = Learner(network, learner_config(job.recipe), components=components_of(data))
+    learner = Learner(network, job.recipe.train, components=components_of(data))
     order = BatchOrder(0, data.pictures, job.recipe.train.batch)
     for step in range(3):
         batch = batch_of(job.recipe, data, order.ids(step))

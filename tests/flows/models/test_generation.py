@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from flows.engine.errors import StageError
-from flows.models.generation import load_generator, sampler_config
+from flows.models.generation import load_generator
 from flows.models.resolve import guide_identity, open_guide, open_network
 from flows.recipe.files import RecipeError, load
 from flows.recipe.model import Recipe
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
+from gmem.settings import NetworkConfig
 from storage.checkpoints import Checkpoint, CheckpointManifest, save
 from storage.store import Artifact, Store
 
@@ -63,7 +64,7 @@ def test_an_earlier_checkpoint_guides(checkpoint: Checkpoint, store: Store) -> N
         chosen = recipe(store, **sample)
         generator = load_generator(checkpoint, chosen, "cpu")
         snippets = torch.nn.functional.normalize(torch.ones(1, 16))
-        return generator.images(snippets, torch.tensor([0]), sampler_config(chosen.sample), 0)
+        return generator.images(snippets, torch.tensor([0]), chosen.sample, 0)
 
     guided, calls = made(guide="earlier:2")
     plain, other_calls = made()
@@ -78,7 +79,7 @@ def test_an_earlier_checkpoint_guides(checkpoint: Checkpoint, store: Store) -> N
 
 
 def test_samples_are_the_same_however_many_are_made_at_once(checkpoint: Checkpoint, store: Store) -> None:
-    generator, config = load_generator(checkpoint, recipe(store), "cpu"), sampler_config(recipe(store).sample)
+    generator, config = load_generator(checkpoint, recipe(store), "cpu"), recipe(store).sample
     snippets, indices = torch.nn.functional.normalize(torch.randn(5, 16), dim=1), torch.arange(5)
     together, calls = generator.images(snippets, indices, config, 0)
     made = list(generator.batches(snippets, indices, config, 0, size=2))

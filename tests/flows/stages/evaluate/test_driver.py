@@ -31,7 +31,8 @@ from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, named_encoders
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.train.stage import TRAINING
 from gmem.metrics import precision_recall, random_inception, read_adm
-from gmem.network import Network, NetworkConfig
+from gmem.network import Network
+from gmem.settings import NetworkConfig
 from storage.images.shards import ShardPlan, write_index, write_shard
 from storage.store import Store
 from storage.tracking.tracking import Tracking

@@ -20,7 +20,7 @@ from flows.stages.train.driver import _relay
 from flows.stages.train.preemption import Notice
 from flows.stages.train.stage import STAGE
 from flows.stages.train.worker import SKIPS_ALLOWED, Worker, loop
-from gmem.network import SIZES
+from gmem.settings import SIZES
 from gmem.threads import one_thread
 from storage import checkpoints
 from storage.errors import StoreError
@@ -37,9 +37,9 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers
 def make_small() -> None:
     """The smallest network smaller still: checkpoints of a megabyte."""
     from flows.stages.train import worker  # noqa: F401 - takes its time while the tests of one worker run
-    from gmem import network
+    from gmem import settings
 
-    network.SIZES["T"] = network.Size(4, 64, 2)
+    settings.SIZES["T"] = settings.Size(4, 64, 2)
 
 
 @pytest.fixture(scope="module", autouse=True)

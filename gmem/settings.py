@@ -1,0 +1,242 @@
+"""What may be chosen of network, training and sampling: each setting declared once, with its type, bounds and meaning.
+
+Plain frozen dataclasses that import neither torch nor anything of a recipe's: a recipe's sections inherit them, a notebook
+makes them directly, JSON is `dataclasses.asdict`. Bounds hold in both: they stand in the types.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
+
+SizeName = Literal["T", "S", "B", "L", "XL", "1p0B", "1p6B"]
+Conditioning = Literal["memory", "none", "label"]
+Prediction = Literal["velocity", "data"]
+Initialisation = Literal["published", "zero"]
+
+TimeSampling = Literal["logit-normal", "uniform"]
+Autocast = Literal["auto", "bf16", "fp32"]
+
+Kind = Literal["ode", "sde"]
+Method = Literal["euler", "heun", "dopri5"]
+Diffusion = Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"]
+Last = Literal["none", "mean", "euler", "tweedie"]
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+class Settings:
+    """Checked where they are made: ValueError in one sentence, which names the setting as a recipe does."""
+
+    SECTION: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        types = _types(type(self))  # type: ignore[arg-type]  # mypy takes the class's __hash__ for its objects'
+        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, field.name)
+            if wrong := _wrong(value, types[field.name]):
+                raise ValueError(f"{self.SECTION}.{field.name} is {value!r}; {wrong}")
+        self.check()
+
+    def check(self) -> None:
+        """What no setting tells by itself; a recipe calls it too."""
+
+
+@functools.cache
+def _types(settings: type) -> dict[str, Any]:
+    return get_type_hints(settings, include_extras=True)
+
+
+def _wrong(value: Any, kind: Any) -> str:
+    """What is wrong with a value of a type such as Annotated[int, Ge(2)] or a Literal; empty when nothing is."""
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        return f"use one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is not Annotated or value is None:
+        return ""
+    plain, *bounds = get_args(kind)
+    return _wrong(value, plain) or " and ".join(filter(None, (_beyond(value, bound) for bound in bounds)))
+
+
+def _beyond(value: Any, bound: Any) -> str:
+    match bound:
+        case Ge(ge=limit) if not value >= limit:
+            return f"give at least {limit}"
+        case Gt(gt=limit) if not value > limit:
+            return f"give more than {limit}"
+        case Le(le=limit) if not value <= limit:
+            return f"give at most {limit}"
+        case Lt(lt=limit) if not value < limit:
+            return f"give less than {limit}"
+    return ""
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+class Size(NamedTuple):
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES: dict[SizeName, Size] = {
+    "T": Size(6, 256, 4),  # for the demo: 7.6 M parameters with its small head
+    "S": Size(12, 384, 6),
+    "B": Size(12, 768, 12),
+    "L": Size(24, 1024, 16),
+    "XL": Size(28, 1152, 16),
+    "1p0B": Size(24, 1536, 24),
+    "1p6B": Size(28, 1792, 28),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkChoices(Settings):
+    """What may be chosen of a network of any size, whatever its latents and snippets."""
+
+    SECTION: ClassVar[str] = "network"
+
+    patch: Annotated[int, Ge(1), Le(2), Doc("latent cells per token, along each side")] = 1
+    conditioning: Annotated[Conditioning, Doc("what the network is told about the picture")] = "memory"
+    prediction: Annotated[Prediction, Doc("what the last layer gives; data is turned into a velocity")] = "velocity"
+    initialisation: Annotated[Initialisation, Doc("zero starts modulation and output at zero")] = "published"
+    snippet_scale: Annotated[
+        float,
+        Gt(0),
+        Doc("length of snippets as the network sees them; the root of their dimension speeds up short trainings"),
+    ] = 1.0
+    projection_hidden: Annotated[int, Ge(1), Doc("width of the alignment head")] = 2048
+
+
+@dataclass(frozen=True)
+class NetworkConfig(NetworkChoices):
+    """Everything that fixes the network's tensors; JSON by `dataclasses.asdict`, back by `NetworkConfig(**values)`.
+
+    The defaults are those of ImageNet at 256 px with VA-VAE f16d32 latents and DINOv2-B snippets.
+    """
+
+    depth: Annotated[int, Ge(1), Doc("blocks")]
+    width: Annotated[int, Ge(1), Doc("numbers in a token")]
+    heads: Annotated[int, Ge(1), Doc("attention heads")]
+    latent_channels: Annotated[int, Ge(1)] = 32
+    latent_size: Annotated[int, Ge(1), Doc("cells along a side of the latent")] = 16
+    snippet_dim: Annotated[int, Ge(1)] = 768
+    projection_dim: Annotated[int, Ge(0), Doc("width of the patch tokens that the head predicts; 0: no head")] = 0
+    projection_after: Annotated[int, Ge(1), Doc("the head reads the tokens after this many blocks")] = 4
+    classes: Annotated[int, Ge(0), Doc("of labels; only for conditioning label")] = 0
+
+    def check(self) -> None:
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"network.width {self.width} does not give {self.heads} heads a size divisible by 4, which rotary "
+                "positions need; change width or heads"
+            )
+        if self.latent_size % self.patch:
+            raise ValueError(f"network.patch {self.patch} does not divide the latent's side {self.latent_size}; use 1")
+        if self.projection_dim and self.projection_after > self.depth:
+            raise ValueError(f"network.projection_after {self.projection_after} is not one of the {self.depth} blocks")
+        if self.conditioning == "label" and self.classes < 1:
+            raise ValueError("network.classes must be at least 1 when network.conditioning is 'label'")
+
+    @classmethod
+    def of(cls, size: SizeName, **rest: Any) -> NetworkConfig:
+        """The network of a named size (`SIZES`), with the other fields as given."""
+        if size not in SIZES:
+            raise ValueError(f"there is no network size {size!r}; use one of {', '.join(SIZES)}")
+        return cls(**SIZES[size]._asdict(), **rest)
+
+    @property
+    def grid(self) -> int:
+        """Tokens a side."""
+        return self.latent_size // self.patch
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.latent_channels, self.latent_size, self.latent_size
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LearnerConfig(Settings):
+    """How the network is trained; the defaults are the published ones."""
+
+    SECTION: ClassVar[str] = "train"
+
+    lr: Annotated[float, Gt(0), Doc("learning rate of AdamW after warm-up")] = 2e-4
+    beta1: Annotated[float, Ge(0), Lt(1), Doc("decay of AdamW's mean of gradients")] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1), Doc("decay of AdamW's mean of squared gradients")] = 0.95
+    weight_decay: Annotated[float, Ge(0), Doc("decoupled weight decay of AdamW")] = 0.0
+    clip: Annotated[float, Gt(0), Doc("largest gradient norm")] = 1.0
+    warmup: Annotated[int, Ge(0), Doc("steps of linear warm-up")] = 0
+    ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights, reached by a ramp")] = 0.9999
+    ema_ramp: Annotated[float, Ge(0), Doc("after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp")] = 10
+    precision: Annotated[
+        Autocast,
+        Doc("autocast precision, auto: bf16 where that multiplies faster; weights stay in fp32"),
+    ] = "bf16"
+    times: Annotated[TimeSampling, Doc("how training times are drawn")] = "logit-normal"
+    shift_base: Annotated[
+        int | None,
+        Ge(1),
+        Doc(
+            "noise levels are raised by the root of C·H·W / base, for large latents; published: 4096, none: not at all"
+        ),
+    ] = None
+    mask: Annotated[float, Ge(0), Lt(1), Doc("share of snippet coordinates dropped in training")] = 0.4
+    drop: Annotated[float, Ge(0), Lt(1), Doc("share of whole snippets dropped, which trains a branch for guidance")] = (
+        0.0
+    )
+    cosine: Annotated[float, Ge(0), Doc("weight of the cosine loss")] = 1.0
+    align: Annotated[float, Ge(0), Doc("weight of the alignment with patch tokens; 0 stores none")] = 0.5
+    seed: Annotated[int, Ge(0), Doc("of every draw in training, and of the order of pictures")] = 0
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SamplerConfig(Settings):
+    """How samples are drawn; the defaults are those of the published figures. Times: 0 is noise, 1 is data."""
+
+    SECTION: ClassVar[str] = "sample"
+
+    kind: Annotated[Kind, Doc("the flow's ODE, or an SDE with the same marginals")] = "sde"
+    method: Annotated[Method, Doc("dopri5 is for the ODE and chooses its own steps")] = "heun"
+    steps: Annotated[int, Ge(2), Doc("points of the time grid")] = 50
+    shift: Annotated[float, Gt(0), Doc("time shift of the grid; below 1 spends more points near noise, 1: none")] = (
+        1.0  # published for ODE Euler: 0.3
+    )
+    diffusion: Annotated[Diffusion, Doc("the SDE's diffusion coefficient as a function of time")] = "linear"
+    diffusion_norm: Annotated[float, Ge(0), Doc("factor of the diffusion coefficient")] = 1.0
+    last: Annotated[Last, Doc("the SDE's last step, which adds no noise")] = "mean"
+    last_size: Annotated[float, Gt(0), Lt(1), Doc("length of the last step in time")] = 0.004
+    guidance: Annotated[float, Ge(0), Doc("guidance scale; 1: none")] = 1.0
+    guidance_from: Annotated[float, Ge(0), Le(1), Doc("guided from this time on (t = 1 is data)")] = 0.0
+    guidance_until: Annotated[float, Ge(0), Le(1), Doc("and up to this time, conditional elsewhere")] = 1.0
+    precision: Annotated[
+        Precision, Doc("of the network's matrix products; GPUs are several times as fast with less")
+    ] = "fp32"
+    rtol: Annotated[float, Gt(0), Doc("relative error of a step of dopri5")] = 1e-3
+    atol: Annotated[float, Gt(0), Doc("absolute error of a step of dopri5")] = 1e-6
+
+    def check(self) -> None:
+        if self.kind == "sde" and self.method == "dopri5":
+            raise ValueError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
+        if self.guidance_from > self.guidance_until:
+            raise ValueError("sample.guidance_from lies after sample.guidance_until; exchange them")
+
+    def summary(self) -> str:
+        """Every setting that moves a sample, besides steps and guidance: two texts are equal where the samplers are."""
+        name = f"{self.kind} {self.method}" + ("" if self.precision == "fp32" else f" in {self.precision}")
+        if self.method == "dopri5":  # chooses its own steps
+            return f"{name} rtol {self.rtol:g} atol {self.atol:g}"
+        name += f" shift {self.shift:g}"
+        if self.kind == "ode":
+            return name
+        last = "none" if self.last == "none" else f"{self.last} {self.last_size:g}"
+        return f"{name} diffusion {self.diffusion} norm {self.diffusion_norm:g} last {last}"
