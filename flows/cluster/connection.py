@@ -40,6 +40,10 @@ EMBEDDED = {
 _starting = threading.Lock()
 
 
+Reserve = Callable[[Cluster], Resources]
+"""What the actors of a stage reserve."""
+
+
 class InstalledCode(JobConfig):
     """Workers import what is installed, wherever the driver was started.
 
@@ -49,10 +53,6 @@ class InstalledCode(JobConfig):
 
     def _runtime_env_has_working_dir(self) -> bool:
         return True
-
-
-Reserve = Callable[[Cluster], Resources]
-"""What the actors of a stage reserve."""
 
 
 def warm_up(cluster: Cluster, modules: tuple[str, ...] = (), reserve: Reserve | None = None) -> None:

@@ -16,7 +16,7 @@ from flows.engine.context import Context, Made, Result
 from flows.engine.progress import Progress
 from flows.engine.stage import Output, Plan, Stage, check_inputs, result_of
 from storage.manifest import Manifest
-from storage.store import Lease
+from storage.store import Artifact, Lease
 from storage.tracking.tracking import Run, Tracking
 
 
@@ -49,8 +49,11 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
             tracking_uri=tracking.uri,
             run_id=run.id,
         )
-        context.versions = _versions(stage, plan) | stage.pins(context)
-        _log_inputs(stage, plan, context.versions, run)
+        inputs = _inputs(stage, plan)
+        finished = {artifact.kind: manifest.details.get("version") for artifact, manifest in inputs}
+        tables = {kind: version for kind, version in finished.items() if version is not None}
+        context.versions = tables | stage.pins(context)
+        _log_inputs(inputs, context, stage.name, run)
         began = monotonic()
         try:
             made = stage.run(context, progress)
@@ -82,31 +85,19 @@ def _commit(
     run.metrics({"seconds": seconds})
 
 
-def _inputs(stage: Stage, plan: Plan) -> dict[str, Manifest]:
+def _inputs(stage: Stage, plan: Plan) -> list[tuple[Artifact, Manifest]]:
     """What a stage reads and is there; an input may also be an output of the stage itself."""
-    inputs = {needed.kind: needed for output in stage.wanted(plan.recipe) for needed in output.inputs(plan.recipe)}
-    manifests = {kind: plan.artifact(output).manifest() for kind, output in inputs.items()}
-    return {kind: manifest for kind, manifest in manifests.items() if manifest}
+    needed = dict.fromkeys(each for output in stage.wanted(plan.recipe) for each in output.inputs(plan.recipe))
+    artifacts = [plan.artifact(output) for output in needed]
+    return [(artifact, manifest) for artifact in artifacts if (manifest := artifact.manifest())]
 
 
-def _versions(stage: Stage, plan: Plan) -> dict[str, int]:
-    """Those in which the tables a stage reads were finished."""
-    versions = {kind: manifest.details.get("version") for kind, manifest in _inputs(stage, plan).items()}
-    return {kind: version for kind, version in versions.items() if version is not None}
-
-
-def _log_inputs(stage: Stage, plan: Plan, versions: dict[str, int], run: Run) -> None:
+def _log_inputs(inputs: list[tuple[Artifact, Manifest]], context: Context, stage: str, run: Run) -> None:
     """The artifacts a stage reads, as MLflow datasets."""
-    for kind, manifest in _inputs(stage, plan).items():
-        artifact = plan.store.artifact(kind, plan.recipe.name, manifest.fingerprint)
-        run.dataset(
-            f"{plan.recipe.name}-{kind}",
-            artifact.uri,
-            manifest.fingerprint,
-            versions.get(kind),
-            stage.name,
-            manifest.counts.get("rows"),
-        )
+    for artifact, manifest in inputs:
+        version = context.versions.get(artifact.kind)
+        name = f"{context.recipe.name}-{artifact.kind}"
+        run.dataset(name, artifact.uri, artifact.fingerprint, version, stage, manifest.counts.get("rows"))
 
 
 def _parameters(stage: Stage, plan: Plan) -> dict[str, Any]:
