@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmem.shipped import shipped_folder, weights_hash
+from gmem.weights import WeightsRef, weights_hash
 
 
 class Features(NamedTuple):
@@ -103,20 +103,20 @@ def load_encoder(source: str, device: str | torch.device = "cpu", image_size: in
     `image_size` is the side of the pictures it will be given (256 when not said): the network's input and its grid
     follow from it. Raises ValueError in one sentence when there is nothing there or it does not fit.
     """
-    if source.startswith("timm:"):
-        name, _, file = source.removeprefix("timm:").partition("@")
+    ref = WeightsRef.parse(source)
+    if ref.kind == "timm":
+        name = ref.name
+    elif (ref.folder() / "config.json").is_file():
+        name = f"local-dir:{ref.folder()}"
     else:
-        folder = shipped_folder(source.removeprefix("shipped:")) if source.startswith("shipped:") else Path(source)
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"there is no encoder at '{source}'; give 'shipped:NAME', 'timm:MODEL', 'timm:MODEL@FILE' or a folder "
-                "with config.json and model.safetensors"
-            )
-        name, file = f"local-dir:{folder}", ""
-    if file and not Path(file).is_file():
-        raise ValueError(f"there is no file {file} with weights for '{name}'")
-    model, preprocessing = build(name, image_size or 256, pretrained=True, file=file, source=source)
-    return Encoder(model, source.partition("@")[0], preprocessing, device)
+        raise ValueError(
+            f"there is no encoder at '{source}'; give 'shipped:NAME', 'timm:MODEL', 'timm:MODEL@FILE' or a folder "
+            "with config.json and model.safetensors"
+        )
+    if ref.file and not Path(ref.file).is_file():
+        raise ValueError(f"there is no file {ref.file} with weights for '{name}'")
+    model, preprocessing = build(name, image_size or 256, pretrained=True, file=ref.file, source=source)
+    return Encoder(model, ref.network, preprocessing, device)
 
 
 def build(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmem.shipped import shipped_folder, weights_hash
+from gmem.weights import WeightsRef, weights_hash
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -102,24 +102,26 @@ def load_tokenizer(source: str, device: str | torch.device = "cpu", dtype: torch
 
     Raises ValueError in one sentence when there is nothing there or it is no AutoencoderKL.
     """
-    folder = shipped_folder(source.removeprefix("shipped:")) if source.startswith("shipped:") else Path(source)
-    return Tokenizer(_load_model(source, folder), source, device, dtype)
+    return Tokenizer(_load_model(WeightsRef.parse(source)), source, device, dtype)
 
 
-def _load_model(source: str, folder: Path) -> Any:
+def _load_model(ref: WeightsRef) -> Any:
     from diffusers import AutoencoderKL
 
+    if ref.kind == "timm":
+        raise ValueError(f"'{ref}' is an encoder; give a tokenizer's folder, 'shipped:NAME' or a hub id")
+    folder = ref.folder()
     local = folder.is_dir()
     part = "vae" if local and (folder / "vae" / "config.json").is_file() else None
     if local and part is None and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; give a folder that diffusers' AutoencoderKL was saved in")
-    if not local and source.startswith(("/", ".", "~")):
-        raise ValueError(f"there is no folder {source}; give a tokenizer's folder, 'shipped:NAME' or a hub id")
+    if not local and ref.kind == "folder":
+        raise ValueError(f"there is no folder {ref}; give a tokenizer's folder, 'shipped:NAME' or a hub id")
     try:
-        return _read(AutoencoderKL, str(folder) if local else source, part)
+        return _read(AutoencoderKL, str(folder if local else ref), part)
     except Exception as error:  # the hub client, diffusers and safetensors each have their own families of errors
         raise ValueError(
-            f"the tokenizer '{source}' could not be loaded as an AutoencoderKL: {_first_line(error)}"
+            f"the tokenizer '{ref}' could not be loaded as an AutoencoderKL: {_first_line(error)}"
         ) from error
 
 

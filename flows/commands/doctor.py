@@ -18,7 +18,7 @@ from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, 
 from flows.console import new_table, show
 
 if TYPE_CHECKING:
-    from flows.recipe.model import Recipe
+    from flows.recipe.model import Named, Recipe
 
 PACKAGES = (
     "torch",
@@ -125,9 +125,9 @@ def _pictures(_named: str, recipe: Recipe) -> str:
 
 
 def _weights(named: str, _recipe: Recipe) -> str:
-    from flows.models.weights import identity
+    from gmem.weights import WeightsRef
 
-    found = identity(named)
+    found = WeightsRef.parse(named).identity()
     return f"{named} ({'fetched from the hub when first used' if found == named else found})"
 
 
@@ -159,36 +159,26 @@ def _file(named: str, _recipe: Recipe) -> str:
     return named
 
 
-LOOKS: dict[str, Callable[[str, Recipe], str]] = {
-    "data.source": _pictures,
-    "tokenizer.source": _weights,
-    "encoder.source": _weights,
-    "train.start_from": _network,
-    "sample.guide": _guide,
-    "evaluate.network": _network,
-    "evaluate.bank": _bank,
-    "evaluate.encoder": _weights,
-    "evaluate.further_encoders": _weights,
-    "evaluate.inception": _file,
-    "evaluate.reference": _file,
+LOOKS: dict[Named, Callable[[str, Recipe], str]] = {
+    "pictures": _pictures,
+    "weights": _weights,
+    "network": _network,
+    "guide": _guide,
+    "bank": _bank,
+    "file": _file,
 }
-"""How each key that names something is looked at: gives what is there, or raises what is wrong."""
-
-NEEDED = ("data.source", "tokenizer.source", "encoder.source")
+"""How what a field names is looked at: gives what is there, or raises what is wrong."""
 
 
 def _named(recipe: Recipe) -> list[Finding]:
-    """What is behind each key of the recipe that names something."""
-    from flows.recipe.model import absolute
-
+    """What is behind each field of the recipe that names something."""
     found = []
-    for key, look in LOOKS.items():
-        section, _, field = key.partition(".")
-        value = getattr(getattr(recipe, section), field)
-        sources = value if isinstance(value, list) else [value] if value else []
-        if not sources and key in NEEDED:
-            found.append((key, False, f"not set; set {key}"))
-        found += [_looked(key, look, absolute(source), recipe) for source in sources]
+    for section_name, section in recipe.sections():
+        for field, names in section.names().items():
+            key, sources = f"{section_name}.{field}", section.named(field)
+            if names.needed and not sources:
+                found.append((key, False, f"not set; set {key}"))
+            found += [_looked(key, LOOKS[names.kind], source, recipe) for source in sources]
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from gmem.published import (
     read_network,
     read_tokenizer,
 )
-from gmem.shipped import weights_hash
+from gmem.weights import content_sha256, file_sha256, weights_hash
 from storage.checkpoints import CheckpointManifest, save
 from storage.store import Artifact, Store, fingerprint
 from storage.tables.latents import Latents
@@ -179,11 +178,7 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file's content, or of a folder's files with their names."""
     if not path.exists():
         raise ValueError(f"there is no file {path}; name an existing one")
-    if path.is_dir():
-        parts = "".join(f"{file.name}:{content_hash(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
-        return hashlib.sha256(parts.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return content_sha256(path) if path.is_dir() else file_sha256(path)
 
 
 def _told_in_full(path: Path, read: Callable[[], Any]) -> Any:

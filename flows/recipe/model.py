@@ -8,45 +8,35 @@ Each field either changes what a stage produces, and is then part of the artifac
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Doc
 
 from flows.recipe import STORE
 from gmem import settings
+from gmem.weights import WeightsRef, absolute
 
 ASSETS = Path(__file__).parents[1] / "assets"
-"""Where everything is kept unless somebody says otherwise."""
+"""Sources that come with the package."""
 
-PATHS = {
-    "data": ("source",),
-    "tokenizer": ("source",),
-    "encoder": ("source",),
-    "train": ("start_from",),
-    "sample": ("guide",),
-    "evaluate": ("network", "bank", "encoder", "further_encoders", "inception", "reference"),
-}
-"""Keys that may name something, or several things, by a relative path."""
+Named = Literal["pictures", "weights", "network", "guide", "bank", "file"]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Marks a field that names something by a path, a URI or a name of its own; a list names several."""
+
+    kind: Named
+    needed: bool = False
+    """Whether nothing can be made without it."""
 
 
 def operational(default: Any, description: str, **constraints: Any) -> Any:
     """A field that changes how a stage works, not what it produces."""
     return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
-
-
-def absolute(path: str) -> str:
-    """A path that means the same in every folder; URIs, ``asset:NAME`` and the empty path stay as they are.
-
-    Of ``timm:MODEL@FILE`` it is the file's.
-    """
-    model, at, file = path.partition("@")
-    if at and model.startswith("timm:"):
-        return f"{model}@{absolute(file)}"
-    expanded = os.path.expanduser(path)
-    return os.path.abspath(expanded) if os.path.exists(expanded) and "://" not in path and path else path
 
 
 class Section(BaseModel):
@@ -62,6 +52,26 @@ class Section(BaseModel):
         for field in cls.model_fields.values():
             told = (each.documentation for each in field.metadata if isinstance(each, Doc))
             field.description = field.description or next(told, None)
+
+    @classmethod
+    def names(cls) -> dict[str, Names]:
+        """The fields that name something, with what."""
+        marks = {name: [m for m in field.metadata if isinstance(m, Names)] for name, field in cls.model_fields.items()}
+        return {name: mark for name, found in marks.items() for mark in found}
+
+    def named(self, field: str) -> list[str]:
+        """What one of these fields names, the same from whatever folder."""
+        value = getattr(self, field)
+        sources = value if isinstance(value, list) else [value] if value else []
+        if self.names()[field].kind == "weights":
+            return [str(WeightsRef.parse(source).absolute()) for source in sources]
+        return [absolute(source) for source in sources]
+
+    def in_full(self) -> Self:
+        """The same with every path in full."""
+        paths = {name: self.named(name) for name in self.names()}
+        several = {name for name in paths if isinstance(getattr(self, name), list)}
+        return self.model_copy(update={n: p if n in several else p[0] for n, p in paths.items() if p})
 
     def model_post_init(self, _context: Any) -> None:
         if isinstance(self, settings.Settings):
@@ -80,7 +90,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: str = Field(
+    source: Annotated[str, Names("pictures", needed=True)] = Field(
         "", description="a folder of pictures, WebDataset shards (folder, file or pattern), or asset:NAME"
     )
     image_size: int = Field(
@@ -93,7 +103,9 @@ class Data(Section):
 
 
 class Tokenizer(Section):
-    source: str = Field("", description="shipped:NAME, a local folder, or a hub id of a diffusers AutoencoderKL")
+    source: Annotated[str, Names("weights", needed=True)] = Field(
+        "", description="shipped:NAME, a local folder, or a hub id of a diffusers AutoencoderKL"
+    )
     factor: int = Field(16, ge=1, description="pixels per latent cell, along each side")
     channels: int = Field(32, ge=1, description="channels of the latent")
     draw: bool = Field(False, description="store a draw from the posterior (seeded by the id) instead of its mean")
@@ -101,7 +113,9 @@ class Tokenizer(Section):
 
 
 class Encoder(Section):
-    source: str = Field("", description="shipped:NAME, timm:MODEL, timm:MODEL@FILE, or a local folder")
+    source: Annotated[str, Names("weights", needed=True)] = Field(
+        "", description="shipped:NAME, timm:MODEL, timm:MODEL@FILE, or a local folder"
+    )
     batch: int = operational(64, "pictures encoded at once", ge=1)
 
 
@@ -116,7 +130,9 @@ class Network(Section, settings.NetworkChoices):
 class Train(Section, settings.LearnerConfig):
     steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
     batch: int = Field(1024, ge=1, description="global batch size, over all workers")
-    start_from: str | None = Field(None, description="URI of a network to start from, with a fresh optimiser")
+    start_from: Annotated[str | None, Names("network")] = Field(
+        None, description="URI of a network to start from, with a fresh optimiser"
+    )
     micro_batch: int = operational(0, "pictures a worker takes through the network at once; 0: its whole share", ge=0)
     compile: bool = operational(
         False, "whether the network's blocks are compiled: faster on GPUs, after a minute or two of compiling"
@@ -142,7 +158,7 @@ class Train(Section, settings.LearnerConfig):
 class Sample(Section, settings.SamplerConfig):
     LATER = ("diffusion_norm", "rtol", "atol")
 
-    guide: str | None = Field(
+    guide: Annotated[str | None, Names("guide")] = Field(
         None,
         description="guiding network: URI of a smaller or earlier one, or earlier:STEP of the same training; none: the zero snippet",
     )
@@ -157,12 +173,16 @@ class Sample(Section, settings.SamplerConfig):
 
 
 class Evaluate(Section):
-    network: str | None = Field(
+    network: Annotated[str | None, Names("network")] = Field(
         None, description="URI of a checkpoint or imported network; none: the recipe's training"
     )
-    bank: str | None = Field(None, description="URI of a bank whose snippets are sampled; none: the recipe's")
-    encoder: str = Field("", description="encoder of the Fréchet distance; neither conditions nor aligns the network")
-    further_encoders: list[str] = Field(
+    bank: Annotated[str | None, Names("bank")] = Field(
+        None, description="URI of a bank whose snippets are sampled; none: the recipe's"
+    )
+    encoder: Annotated[str, Names("weights")] = Field(
+        "", description="encoder of the Fréchet distance; neither conditions nor aligns the network"
+    )
+    further_encoders: Annotated[list[str], Names("weights")] = Field(
         [], description="more encoders to measure with, such as timm:vit_base_patch14_dinov2.lvd142m"
     )
     samples: int = Field(
@@ -172,8 +192,10 @@ class Evaluate(Section):
         "last", description="the newest checkpoint, or that of the least held-out loss"
     )
     kernel_subsets: int = Field(50, ge=1, description="subsets of the kernel distance")
-    inception: str | None = Field(None, description="weights of the FID Inception network (file or URL); none: no FID")
-    reference: str | None = Field(
+    inception: Annotated[str | None, Names("file")] = Field(
+        None, description="weights of the FID Inception network (file or URL); none: no FID"
+    )
+    reference: Annotated[str | None, Names("file")] = Field(
         None,
         description="ADM .npz that FID, sFID, KID, precision and recall compare with, as published ones do; none: as many "
         "pictures of the recipe as there are samples, which gives other values",
@@ -282,15 +304,12 @@ class Recipe(Section):
         kind, _, name = self.data.source.partition(":")
         return str(ASSETS / f"{name}.tar") if kind == "asset" else self.data.source
 
+    def sections(self) -> list[tuple[str, Section]]:
+        return [(name, each) for name in type(self).model_fields if isinstance(each := getattr(self, name), Section)]
+
     def located(self, store: str) -> Recipe:
         """The same recipe for workers in other folders: the store's root in full, and relative paths made absolute."""
-        sections: dict[str, Section] = {}
-        for name, keys in PATHS.items():
-            section = getattr(self, name)
-            named = {key: value for key in keys if (value := getattr(section, key))}
-            paths = {k: [absolute(p) for p in v] if isinstance(v, list) else absolute(v) for k, v in named.items()}
-            sections[name] = section.model_copy(update=paths)
-        return self.model_copy(update={"store": store, **sections})
+        return self.model_copy(update={"store": store} | {name: each.in_full() for name, each in self.sections()})
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

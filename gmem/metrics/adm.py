@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmem.metrics.statistics import Gaussian
+from gmem.weights import file_sha256
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -91,12 +91,6 @@ def write_adm_samples(path: str | Path, batches: Iterable[NDArray[np.uint8]], co
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hash of a file's content, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_pictures(file: IO[bytes], batches: Iterable[NDArray[np.uint8]], count: int) -> None:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmem.metrics.adm import file_sha256
 from gmem.precision import multiplying
+from gmem.weights import file_sha256
 
 DETECTOR = "inception-v3-2015-12-05"
 RESIZE = "bilinear to 299 px as TensorFlow 1, no antialiasing"

@@ -24,8 +24,8 @@ from gmem.pretrain.encoder import STRONG, EncoderTraining, measure, pretrain_enc
 from gmem.pretrain.loop import batch_rows, orthogonal, rate_factor
 from gmem.pretrain.tokenizer import TokenizerTraining, pretrain_tokenizer
 from gmem.pretrain.tokenizer import measure as measure_tokenizer
-from gmem.shipped import ROOT
 from gmem.tokenizer import from_bytes, load_tokenizer
+from gmem.weights import ASSETS
 
 TOKENIZER = TokenizerTraining(widths=(8, 16), norm_groups=4, latent_channels=4, steps=30, batch=8, warmup=5)
 ENCODER = EncoderTraining.of("contrast", image_size=32, width=32, depth=2, heads=2, steps=20, batch=16, warmup=5)
@@ -194,7 +194,7 @@ def _held_out(group: str, share: float = 0.15) -> bool:
 
 
 def stated(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / name / "provenance.json").read_text())
+    return json.loads((ASSETS / name / "provenance.json").read_text())
 
 
 def test_the_shipped_tokenizer_reaches_what_it_states(emoji: Emoji) -> None:
@@ -225,5 +225,5 @@ def test_shipped_weights_say_where_they_come_from(name: str) -> None:
 
 
 def test_what_is_shipped_stays_small() -> None:
-    shipped = [*ROOT.glob("*/*"), *(ROOT.parents[1] / "flows" / "assets").glob("*")]
+    shipped = [*ASSETS.glob("*/*"), *(ASSETS.parents[1] / "flows" / "assets").glob("*")]
     assert sum(path.stat().st_size for path in shipped if path.is_file()) < 20e6

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flows.engine.stage import Output, Plan, Stage
-from flows.models.weights import identity
 from flows.recipe.model import Recipe
 from flows.stages.ingest.stage import IMAGES
+from gmem.weights import WeightsRef
 
 VERSION = 1
 SNIPPET_WIDTH = 768
@@ -15,7 +15,7 @@ SNIPPET_WIDTH = 768
 
 
 def _parameters(plan: Plan) -> dict[str, Any]:
-    return {"weights": identity(plan.recipe.encoder.source), "mirror": plan.recipe.data.mirror}
+    return {"weights": WeightsRef.parse(plan.recipe.encoder.source).identity(), "mirror": plan.recipe.data.mirror}
 
 
 def _row_bytes(recipe: Recipe) -> int:

@@ -7,11 +7,11 @@ from typing import Any
 from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import bank_identity, guide_identity, network_identity
-from flows.models.weights import identity
 from flows.recipe.model import Evaluate, Recipe
 from flows.stages.bank.stage import BANK
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.train.stage import TRAINING, chosen_checkpoint
+from gmem.weights import WeightsRef, identity
 
 VERSION = 2
 REPORT_VERSION = 3
@@ -22,7 +22,7 @@ INCEPTION = "inception"
 def named_encoders(evaluate: Evaluate) -> dict[str, str]:
     """Source of each encoder to measure with, by the name its metrics bear."""
     sources = [source for source in (evaluate.encoder, *evaluate.further_encoders) if source]
-    names = {source.partition("@")[0].rstrip("/").replace("/", ":").rpartition(":")[2]: source for source in sources}
+    names = {WeightsRef.parse(source).label: source for source in sources}
     if len(names) < len(sources):
         raise StageError("two encoders of evaluate bear the same name; give one folder or model only once")
     if not names and not evaluate.inception:
@@ -37,7 +37,7 @@ def memorisation_detector(evaluate: Evaluate) -> str:
 
 def _detectors(evaluate: Evaluate) -> dict[str, Any]:
     return {
-        "encoders": {name: identity(source) for name, source in named_encoders(evaluate).items()},
+        "encoders": {name: WeightsRef.parse(source).identity() for name, source in named_encoders(evaluate).items()},
         "inception": identity(evaluate.inception) if evaluate.inception else None,
     }
 
@@ -60,7 +60,7 @@ def _sampling(plan: Plan) -> dict[str, Any]:
     }
     if evaluate.network is None:
         return parameters | {"step": evaluated_step(plan)}
-    tokenizer = identity(plan.recipe.tokenizer.source)
+    tokenizer = WeightsRef.parse(plan.recipe.tokenizer.source).identity()
     return parameters | {"network": network_identity(evaluate.network, plan.store), "tokenizer": tokenizer}
 
 
@@ -78,8 +78,9 @@ def _statistics(plan: Plan) -> dict[str, Any]:
 
 
 def _reported(plan: Plan) -> dict[str, Any]:
-    named_by_content = ("encoder", "further_encoders", "inception", "reference", "network", "bank")
-    return {"evaluate": plan.recipe.evaluate.identity(*named_by_content), "step": evaluated_step(plan)}
+    """Besides the samples: what is named counts there, by its content."""
+    evaluate = plan.recipe.evaluate
+    return {"evaluate": evaluate.identity(*evaluate.names()), "step": evaluated_step(plan)}
 
 
 STATISTICS = Output("statistics", VERSION, _statistics, inputs=lambda recipe: (IMAGES,))

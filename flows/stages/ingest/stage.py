@@ -6,8 +6,8 @@ from typing import Any
 
 from flows.cluster.resources import one_task_per_cpu
 from flows.engine.stage import Output, Plan, Stage
-from flows.models.weights import identity
 from flows.recipe.model import Recipe
+from gmem.weights import content_identity
 
 VERSION = 1
 
@@ -20,7 +20,7 @@ def _parameters(plan: Plan) -> dict[str, Any]:
 
 def shipped_content(recipe: Recipe) -> str | None:
     """The identity of a shipped source; None of any other."""
-    return identity(recipe.source) if recipe.data.source.startswith("asset:") else None
+    return content_identity(recipe.source) if recipe.data.source.startswith("asset:") else None
 
 
 IMAGES = Output("images", VERSION, _parameters)

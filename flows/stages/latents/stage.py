@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from flows.engine.stage import Output, Plan, Stage
-from flows.models.weights import identity
 from flows.stages.ingest.stage import IMAGES
+from gmem.weights import WeightsRef
 
 VERSION = 1
 
 
 def _parameters(plan: Plan) -> dict[str, Any]:
     tokenizer = plan.recipe.tokenizer
-    return tokenizer.identity("source") | {"weights": identity(tokenizer.source), "mirror": plan.recipe.data.mirror}
+    return tokenizer.identity("source") | {
+        "weights": WeightsRef.parse(tokenizer.source).identity(),
+        "mirror": plan.recipe.data.mirror,
+    }
 
 
 LATENTS = Output("latents", VERSION, _parameters, inputs=lambda recipe: (IMAGES,))

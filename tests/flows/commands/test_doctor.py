@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from flows.commands.doctor import LOOKS, NEEDED, Finding, _named
+from flows.commands.doctor import LOOKS, Finding, _named
 from flows.recipe.files import load
-from flows.recipe.model import PATHS
+from flows.recipe.model import Named
+
+NEEDED = ("data.source", "tokenizer.source", "encoder.source")
 
 
 def looked(store: Path, **sections: dict[str, Any]) -> dict[str, Finding]:
     return {found[0]: found for found in _named(load("emoji", {"store": str(store), **sections}))}
 
 
-def test_every_key_that_may_name_a_path_is_looked_at() -> None:
-    assert {f"{section}.{key}" for section, keys in PATHS.items() for key in keys} == set(LOOKS)
+def test_every_kind_of_thing_that_may_be_named_is_looked_at() -> None:
+    assert set(get_args(Named)) == set(LOOKS)
 
 
 def test_the_demo_has_what_it_names(tmp_path: Path) -> None:
