@@ -1,7 +1,9 @@
 """Dormand and Prince's method of order 5, with a step size for every sample of a batch.
 
-Off-the-shelf solvers judge the error over the whole batch, so that a picture would depend on what it is made with. The
-steps are otherwise chosen as torchdiffeq does, whose numbers a batch of one reproduces.
+torchdiffeq, with which the published samples are made, judges the error over the whole batch, so that a picture would
+depend on what it is made with; a batch of one gives its numbers here. torchode has a step size for every sample too, but
+ends its last step at the end where torchdiffeq goes past it and interpolates, so its numbers are others; and it does not
+tell the velocity which samples have arrived, without which calls are not counted for each.
 """
 
 from __future__ import annotations
@@ -19,40 +21,39 @@ LIMIT = 1000
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, …], t [B], whose is looked at [B] -> dx/dt [B, …]
 
 
-def integrate(velocity: Velocity, x: Tensor, rtol: float, atol: float) -> Tensor:
-    """x(1) from x(0) [B, …] for dx/dt = velocity(x, t [B], waiting [B]), where what is given for samples that do not wait
-    any more is not looked at.
+def integrate(velocity: Velocity, x: Tensor, begin: float, end: float, rtol: float, atol: float) -> Tensor:
+    """x(end) from x(begin) [B, …] for dx/dt = velocity(x, t [B], waiting [B]), smooth in t also a little past the end.
 
-    The last step goes past 1 and the value at 1 is read from its interpolant, as in torchdiffeq. ValueError when a
-    sample needs more than 1,000 steps.
+    What the velocity is of samples that do not wait any more is not looked at. The last step goes past the end and the
+    value there is read from its interpolant, as in torchdiffeq. ValueError when a sample needs more than 1,000 steps.
     """
     from scipy.integrate import RK45
 
     stages, dense = [*RK45.A[1:].tolist(), RK45.B.tolist()], RK45.P.tolist()
     error = (RK45.E * 2 / 3).tolist()  # Shampine's estimate, which torchdiffeq takes, is two thirds of the original
     times = [*RK45.C[1:].tolist(), 1.0]
-    t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    t = torch.full((len(x),), begin, dtype=torch.float64, device=x.device)
     result, waiting = x.clone(), torch.ones_like(t, dtype=torch.bool)
     slope = velocity(x, t.float(), waiting)
-    step = _first_step(lambda x, t: velocity(x, t, waiting), x, slope, rtol, atol)
+    step = _first_step(lambda x, after: velocity(x, begin + after, waiting), x, slope, rtol, atol)
     for _ in range(LIMIT):
         slopes = [slope]
         for time, weights in zip(times, stages, strict=True):
-            end = x + like(step.float(), x) * _combine(slopes, weights)
-            slopes.append(velocity(end, (t + time * step).float(), waiting))
+            ahead = x + like(step.float(), x) * _combine(slopes, weights)
+            slopes.append(velocity(ahead, (t + time * step).float(), waiting))
         deviation = like(step.float(), x) * _combine(slopes, error)
-        ratio = _norm(deviation / (atol + rtol * torch.maximum(x.abs(), end.abs()))).double()
+        ratio = _norm(deviation / (atol + rtol * torch.maximum(x.abs(), ahead.abs()))).double()
         if not ratio[waiting].isfinite().all():
             raise ValueError("the network's velocity is NaN or infinite; look at its weights and its snippets")
         accepted = waiting & (ratio <= 1)
-        arrived = accepted & (t + step >= 1)
-        value = x + like(step.float(), x) * _interpolate(slopes, dense, ((1 - t) / step).float())
+        arrived = accepted & (t + step >= end)
+        value = x + like(step.float(), x) * _interpolate(slopes, dense, ((end - t) / step).float())
         result = torch.where(like(arrived, x), value, result)
         waiting &= ~arrived
         if not waiting.any():
             return result
         moves = accepted & waiting  # who has arrived stays where it is, its slopes are no longer looked at
-        x, slope = (torch.where(like(moves, x), new, old) for new, old in ((end, x), (slopes[-1], slope)))
+        x, slope = (torch.where(like(moves, x), new, old) for new, old in ((ahead, x), (slopes[-1], slope)))
         t = torch.where(moves, t + step, t)
         smallest = torch.where(ratio < 1, 1.0, SMALLEST)
         factor = torch.maximum(SAFETY / ratio.clamp_min(1e-12) ** 0.2, smallest).clamp_max(LARGEST)

@@ -6,6 +6,7 @@ is v + w·s = v + (w/σ)·(t·v − x): one network call gives both, and w/σ st
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gmem import dopri5, noise
-from gmem.flow import like, shift
+from gmem.flow import shift
 from gmem.precision import multiplying
 from gmem.settings import SamplerConfig
 
@@ -70,7 +71,7 @@ def sample(
 
 
 class _Guided:
-    """The velocity to follow, x [B, C, H, W] and t [B] or a number; counts network calls, for each sample where they differ.
+    """The velocity to follow, at x [B, C, H, W]; counts network calls, for each sample where they differ.
 
     A call does not count for samples that are not `wanted` [B]: it is made because others of the batch need it.
     """
@@ -86,20 +87,24 @@ class _Guided:
         self.network, self.snippet, self.label, self.config, self.guide = network, snippet, label, config, guide
         self.calls = torch.zeros((), dtype=torch.int64)
 
-    def __call__(self, x: Tensor, t: Tensor | float, wanted: Tensor | bool = True) -> Tensor:
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """At time t of all samples: guided where the interval holds it."""
+        place = torch.tensor(t, dtype=x.dtype).clamp_max(1)  # the last point of a grid may round to more
+        inside = bool((place >= self.config.guidance_from) & (place <= self.config.guidance_until))
+        return self.at(inside and self.config.guidance != 1, x, place.to(x.device).expand(len(x)))
+
+    def at(self, guided: bool, x: Tensor, t: Tensor, wanted: Tensor | bool = True) -> Tensor:
+        """At times t [B] of each sample's own: guided or not, whatever they are."""
         velocity = self._call(self.network, x, t, self.snippet, self.label)
         self.calls = self.calls + wanted
-        place = t.clamp_max(1)  # dopri5 looks past the end
-        inside = (place >= self.config.guidance_from) & (place <= self.config.guidance_until)
-        if self.config.guidance == 1 or not inside.any():
+        if not guided:
             return velocity
         if self.guide:
             other = self._call(self.guide, x, t, self.snippet, self.label)
         else:
             other = self._call(self.network, x, t, None, None)
-        self.calls = self.calls + (inside & wanted)
-        return torch.where(like(inside, x), torch.lerp(other, velocity, self.config.guidance), velocity)
+        self.calls = self.calls + wanted
+        return torch.lerp(other, velocity, self.config.guidance)
 
     def _call(
         self, network: VelocityNetwork, x: Tensor, t: Tensor, snippet: Tensor | None, label: Tensor | None
@@ -116,7 +121,13 @@ def _intervals(config: SamplerConfig, end: float) -> Iterator[tuple[int, float, 
 
 def _ode(velocity: _Guided, x: Tensor, config: SamplerConfig) -> Tensor:
     if config.method == "dopri5":
-        return dopri5.integrate(velocity, x, config.rtol, config.atol)
+        for (
+            begin,
+            end,
+            guided,
+        ) in config.pieces():  # a step over a jump would be judged by where its stages happen to lie
+            x = dopri5.integrate(functools.partial(velocity.at, guided), x, begin, end, config.rtol, config.atol)
+        return x
     for _, t, dt in _intervals(config, 1.0):
         first = velocity(x, t)
         if config.method == "heun":

@@ -230,6 +230,14 @@ class SamplerConfig(Settings):
         if self.guidance_from > self.guidance_until:
             raise ValueError("sample.guidance_from lies after sample.guidance_until; exchange them")
 
+    def pieces(self) -> list[tuple[float, float, bool]]:
+        """Where the velocity is smooth in time: beginning, end, and whether it is guided there."""
+        if self.guidance == 1:
+            return [(0.0, 1.0, False)]
+        start, until = self.guidance_from, self.guidance_until
+        stretches = [(0.0, start, False), (start, until, True), (until, 1.0, False)]
+        return [(begin, end, guided) for begin, end, guided in stretches if begin < end]
+
     def summary(self) -> str:
         """Every setting that moves a sample, besides steps and guidance: two texts are equal where the samplers are."""
         name = f"{self.kind} {self.method}" + ("" if self.precision == "fp32" else f" in {self.precision}")

@@ -145,7 +145,14 @@ def test_calls_are_counted(config, calls):
     assert sample(network, torch.zeros(2, 1, 2, 2), None, config).calls == calls == counted
 
 
-@pytest.mark.parametrize("config", [SamplerConfig(steps=6), SamplerConfig("ode", "dopri5")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplerConfig(steps=6),
+        SamplerConfig("ode", "dopri5"),
+        SamplerConfig("ode", "dopri5", guidance=4.0, guidance_from=0.3, guidance_until=0.6),
+    ],
+)
 def test_a_sample_does_not_depend_on_its_batch(config):
     torch.manual_seed(0)
     network = Network(NetworkConfig(2, 32, 2, latent_channels=4, latent_size=4, snippet_dim=16)).eval()
@@ -169,20 +176,38 @@ def test_less_precise_products_give_nearly_the_same_samples():
     assert 1e-5 < (full - half).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("until", [1.0, 0.4])
-def test_calls_do_not_depend_on_the_batch_either(until):
-    """Not where the solver takes steps of each sample's own, some of them beyond the guidance's end."""
+@pytest.mark.parametrize(("start", "until"), [(0.0, 1.0), (0.0, 0.4), (0.25, 0.4), (0.25, 1.0)])
+def test_calls_and_samples_do_not_depend_on_the_batch_either(start, until):
+    """Not where the solver takes steps of each sample's own, and guidance begins and ends."""
 
     def network(x, t, snippet, label):
         bend = 0.0 if snippet is None else snippet[:, :1, None, None]
         return torch.sin(bend * t[:, None, None, None]).expand_as(x) - x
 
-    config = SamplerConfig("ode", "dopri5", guidance=2.0, guidance_until=until)
+    config = SamplerConfig("ode", "dopri5", guidance=2.0, guidance_from=start, guidance_until=until)
     snippets, noise = torch.tensor([[0.0], [3.0], [30.0], [90.0]]), noise_for(0, range(4), (1, 2, 2))
-    alone = [sample(network, noise[i : i + 1], snippets[i : i + 1], config).calls for i in range(4)]
-    assert len(set(alone)) > 1
+    alone = [sample(network, noise[i : i + 1], snippets[i : i + 1], config) for i in range(4)]
+    assert len({made.calls for made in alone}) > 1
     for rows in ([0, 1, 2, 3], [3, 0], [0, 1]):
-        assert sample(network, noise[rows], snippets[rows], config).calls == max(alone[i] for i in rows)
+        made = sample(network, noise[rows], snippets[rows], config)
+        assert made.calls == max(alone[i].calls for i in rows)
+        assert torch.equal(made.latent, torch.cat([alone[i].latent for i in rows]))
+
+
+@pytest.mark.parametrize(("start", "until"), [(0.0, 1.0), (0.25, 0.75), (0.25, 1.0), (0.5, 0.5)])
+def test_dopri5_meets_the_ends_of_the_guidance_exactly(start, until):
+    """A step over the jump would be off by its tolerance of a thousandth."""
+    conditional, other = [], []
+
+    def network(x, t, snippet, label):
+        (other if snippet is None else conditional).append(t)
+        return torch.full_like(x, 0.0 if snippet is None else 1.0)
+
+    config = SamplerConfig("ode", "dopri5", guidance=3.0, guidance_from=start, guidance_until=until)
+    made = sample(network, torch.zeros(1, 1, 1, 1), torch.ones(1, 4), config)
+    assert made.latent.item() == pytest.approx(1 + 2 * (until - start), rel=1e-5)
+    assert made.calls == len(conditional) + len(other)
+    assert bool(other) == (start < until) and (len(other) < len(conditional)) == (until - start < 1)
 
 
 def test_guidance_outside_its_interval_is_conditional():

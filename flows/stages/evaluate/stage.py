@@ -7,7 +7,7 @@ from typing import Any
 from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import bank_identity, guide_identity, network_identity
-from flows.recipe.model import Evaluate, Recipe
+from flows.recipe.model import Evaluate, Recipe, Sample
 from flows.stages.bank.stage import BANK
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.train.stage import TRAINING, chosen_checkpoint
@@ -54,7 +54,7 @@ def evaluated_step(plan: Plan) -> int | None:
 def _sampling(plan: Plan) -> dict[str, Any]:
     sample, evaluate = plan.recipe.sample, plan.recipe.evaluate
     parameters = _detectors(evaluate) | {
-        "sample": sample.identity("guide") | {"guide": guide_identity(sample, plan.store)},
+        "sample": sample.identity("guide") | {"guide": guide_identity(sample, plan.store)} | _solver(sample),
         "samples": evaluate.samples,
         "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
     }
@@ -62,6 +62,11 @@ def _sampling(plan: Plan) -> dict[str, Any]:
         return parameters | {"step": evaluated_step(plan)}
     tokenizer = WeightsRef.parse(plan.recipe.tokenizer.source).identity()
     return parameters | {"network": network_identity(evaluate.network, plan.store), "tokenizer": tokenizer}
+
+
+def _solver(sample: Sample) -> dict[str, int]:
+    """Rises alone where the solver's code makes other samples: since 2 no step straddles an end of the guidance."""
+    return {"dopri5": 2} if sample.method == "dopri5" and len(sample.pieces()) > 1 else {}
 
 
 def _sampled_from(recipe: Recipe) -> tuple[Output, ...]:

@@ -12,6 +12,7 @@ import pytest
 from flows.engine.stage import Plan
 from flows.recipe.files import load
 from flows.stages.chain import STAGES
+from flows.stages.evaluate.stage import SAMPLES
 from storage.store import Store
 from storage.tables.bank import Bank
 
@@ -39,6 +40,20 @@ def test_fingerprints_of_shipped_recipes(name: str, tmp_path: Path) -> None:
         for output in stage.wanted(plan.recipe)
     }
     assert made == PINNED[name]
+
+
+@pytest.mark.parametrize(
+    ("sample", "again"),
+    [
+        ({"method": "dopri5"}, False),
+        ({"method": "dopri5", "guidance": 2.0}, False),
+        ({"method": "dopri5", "guidance": 2.0, "guidance_from": 0.2}, True),
+        ({"method": "heun", "guidance": 2.0, "guidance_from": 0.2}, False),
+    ],
+)
+def test_only_samples_of_dopri5_with_a_guidance_interval_are_made_again(sample: dict[str, object], again: bool) -> None:
+    plan = Plan(load("emoji", {"sample": {"kind": "ode"} | sample}), source_fingerprint="pinned")
+    assert ("dopri5" in plan.parameters(SAMPLES)["sample"]) == again
 
 
 @pytest.fixture(scope="module")
