@@ -88,10 +88,9 @@ def encode_picture(path: Path, recipe: Recipe, bank: Bank) -> NDArray[np.float32
         recipe: names the encoder, and the side that pictures are cropped to.
         bank: whose encoder it must be.
     """
-    import torch
 
     from gmem.encoder import load_encoder
-    from gmem.tokenizer import from_bytes
+    from gmem.pixels import channels_first, from_bytes
     from storage.images.decoding import Rejected, centre_crop, decode
 
     if not path.is_file():
@@ -102,7 +101,7 @@ def encode_picture(path: Path, recipe: Recipe, bank: Bank) -> NDArray[np.float32
     encoder = load_encoder(recipe.encoder.source, image_size=recipe.data.image_size)
     bank.require_encoder(encoder.identity)
     image = np.asarray(centre_crop(decoded.image, recipe.data.image_size, recipe.data.max_pixels))
-    return encoder(from_bytes(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])).snippet[0].numpy()
+    return encoder(from_bytes(channels_first(image.copy())[None])).snippet[0].numpy()
 
 
 def generate(
@@ -124,6 +123,7 @@ def generate(
 
     from flows.models.generation import load_generator, require_snippets
     from gmem.memory import normalise
+    from gmem.pixels import channels_last
 
     checkpoint = open_network(recipe, network)
     if checkpoint.manifest.encoder:
@@ -149,7 +149,7 @@ def generate(
         calls = max(calls, taken)
         if progress:
             progress.advance(len(batch))
-    return Generated(torch.cat(images).permute(0, 2, 3, 1).numpy(), calls, checkpoint.step)
+    return Generated(channels_last(torch.cat(images)), calls, checkpoint.step)
 
 
 def thumbnails(bank: Bank, ids: NDArray[np.int64], side: int) -> NDArray[np.uint8]:

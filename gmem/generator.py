@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gmem.network import Network
+from gmem.pixels import to_bytes
 from gmem.sampler import SamplerConfig, noise_for, sample
-from gmem.tokenizer import Tokenizer, destandardise, to_bytes
+from gmem.tokenizer import Tokenizer, destandardise
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ import functools
 import math
 import time
 import timeit
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gmem import flow, memory, noise
+from gmem import flow, memory
+from gmem.batch import Batch, Draws
 from gmem.network import Network
 from gmem.parallel import Alone
 from gmem.settings import LearnerConfig
@@ -27,59 +28,6 @@ from gmem.threads import one_thread
 Value = TypeVar("Value")
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter, besides the number of updates
-
-
-class Batch(NamedTuple):
-    """A worker's share of a global batch: standardised latents, snippets as the bank has them, patch tokens, labels."""
-
-    latent: Tensor  # [b, C, H, W]
-    snippet: Tensor  # [b, D]
-    tokens: Tensor | None = None  # [b, T, D'], or [b, T, K] on the learner's `components`
-    label: Tensor | None = None  # [b]
-
-    def pinned(self) -> Batch:
-        """In memory from which a GPU copies while it computes."""
-        return self._replace(**{name: part.pin_memory() for name, part in self._asdict().items() if part is not None})
-
-
-class Draws(NamedTuple):
-    """The random numbers of the same share."""
-
-    noise: Tensor  # [b, C, H, W], standard normal
-    time: Tensor  # [b], standard normal
-    mask: Tensor  # [b, D], uniform in [0, 1)
-    drop: Tensor  # [b], uniform in [0, 1)
-
-    def pinned(self) -> Draws:
-        """In memory from which a GPU copies while it computes."""
-        return self._replace(**{name: part.pin_memory() for name, part in self._asdict().items()})
-
-
-def draw(
-    config: LearnerConfig,
-    step: int,
-    global_batch: int,
-    latent_shape: tuple[int, ...],
-    snippet_dim: int,
-    rows: slice,
-    attempt: int = 0,
-) -> Draws:
-    """The draws for these rows of the global batch at this step: the same however the batch is cut.
-
-    Another `attempt` at a step has other draws.
-    """
-    places = range(global_batch)[rows]
-    streams = [noise.stream(config.seed, noise.TRAINING + (attempt << 8), step, place) for place in places]
-    return Draws(
-        noise=_rows([s.standard_normal(latent_shape, dtype="float32") for s in streams], latent_shape),
-        time=_rows([s.standard_normal((), dtype="float32") for s in streams], ()),
-        mask=_rows([s.random(snippet_dim, dtype="float32") for s in streams], (snippet_dim,)),
-        drop=_rows([s.random((), dtype="float32") for s in streams], ()),
-    )
-
-
-def _rows(rows: list[Any], shape: tuple[int, ...]) -> Tensor:
-    return torch.stack([torch.as_tensor(row) for row in rows]) if rows else torch.zeros(0, *shape)
 
 
 class Learner:
@@ -148,6 +96,7 @@ class Learner:
         A step whose gradient is not finite, or whose velocity loss is above `limit`, changes nothing and says so:
         `skipped` is 1, and `grad_norm` what it was.
         """
+        # Gradients of this worker's share, piece by piece; workers exchange them with the last.
         lr = self._set_learning_rate()
         self.optimiser.zero_grad()
         shares = torch.zeros(4, device=self.device)
@@ -156,11 +105,14 @@ class Learner:
                 losses = self._losses(self.model, part, part_draws, mask=True)
                 (losses.total.sum() * (self.parallel.ranks / global_batch)).backward()
             shares += torch.stack([loss.detach().sum() for loss in losses]) / global_batch
+
+        # What all workers agree on, in the step's only wait for the device.
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = self.parallel.whole(torch.nn.utils.get_total_norm(gradients))
-        # The step's only wait for the device.
         *parts, grad_norm = torch.cat([self.summed(shares), norm[None]]).tolist()
         means = dict(zip(flow.Losses._fields, parts, strict=True))
+
+        # Weights and their average move, unless the step is not to be trusted.
         applied = math.isfinite(grad_norm) and means["velocity"] <= limit
         if applied:
             self._update(gradients, grad_norm)
@@ -170,7 +122,7 @@ class Learner:
     @torch.no_grad()
     def loss(self, batch: Batch, draws: Draws) -> dict[str, float]:
         """Mean losses of the averaged network on pictures that are not trained on, snippets whole as in sampling."""
-        batch, draws = Batch(*_on(batch, self.device)), Draws(*_on(draws, self.device))
+        batch, draws = batch.on(self.device), draws.on(self.device)
         losses = self._losses(_Trained(self.ema, self.aligned), batch, draws, mask=False).mean()
         return dict(zip(flow.Losses._fields, torch.stack(losses).tolist(), strict=True))
 
@@ -255,7 +207,7 @@ class Learner:
         for start in starts:
             rows = slice(start, start + size)
             context = self.parallel.waiting(self.model) if start != starts[-1] else nullcontext()
-            yield Batch(*_on(batch, self.device, rows)), Draws(*_on(draws, self.device, rows)), context
+            yield batch.on(self.device, rows), draws.on(self.device, rows), context
 
     def _losses(self, model: nn.Module, batch: Batch, draws: Draws, mask: bool) -> flow.Losses:
         latent, snippet, tokens, label = batch
@@ -331,10 +283,6 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 def _same(value: Value) -> Value:
     return value
-
-
-def _on(parts: Sequence[Tensor | None], device: torch.device, rows: slice = slice(None)) -> list[Any]:
-    return [None if part is None else part[rows].to(device, non_blocking=True) for part in parts]
 
 
 def _shape(tensor: Tensor | None) -> torch.Size | None:

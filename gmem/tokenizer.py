@@ -14,16 +14,6 @@ from torch import Tensor, nn
 from gmem.weights import WeightsRef, weights_hash
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """[-1, 1] -> uint8, by trunc(127.5 x + 128) clamped: the rounding of the published code, which FID depends on."""
-    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
-
-
-def from_bytes(images: Tensor) -> Tensor:
-    """uint8 [..., 3, H, W] -> float32 in [-1, 1]; `to_bytes` gives the same bytes back."""
-    return images.float() / 127.5 - 1
-
-
 def standardise(latent: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Latent [B, C, h, w] with per-channel mean and deviation [C] taken out."""
     return (latent - _per_channel(mean, latent)) / _per_channel(std, latent)

@@ -92,6 +92,7 @@ class Pictures:
         import numpy as np
         import torch
 
+        from gmem.pixels import channels_first
         from storage.images.shards import ShardPlan, index_shards, read_shard, write_index, write_shard
         from storage.images.sources import list_source
 
@@ -103,7 +104,7 @@ class Pictures:
                 write_shard(folder, n, listing.slice(n * data.shard_size, (n + 1) * data.shard_size), plan)
             index = write_index(folder, shards, plan)
             pictures = [picture for shard in index_shards(index) for picture in read_shard(folder, shard)]
-        images = torch.from_numpy(np.stack([p.image for p in pictures])).permute(0, 3, 1, 2).contiguous()
+        images = channels_first(np.stack([p.image for p in pictures])).contiguous()
         labels = torch.tensor([-1 if p.label is None else p.label for p in pictures])
         held = torch.tensor([p.split == "held_out" for p in pictures])
         if not held.any():

@@ -15,6 +15,7 @@ from flows.cluster.calls import spread
 from flows.cluster.resources import READER_CPUS
 from flows.cluster.workers import Worker
 from flows.engine.progress import Progress
+from gmem.pixels import channels_first, from_bytes
 from storage.ids import id_of
 from storage.images.shards import read_shard
 
@@ -52,7 +53,7 @@ def read_block(root: str, shard: str, wanted: Collection[int] | None) -> Block:
 
 def tensor(images: NDArray[np.uint8], device: str) -> torch.Tensor:
     """float32 [N, 3, H, W] in [-1, 1] of uint8 [N, H, W, 3]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_bytes(channels_first(images).to(device))
 
 
 def views(samples: NDArray[np.int64], mirror: bool) -> list[tuple[bool, NDArray[np.int64]]]:

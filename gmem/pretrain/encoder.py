@@ -12,9 +12,7 @@ purpose, so that a measurement does not flatter what it conditions.
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +23,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gmem.encoder import Encoder, load_encoder
+from gmem.pixels import from_bytes
 from gmem.pretrain.augment import View, draw_view, erase_patches, mirror
 from gmem.pretrain.loop import (
     Average,
+    Losses,
     Muon,
     Progress,
+    Training,
     batch_rows,
     generator,
-    load_checkpoint,
-    rate_factor,
-    save_checkpoint,
-    set_rate,
+    train,
     write_json,
+    write_provenance,
 )
-from gmem.tokenizer import from_bytes
 
 STRONG = View(zoom=(0.9, 2.0), shift=0.25, turn=15.0, gain=0.4, tint=0.3, hue=0.15, grey=0.1, erase=0.0, mirror=True)
 
 
 @dataclass(frozen=True)
-class EncoderTraining:
+class EncoderTraining(Training):
     """All parameters of an encoder's training; `EncoderTraining.of("contrast" | "barlow")` gives the shipped ones."""
 
     method: str = "contrast"
@@ -59,13 +57,9 @@ class EncoderTraining:
     patch_weight: float = 2.0
     steps: int = 1000
     batch: int = 64
-    lr: float = 1e-3
     muon_lr: float = 0.01
     weight_decay: float = 0.05
-    warmup: int = 100
     decay_share: float = 0.4
-    ema_decay: float = 0.998
-    seed: int = 0
     view: View = field(default_factory=View)
 
     @classmethod
@@ -101,40 +95,30 @@ def pretrain_encoder(
         raise ValueError(
             f"{len(images)} pictures are fewer than a batch of {training.batch}; give more, or batch={len(images)}"
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(training.seed)
     student = _Student(training)
-    average = Average(student, training.ema_decay)
+
+    def losses(step: int) -> Losses:
+        rows = batch_rows(len(images), training.batch, training.seed, step)
+        return student(_sized(images[rows], training.image_size), generator(training.seed, step, "view"))
+
+    folder = Path(folder)
     optimizers = _optimizers(student, training)
-    checkpoint = folder / "checkpoint.safetensors"
-    recipe = json.dumps(asdict(training) | {"steps": None}, sort_keys=True)
-    step = load_checkpoint(checkpoint, student, average, optimizers, recipe)
-
-    sums: dict[str, float] = {}
-    since, first, saved = time.monotonic(), step, time.monotonic()
-    while step < training.steps:
-        rng = generator(training.seed, step, "view")
-        batch = _sized(images[batch_rows(len(images), training.batch, training.seed, step)], training.image_size)
-        losses = student(batch, rng)
-        set_rate(optimizers, rate_factor(step, training.steps, training.warmup, training.decay_share))
-        _descend(losses["loss"], student, optimizers)
-        average.update(student, step)
-        step += 1
-        sums = {k: sums.get(k, 0.0) + float(v.detach()) for k, v in losses.items()}
-        if step % report_every == 0 or step == training.steps:
-            if progress:
-                rate = (step - first) * training.batch / (time.monotonic() - since)
-                means = {k: v / (step - first) for k, v in sums.items()}
-                progress({"step": step, "steps": training.steps, "rate": rate} | means)
-            sums, since, first = {}, time.monotonic(), step
-        if time.monotonic() - saved > checkpoint_seconds or step == training.steps:
-            save_checkpoint(checkpoint, step, student, average, optimizers, recipe)
-            saved = time.monotonic()
-
+    clipped = list(student.parameters())
+    average = train(
+        student,
+        optimizers,
+        clipped,
+        losses,
+        training,
+        folder,
+        progress,
+        report_every=report_every,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     export(average, training, folder)
     figures = measure(load_encoder(str(folder)), images, labels, held_images, held_labels)
-    write_json(folder / "provenance.json", (origin or {}) | {"training": asdict(training), "figures": figures})
+    write_provenance(folder, origin, training, figures)
     return figures
 
 
@@ -222,14 +206,6 @@ def _optimizers(student: _Student, training: EncoderTraining) -> list[torch.opti
         Muon(matrices, training.muon_lr, weight_decay=training.weight_decay),
         torch.optim.AdamW(others, training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay),
     ]
-
-
-def _descend(loss: Tensor, student: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def _sized(images: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What both pretrainings share: order of pictures, learning rate, averaged weights, Muon, checkpoints, provenance.
+"""What both pretrainings share: the loop, order of pictures, learning rate, averaged weights, Muon, checkpoints.
 
 Randomness is a pure function of (seed, step), so a run that resumes needs its step and nothing else.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,88 @@ from torch import Tensor, nn
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with {"step", "steps", "rate", "loss", ...}: pictures a second and the losses since the last call."""
+
+
+Losses = dict[str, Tensor]
+""""loss", which is minimised, and further ones to be shown; each []."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Parameters that every pretraining has."""
+
+    steps: int
+    batch: int
+    lr: float = 1e-3
+    muon_lr: float
+    warmup: int = 100
+    decay_share: float
+    ema_decay: float = 0.998
+    seed: int = 0
+
+
+def train(
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    clipped: list[nn.Parameter],
+    losses: Callable[[int], Losses],
+    training: Training,
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    report_every: int,
+    checkpoint_seconds: float,
+) -> Average:
+    """Takes `module` to `training.steps`, from `folder/checkpoint.safetensors` where that is; its averaged weights.
+
+    Args:
+        clipped: parameters whose gradients have at most norm 1 together.
+        losses: those of a step, by its number.
+        training: everything besides the number of steps must be what the checkpoint was made with, else ValueError.
+        report_every: steps between calls of `progress`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    average = Average(module, training.ema_decay)
+    checkpoint = folder / "checkpoint.safetensors"
+    recipe = json.dumps(asdict(training) | {"steps": None}, sort_keys=True)
+    step = load_checkpoint(checkpoint, module, average, optimizers, recipe)
+
+    sums: dict[str, float] = {}
+    since, first, saved = time.monotonic(), step, time.monotonic()
+    while step < training.steps:
+        # One update.
+        values = losses(step)
+        set_rate(optimizers, rate_factor(step, training.steps, training.warmup, training.decay_share))
+        _descend(values["loss"], clipped, optimizers)
+        average.update(module, step)
+        step += 1
+        last = step == training.steps
+
+        # What is told, and what is kept.
+        sums = {name: sums.get(name, 0.0) + float(value.detach()) for name, value in values.items()}
+        if step % report_every == 0 or last:
+            if progress:
+                rate = (step - first) * training.batch / (time.monotonic() - since)
+                means = {name: value / (step - first) for name, value in sums.items()}
+                progress({"step": step, "steps": training.steps, "rate": rate} | means)
+            sums, since, first = {}, time.monotonic(), step
+        if time.monotonic() - saved > checkpoint_seconds or last:
+            save_checkpoint(checkpoint, step, module, average, optimizers, recipe)
+            saved = time.monotonic()
+    return average
+
+
+def _descend(loss: Tensor, clipped: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(clipped, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def write_provenance(folder: Path, origin: dict[str, Any] | None, training: Training, figures: dict[str, Any]) -> None:
+    """How weights came about: `origin` as it is (data, command, licence), all parameters, and the figures."""
+    write_json(folder / "provenance.json", (origin or {}) | {"training": asdict(training), "figures": figures})
 
 
 def generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
@@ -48,7 +132,10 @@ def rate_factor(step: int, steps: int, warmup: int, decay_share: float) -> float
 
 
 class Average:
-    """Exponential moving average of a module's parameters, ramped up so that a short run has one too."""
+    """Exponential moving average of a module's parameters, ramped up so that a short run has one too.
+
+    torch's AveragedModel knows no ramp, and timm's ModelEmaV3 another; shipped weights were made with this one.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
@@ -67,7 +154,8 @@ class Muon(torch.optim.Optimizer):
     The orthogonal factor of the update is approached by Newton-Schulz steps of the quintic
     X <- a X + (b A + c A A) X, A = X X^T; its coefficients make small singular values grow fast and leave them
     between about 0.7 and 1.2 (K. Jordan et al., "Muon", 2024). On these small convolutions it needs about half the
-    steps of Adam.
+    steps of Adam. torch's own takes matrices alone and multiplies in bf16, and timm's scales the momentum: with
+    neither do checkpoints go on to the same weights.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 0.0):

@@ -7,10 +7,8 @@ KL only keeps the latents near a unit Gaussian and a little noise in them, which
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gmem.pixels import from_bytes, to_bytes
 from gmem.pretrain.augment import vary_pixels
-from gmem.pretrain.loop import (
-    Average,
-    Muon,
-    Progress,
-    batch_rows,
-    generator,
-    load_checkpoint,
-    rate_factor,
-    save_checkpoint,
-    set_rate,
-    write_json,
-)
-from gmem.tokenizer import Tokenizer, from_bytes, load_tokenizer, to_bytes
+from gmem.pretrain.loop import Average, Losses, Muon, Progress, Training, batch_rows, generator, train, write_provenance
+from gmem.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class TokenizerTraining:
+class TokenizerTraining(Training):
     """All parameters of a tokenizer's training. The number of widths fixes the factor: four of them, f8."""
 
     widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -45,12 +33,8 @@ class TokenizerTraining:
     kl_weight: float = 0.1
     steps: int = 2400
     batch: int = 16
-    lr: float = 1e-3
     muon_lr: float = 0.02
-    warmup: int = 100
     decay_share: float = 0.3
-    ema_decay: float = 0.998
-    seed: int = 0
 
 
 def pretrain_tokenizer(
@@ -76,38 +60,31 @@ def pretrain_tokenizer(
             f"pretraining takes pictures with sides divisible by {factor}, some of them held out; these are "
             f"{tuple(images.shape)} and {tuple(held_images.shape)}"
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(training.seed)
     model = new_model(training, images.shape[-1]).to(memory_format=torch.channels_last)
-    average = Average(model, training.ema_decay)
     optimizers = _optimizers(model, training)
-    checkpoint = folder / "checkpoint.safetensors"
-    recipe = json.dumps(asdict(training) | {"steps": None}, sort_keys=True)
-    step = load_checkpoint(checkpoint, model, average, optimizers, recipe)
 
-    loss_sum, since, first, saved = 0.0, time.monotonic(), step, time.monotonic()
-    while step < training.steps:
+    def losses(step: int) -> Losses:
         rng = generator(training.seed, step, "picture")
         rows = batch_rows(len(images), training.batch, training.seed, step)
         batch = vary_pixels(from_bytes(images[rows]), rng).contiguous(memory_format=torch.channels_last)
-        loss = loss_of(model, batch, training.kl_weight, rng)
-        set_rate(optimizers, rate_factor(step, training.steps, training.warmup, training.decay_share))
-        _descend(loss, optimizers)
-        average.update(model, step)
-        step += 1
-        loss_sum += float(loss.detach())
-        if step % report_every == 0 or step == training.steps:
-            if progress:
-                rate = (step - first) * training.batch / (time.monotonic() - since)
-                progress({"step": step, "steps": training.steps, "rate": rate, "loss": loss_sum / (step - first)})
-            loss_sum, since, first = 0.0, time.monotonic(), step
-        if time.monotonic() - saved > checkpoint_seconds or step == training.steps:
-            save_checkpoint(checkpoint, step, model, average, optimizers, recipe)
-            saved = time.monotonic()
+        return {"loss": loss_of(model, batch, training.kl_weight, rng)}
 
+    folder = Path(folder)
+    clipped = optimizers[1].param_groups[0]["params"]  # Muon's updates have a fixed size
+    average = train(
+        model,
+        optimizers,
+        clipped,
+        losses,
+        training,
+        folder,
+        progress,
+        report_every=report_every,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     figures = export(model, average, images, held_images, folder)
-    write_json(folder / "provenance.json", (origin or {}) | {"training": asdict(training), "figures": figures})
+    write_provenance(folder, origin, training, figures)
     return figures
 
 
@@ -145,15 +122,6 @@ def _optimizers(model: nn.Module, training: TokenizerTraining) -> list[torch.opt
     taken = {id(p) for p in inside}
     rest = [p for p in model.parameters() if id(p) not in taken]
     return [Muon(inside, training.muon_lr), torch.optim.Adam(rest, training.lr, betas=(0.9, 0.99))]
-
-
-def _descend(loss: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
-    """One step; only Adam's gradients are clipped, since Muon's updates have a fixed size."""
-    loss.backward()
-    nn.utils.clip_grad_norm_(optimizers[1].param_groups[0]["params"], 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def export(model: Any, average: Average, images: Tensor, held_images: Tensor, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gmem import threads
-from gmem.learner import Batch, Draws, Learner, draw
+from gmem.batch import Batch, Draws, draw
+from gmem.learner import Learner
 from gmem.memory import Components
 from gmem.network import Network
 from gmem.settings import LearnerConfig, NetworkConfig
@@ -41,30 +42,14 @@ def make_batch(count: int, seed: int = 0) -> Batch:
 def run(learner: Learner, first: int, last: int, count: int = 8) -> list[dict[str, float]]:
     rows = slice(0, count)
     return [
-        learner.step(make_batch(count, s), draw(learner.config, s, count, SHAPE, SNIPPET, rows), count)
+        learner.step(make_batch(count, s), draw(learner.config.seed, s, count, SHAPE, SNIPPET, rows), count)
         for s in range(first, last)
     ]
 
 
-def test_draws_depend_on_seed_step_and_place_only():
-    whole = draw(CONFIG, 5, 7, SHAPE, SNIPPET, slice(0, 7))
-    pieces = [draw(CONFIG, 5, 7, SHAPE, SNIPPET, rows) for rows in (slice(0, 3), slice(3, 7))]
-    for part, first, second in zip(whole, *pieces, strict=True):
-        assert torch.equal(part, torch.cat([first, second]))
-    assert not torch.equal(whole.noise, draw(CONFIG, 6, 7, SHAPE, SNIPPET, slice(0, 7)).noise)
-    assert not torch.equal(whole.noise[0], whole.noise[1])
-
-
-def test_draws_have_the_right_distributions():
-    draws = draw(CONFIG, 0, 500, SHAPE, SNIPPET, slice(None))
-    assert draws.noise.mean().abs() < 0.02 and abs(draws.noise.std() - 1) < 0.02
-    assert draws.time.mean().abs() < 0.2
-    assert draws.mask.min() >= 0 and draws.mask.max() < 1 and abs(draws.mask.mean() - 0.5) < 0.02
-
-
 def test_training_lowers_the_loss_and_reports_its_parts():
     learner = Learner(make_network(), CONFIG)
-    batch, draws = make_batch(16), draw(CONFIG, 0, 16, SHAPE, SNIPPET, slice(None))
+    batch, draws = make_batch(16), draw(CONFIG.seed, 0, 16, SHAPE, SNIPPET, slice(None))
     results = [learner.step(batch, draws, 16) for _ in range(25)]
     assert results[-1]["total"] < 0.7 * results[0]["total"]
     assert results[0]["lr"] == pytest.approx(CONFIG.lr / 2) and results[5]["lr"] == CONFIG.lr
@@ -95,7 +80,7 @@ def test_state_before_the_first_step_can_be_loaded():
 
 
 def test_uneven_shares_add_up_to_the_whole_batch():
-    batch, draws = make_batch(7), draw(CONFIG, 0, 7, SHAPE, SNIPPET, slice(None))
+    batch, draws = make_batch(7), draw(CONFIG.seed, 0, 7, SHAPE, SNIPPET, slice(None))
     whole = Learner(make_network(), CONFIG)
     total = whole.step(batch, draws, 7)
     gradient = {name: p.grad.clone() for name, p in whole.network.named_parameters() if p.grad is not None}
@@ -139,7 +124,7 @@ def test_a_step_that_is_not_finite_is_skipped():
     before = {name: value.clone() for name, value in learner.state()[0].items()}
     bad = make_batch(8)
     bad.latent[3, 0, 0, 0] = math.nan
-    result = learner.step(bad, draw(CONFIG, 1, 8, SHAPE, SNIPPET, slice(None)), 8)
+    result = learner.step(bad, draw(CONFIG.seed, 1, 8, SHAPE, SNIPPET, slice(None)), 8)
     assert result["skipped"] == 1
     assert all(torch.equal(value, before[name]) for name, value in learner.state()[0].items())
     assert (learner.steps, learner.updates) == (2, 1)
@@ -149,20 +134,11 @@ def test_a_step_that_is_not_finite_is_skipped():
 def test_a_step_above_the_limit_is_skipped():
     learner = Learner(make_network(), CONFIG)
     before = {name: value.clone() for name, value in learner.state()[0].items()}
-    batch, draws = make_batch(8), draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(0, 8))
+    batch, draws = make_batch(8), draw(CONFIG.seed, 0, 8, SHAPE, SNIPPET, slice(0, 8))
     loss = learner.step(batch, draws, 8, limit=0.0)
     assert loss["skipped"] == 1 and (learner.steps, learner.updates) == (1, 0)
     assert all(torch.equal(value, before[name]) for name, value in learner.state()[0].items())
     assert learner.step(batch, draws, 8, limit=loss["velocity"])["skipped"] == 0
-
-
-def test_it_can_begin_again_with_other_draws():
-    learner, other = Learner(make_network(), CONFIG), Learner(make_network(), CONFIG)
-    run(learner, 0, 2)
-    learner.restart(make_network())
-    assert run(learner, 0, 2) == run(other, 0, 2) and learner.steps == 2
-    first, second = (draw(CONFIG, 5, 7, SHAPE, SNIPPET, slice(0, 7), attempt) for attempt in (0, 1))
-    assert not torch.equal(first.noise, second.noise) and not torch.equal(first.mask, second.mask)
 
 
 def test_average_follows_at_first_and_settles_on_its_decay():
@@ -188,7 +164,7 @@ def test_held_out_loss_uses_the_average_and_changes_nothing():
     learner = Learner(make_network(), CONFIG)
     run(learner, 0, 3)
     before = {name: value.clone() for name, value in learner.state()[0].items()}
-    batch, draws = make_batch(8), draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(None))
+    batch, draws = make_batch(8), draw(CONFIG.seed, 0, 8, SHAPE, SNIPPET, slice(None))
     last = Learner(make_network(), dataclasses.replace(CONFIG, ema=0.0))  # its average is its newest weights
     run(last, 0, 3)
     assert learner.loss(batch, draws)["total"] != last.loss(batch, draws)["total"]
@@ -196,7 +172,7 @@ def test_held_out_loss_uses_the_average_and_changes_nothing():
 
 
 def test_alignment_needs_tokens_unless_its_weight_is_zero():
-    batch, draws = make_batch(4)._replace(tokens=None), draw(CONFIG, 0, 4, SHAPE, SNIPPET, slice(None))
+    batch, draws = make_batch(4)._replace(tokens=None), draw(CONFIG.seed, 0, 4, SHAPE, SNIPPET, slice(None))
     with pytest.raises(ValueError, match="patch tokens"):
         Learner(make_network(), CONFIG).step(batch, draws, 4)
     learner = Learner(make_network(), dataclasses.replace(CONFIG, align=0.0))
@@ -207,7 +183,7 @@ def test_alignment_needs_tokens_unless_its_weight_is_zero():
 def test_tokens_may_come_as_coefficients(patch):
     """The loss is that of full tokens, also where the network's grid is coarser than theirs."""
     components = Components(torch.randn(TOKENS), torch.linalg.qr(torch.randn(TOKENS, 5)).Q.T.contiguous())
-    batch, draws = make_batch(4), draw(CONFIG, 0, 4, SHAPE, SNIPPET, slice(None))
+    batch, draws = make_batch(4), draw(CONFIG.seed, 0, 4, SHAPE, SNIPPET, slice(None))
     codes = components.project(batch.tokens)
     full = Learner(make_network(patch=patch), CONFIG).step(
         batch._replace(tokens=components.reconstruct(codes)), draws, 4
@@ -222,7 +198,7 @@ def test_labels_and_data_prediction_train():
     network = make_network(conditioning="label", classes=3, projection_dim=0, prediction="data")
     learner = Learner(network, CONFIG)
     batch = make_batch(8)._replace(label=torch.arange(8) % 3 - 1, tokens=None)  # every third has none
-    draws = draw(CONFIG, 0, 8, SHAPE, SNIPPET, slice(None))
+    draws = draw(CONFIG.seed, 0, 8, SHAPE, SNIPPET, slice(None))
     results = [learner.step(batch, draws, 8) for _ in range(15)]
     assert results[-1]["velocity"] < results[0]["velocity"]
 
@@ -237,3 +213,10 @@ def test_a_checkpoint_of_another_network_is_refused():
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         LearnerConfig(**values)
+
+
+def test_it_can_begin_again():
+    learner, other = Learner(make_network(), CONFIG), Learner(make_network(), CONFIG)
+    run(learner, 0, 2)
+    learner.restart(make_network())
+    assert run(learner, 0, 2) == run(other, 0, 2) and learner.steps == 2

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gmem.learner import Batch, Learner, draw
+from gmem.batch import Batch, draw
+from gmem.learner import Learner
 from gmem.network import Network
 from gmem.parallel import Alone, Replicated, Sharded
 from gmem.settings import LearnerConfig, NetworkConfig
@@ -35,7 +36,7 @@ def train(learner: Learner, rows: slice, until: int = STEPS) -> list[float]:
     whole = whole._replace(tokens=torch.randn(BATCH, 16, 6, generator=g))
     share = Batch(*(part if part is None else part[rows] for part in whole))
     return [
-        learner.step(share, draw(CONFIG, step, BATCH, SHAPE, 8, rows), BATCH)["total"]
+        learner.step(share, draw(CONFIG.seed, step, BATCH, SHAPE, 8, rows), BATCH)["total"]
         for step in range(learner.steps, until)
     ]
 

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gmem.encoder import load_encoder
+from gmem.pixels import channels_first, from_bytes
 from gmem.pretrain.augment import View, draw_view, erase_patches, vary_pixels
 from gmem.pretrain.encoder import STRONG, EncoderTraining, measure, pretrain_encoder
 from gmem.pretrain.loop import batch_rows, orthogonal, rate_factor
 from gmem.pretrain.tokenizer import TokenizerTraining, pretrain_tokenizer
 from gmem.pretrain.tokenizer import measure as measure_tokenizer
-from gmem.tokenizer import from_bytes, load_tokenizer
+from gmem.tokenizer import load_tokenizer
 from gmem.weights import ASSETS
 
 TOKENIZER = TokenizerTraining(widths=(8, 16), norm_groups=4, latent_channels=4, steps=30, batch=8, warmup=5)
@@ -182,7 +183,7 @@ def emoji() -> Emoji:
             else:
                 pictures[key] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     names = sorted({fact["label"] for fact in facts.values()})
-    images = torch.from_numpy(np.stack([pictures[key] for key in facts])).permute(0, 3, 1, 2).contiguous()
+    images = channels_first(np.stack([pictures[key] for key in facts])).contiguous()
     labels = torch.tensor([names.index(fact["label"]) for fact in facts.values()])
     held = torch.tensor([_held_out(fact["group"]) for fact in facts.values()])
     return Emoji(images[~held], labels[~held], images[held], labels[held])

@@ -13,11 +13,9 @@ from gmem.pretrain.tokenizer import TokenizerTraining, new_model
 from gmem.tokenizer import (
     Tokenizer,
     destandardise,
-    from_bytes,
     load_tokenizer,
     seeded_normal,
     standardise,
-    to_bytes,
 )
 
 SMALL = TokenizerTraining(widths=(8, 16, 16), norm_groups=4, latent_channels=5)
@@ -73,12 +71,6 @@ def test_standardise_is_undone(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(destandardise(unit, mean, std), latents)
     with pytest.raises(ValueError, match="5 channels"):
         standardise(latents, mean[:3], std[:3])
-
-
-def test_bytes_survive_the_round_trip() -> None:
-    every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_bytes(from_bytes(every)), every)
-    assert to_bytes(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("layout", ["flat", "vae"])

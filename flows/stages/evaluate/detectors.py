@@ -13,7 +13,7 @@ from flows.recipe.model import Recipe
 from flows.stages.evaluate.stage import INCEPTION, named_encoders
 from gmem.encoder import load_encoder
 from gmem.metrics import FeatureSums, Sums, load_inception
-from gmem.tokenizer import from_bytes
+from gmem.pixels import from_bytes
 
 
 @dataclass(frozen=True)

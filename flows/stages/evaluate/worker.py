@@ -22,8 +22,9 @@ from flows.stages.extraction import Block
 from gmem.generator import Generator
 from gmem.memory import normalise
 from gmem.metrics import FeatureSums, Nearest, PrecisionRecall, Sums, precision_recall, read_sums, write_sums
+from gmem.pixels import channels_first, channels_last, from_bytes
 from gmem.sampler import noise_for
-from gmem.tokenizer import from_bytes, standardise
+from gmem.tokenizer import standardise
 from storage.checkpoints import Checkpoint
 from storage.samples import SampleRow, read_samples, write_samples
 from storage.tables.bank import Bank
@@ -85,7 +86,7 @@ class Evaluator:
 
     def reference(self, block: Block, reconstructed: bool = False) -> dict[str, Sums]:
         """Features of the block's pictures by split, as they are or through the tokenizer."""
-        images = torch.from_numpy(block.images).permute(0, 3, 1, 2)
+        images = channels_first(block.images)
         if reconstructed:
             tokenizer = self.generator.tokenizer
             latents = [tokenizer.encode(from_bytes(part)) for part in images.split(self.recipe.tokenizer.batch)]
@@ -99,7 +100,7 @@ class Evaluator:
     def inception(self, images: NDArray[np.uint8], index: NDArray[np.int64]) -> Sums:
         """Features of pictures uint8 [N, H, W, 3] of a reference file, of the FID Inception network alone."""
         detectors = {name: each for name, each in self.detectors.items() if name == "inception"}
-        pictures = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
+        pictures = channels_first(images.copy())
         return features_of(detectors, pictures, index, self.recipe.evaluate.batch, self.device)
 
     def nearest(
@@ -120,7 +121,7 @@ class Evaluator:
         return self.search.distance, self.search.id, features.count
 
     def _training_features(self, name: str, block: Block) -> FeatureSums:
-        images, one = torch.from_numpy(block.images).permute(0, 3, 1, 2), {name: self.detectors[name]}
+        images, one = channels_first(block.images), {name: self.detectors[name]}
         found = features_of(one, images, block.samples, self.recipe.evaluate.batch, self.device)[name]
         sums = FeatureSums((), ("pool",))
         sums.update({"pool": found.features("pool")}, found.index)
@@ -178,7 +179,7 @@ class Evaluator:
         return self.context.artifact("samples").path(f"{chunk.split}-{chunk.number:06d}.tar")
 
     def _keep(self, chunk: Chunk, images: Tensor, calls: int) -> None:
-        pictures = images.permute(0, 2, 3, 1).numpy()
+        pictures = channels_last(images)
         rows = [
             SampleRow(int(i), int(snippet), picture, calls)
             for i, snippet, picture in zip(chunk.indices, chunk.ids, pictures, strict=True)
@@ -195,7 +196,7 @@ class Evaluator:
             r.calls for r in rows
         ):
             return None
-        images = torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2)
+        images = channels_first(np.stack([row.image for row in rows]))
         return images, max(row.calls for row in rows)
 
     def _table(self, split: str) -> TrainingTable:

@@ -12,7 +12,8 @@ import ray
 from flows.engine.context import Context
 from flows.stages.train.preview import Preview
 from flows.stages.train.setup import batch_of, open_data
-from gmem.learner import Learner, draw
+from gmem.batch import draw
+from gmem.learner import Learner
 from storage.checkpoints import CheckpointManifest, save
 from storage.errors import LeaseLost, StoreError
 from storage.retention.checkpoints import prune
@@ -108,7 +109,7 @@ class Observer:
         for start in range(0, len(ids), size):
             batch = batch_of(self.recipe, self.held_out_data, ids[start : start + size])
             rows = slice(HELD_OUT_PLACE + start, HELD_OUT_PLACE + start + len(batch.latent))
-            draws = draw(config, 0, rows.stop, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows)
+            draws = draw(config.seed, 0, rows.stop, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], rows)
             for name, value in self.learner.loss(batch, draws).items():
                 sums[name] = sums.get(name, 0.0) + value * len(batch.latent) / len(ids)
         self.held_out = self.learner.steps, sums["velocity"] + config.cosine * sums["cosine"]

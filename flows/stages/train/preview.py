@@ -15,8 +15,9 @@ from gmem.generator import Generator
 from gmem.memory import normalise
 from gmem.metrics import frechet_distance_of_features
 from gmem.network import Network
+from gmem.pixels import channels_last, from_bytes
 from gmem.settings import SamplerConfig
-from gmem.tokenizer import from_bytes, load_tokenizer, standardise
+from gmem.tokenizer import load_tokenizer, standardise
 from storage.ids import is_flipped
 from storage.tables.training_data import TrainingTable
 
@@ -61,7 +62,7 @@ class Preview:
 
     def grid(self) -> bytes:
         """PNG of samples of the first fixed snippets."""
-        return grid(self._samples(SHOWN).permute(0, 2, 3, 1).cpu().numpy())
+        return grid(channels_last(self._samples(SHOWN)))
 
     def distance(self) -> float:
         return frechet_distance_of_features(self._features(self._samples(MEASURED)), self.reference)

@@ -10,7 +10,7 @@ from flows.engine.context import Context
 from flows.models.generation import load_into
 from flows.models.resolve import open_network
 from flows.recipe.model import Recipe
-from gmem.learner import Batch
+from gmem.batch import Batch
 from gmem.memory import Components
 from gmem.network import Network
 from gmem.settings import NetworkConfig

@@ -18,8 +18,9 @@ from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
 from flows.stages.train.setup import batch_of, components_of, make_network, open_data
+from gmem.batch import Batch, Draws, draw
 from gmem.guard import Guard
-from gmem.learner import Batch, Draws, Learner, draw
+from gmem.learner import Learner
 from gmem.network import Network
 from gmem.parallel import Replicated, Sharded
 from storage import checkpoints
@@ -113,7 +114,7 @@ class Worker:
         rows = share(total, self.rank, self.world)
         batch = batch_of(self.recipe, self.data, self.order.ids(step)[rows])
         shape, width = tuple(batch.latent.shape[1:]), batch.snippet.shape[1]
-        draws = draw(self.learner.config, step, total, shape, width, rows, attempt)
+        draws = draw(self.recipe.train.seed, step, total, shape, width, rows, attempt)
         return (batch.pinned(), draws.pinned()) if self.learner.device.type == "cuda" else (batch, draws)
 
     def _observe(self, result: dict[str, float], clock: Clock) -> None:

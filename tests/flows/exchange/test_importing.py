@@ -134,7 +134,8 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
         network_config,
         open_data,
     )
-    from gmem.learner import Learner, draw
+    from gmem.batch import draw
+    from gmem.learner import Learner
     from storage.tables.training_data import BatchOrder
 
     job = trainings.job()
@@ -154,7 +155,7 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
     order = BatchOrder(0, data.pictures, job.recipe.train.batch)
     for step in range(3):
         batch = batch_of(job.recipe, data, order.ids(step))
-        draws = draw(learner.config, step, 5, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], slice(0, 5))
+        draws = draw(learner.config.seed, step, 5, tuple(batch.latent.shape[1:]), batch.snippet.shape[1], slice(0, 5))
         assert learner.step(batch, draws, 5)["skipped"] == 0
     assert (learner.steps, learner.updates) == (3, 3)
     assert not torch.equal(network.state_dict()["blocks.0.attn.qkv.weight"], start["blocks.0.attn.qkv.weight"])
