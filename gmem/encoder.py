@@ -46,7 +46,13 @@ class Preprocessing:
 
 
 class Encoder:
-    """A frozen encoder. `identity` names it: source, hash of the weights, preprocessing, dimension."""
+    """A frozen encoder; `load_encoder` loads one. `identity` names it: source, hash of the weights, preprocessing, dimension.
+
+    >>> encoder = load_encoder("shipped:emoji-encoder", image_size=64)
+    >>> snippet, tokens = encoder(torch.zeros(2, 3, 64, 64))
+    >>> snippet.shape, tokens.shape
+    (torch.Size([2, 192]), torch.Size([2, 64, 192]))
+    """
 
     def __init__(self, model: nn.Module, name: str, preprocessing: Preprocessing, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
@@ -98,10 +104,15 @@ def input_size(image_size: int, native: int, patch: int) -> int:
 
 
 def load_encoder(source: str, device: str | torch.device = "cpu", image_size: int | None = None) -> Encoder:
-    """Load `shipped:NAME`, `timm:MODEL` (hub weights), `timm:MODEL@FILE`, or a folder in timm's hub layout.
+    """Loads a frozen encoder.
 
-    `image_size` is the side of the pictures it will be given (256 when not said): the network's input and its grid
-    follow from it. Raises ValueError in one sentence when there is nothing there or it does not fit.
+    Args:
+        source: `shipped:NAME`, `timm:MODEL` (hub weights), `timm:MODEL@FILE`, or a folder in timm's hub layout.
+        device: where it computes; images may lie elsewhere.
+        image_size: side in pixels of the pictures it will be given (256 when not said), from which the network's input
+            and its grid follow.
+
+    Raises ValueError in one sentence when there is nothing there or it does not fit.
     """
     ref = WeightsRef.parse(source)
     if ref.kind == "timm":

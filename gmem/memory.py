@@ -13,7 +13,12 @@ from gmem.threads import one_thread
 
 
 def normalise(snippet: Tensor) -> Tensor:
-    """Snippets [..., D] at unit length, float32; a zero snippet stays zero."""
+    """Snippets [..., D] at unit length, float32; a zero snippet stays zero.
+
+    >>> normalise(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
     return F.normalize(snippet.float(), dim=-1)
 
 
@@ -89,7 +94,14 @@ class Covariance:
 
 
 def principal_components(pieces: Iterable[Tensor], rank: int) -> Components:
-    """Leading components of vectors that come in pieces [..., D]; memory stays at D², whatever their number."""
+    """Leading components of vectors that come in pieces; memory stays at D², whatever their number.
+
+    Args:
+        pieces: tensors [..., D]; at least two vectors in all.
+        rank: how many components, from 1 to D.
+
+    Raises ValueError for other ranks and for fewer vectors.
+    """
     total: Covariance | None = None
     for piece in pieces:
         total = total or Covariance(piece.shape[-1])
@@ -101,7 +113,12 @@ def principal_components(pieces: Iterable[Tensor], rank: int) -> Components:
 
 @dataclass
 class FactorisedBank:
-    """A bank of N snippets kept as codes [N, k] on the bank's own principal components: D/k times smaller."""
+    """A bank of N snippets kept as codes [N, k] on the bank's own principal components: D/k times smaller.
+
+    >>> bank = FactorisedBank.of(torch.randn(100, 32), rank=8)
+    >>> bank.codes.shape, bank.decode(slice(0, 3)).shape, bank.interpolate(0, 1, alpha=0.5).shape
+    (torch.Size([100, 8]), torch.Size([3, 32]), torch.Size([32]))
+    """
 
     components: Components
     codes: Tensor

@@ -32,6 +32,10 @@ class Network(nn.Module):
     `snippet` is unit-length and masked already (`gmem.memory`); None stands for the zero snippet, the input of the
     unconditional branch of guidance. `label` counts with conditioning "label" only; None, `classes` or a negative number
     means no label.
+
+    >>> network = Network(NetworkConfig.of("T", latent_channels=12, latent_size=8, snippet_dim=192))
+    >>> network(torch.randn(2, 12, 8, 8), torch.tensor([0.1, 0.9]), torch.randn(2, 192)).shape
+    torch.Size([2, 12, 8, 8])
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -75,7 +79,16 @@ class Network(nn.Module):
                     nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, snippet: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """Velocity float32 [B, C, H, W] of x [B, C, H, W] at t [B], for snippet [B, D] or label [B]."""
+        """The velocity, float32 [B, C, H, W].
+
+        Args:
+            x: [B, C, H, W] standardised latents with noise, C, H and W those of the config.
+            t: [B] times from 0 (noise) to 1 (data).
+            snippet: [B, D] of unit length; None: the zero snippet.
+            label: [B] integers; None: no label.
+
+        Raises ValueError for latents of another shape.
+        """
         return self._run(x, t, snippet, label, project=False)[0]
 
     def forward_training(

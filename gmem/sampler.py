@@ -55,11 +55,30 @@ def sample(
     guide: VelocityNetwork | None = None,
     wiener: Wiener | None = None,
 ) -> Sample:
-    """Latents for unit-length snippets [B, D] (or labels [B]) from noise [B, C, H, W].
+    """Standardised latents for snippets or labels, integrated from noise at t = 0 to data at t = 1.
 
-    `indices` [B] number the samples for the SDE's noise (default 0, 1, …), which `wiener` may give instead. With a
-    guidance scale s the velocity is other + s·(conditional − other), where other is `guide`, a smaller or earlier
-    network (Karras et al. 2024), and without one the network's own velocity for the zero snippet.
+    With a guidance scale s the velocity is other + s·(conditional − other), where other is the guide's velocity (Karras et
+    al. 2024), and without a guide the network's own for the zero snippet.
+
+    Args:
+        network: velocity [B, C, H, W] of (x, t [B], snippet, label), such as a `gmem.network.Network`.
+        noise: [B, C, H, W] standard normal; `noise_for` gives each sample its own.
+        snippet: [B, D] of unit length; None: the zero snippet.
+        seed: of the SDE's noise.
+        indices: [B] numbers of the samples, each with its own noise (default 0, 1, …).
+        label: [B] integers, for networks that are conditioned on them.
+        guide: a smaller or earlier network of the same latents and snippets.
+        wiener: the SDE's noise by step, instead of `seed` and `indices`.
+
+    Raises ValueError when dopri5 does not arrive, or the velocity is not finite.
+
+    >>> from gmem.network import Network
+    >>> from gmem.settings import NetworkConfig
+    >>> network = Network(NetworkConfig.of("T", latent_channels=12, latent_size=8, snippet_dim=192)).eval()
+    >>> snippets = torch.nn.functional.normalize(torch.randn(2, 192), dim=1)
+    >>> made = sample(network, noise_for(0, range(2), (12, 8, 8)), snippets, SamplerConfig("ode", "euler", steps=3))
+    >>> made.latent.shape, made.calls
+    (torch.Size([2, 12, 8, 8]), 2)
     """
     guided = _Guided(network, snippet, label, config, guide)
     if config.kind == "ode":

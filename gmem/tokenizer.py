@@ -34,7 +34,13 @@ def _per_channel(values: Tensor, latent: Tensor) -> Tensor:
 
 
 class Tokenizer:
-    """A frozen autoencoder. `identity` names it: source, hash of the weights, factor, channels."""
+    """A frozen autoencoder; `load_tokenizer` loads one. `identity` names it: source, hash of the weights, factor, channels.
+
+    >>> tokenizer = load_tokenizer("shipped:emoji-tokenizer")
+    >>> latents = tokenizer.encode(torch.zeros(2, 3, 64, 64))
+    >>> latents.shape, tokenizer.decode(latents).shape
+    (torch.Size([2, 12, 8, 8]), torch.Size([2, 3, 64, 64]))
+    """
 
     def __init__(self, model: Any, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
         self.device, self.dtype = torch.device(device), dtype
@@ -52,7 +58,11 @@ class Tokenizer:
 
     @torch.inference_mode()
     def encode(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Images [B, 3, H, W] -> latents [B, C, H/f, W/f]: the posterior's mean, or a draw seeded by each id [B].
+        """Raw latents, float32 [B, C, H/f, W/f].
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], on any device.
+            ids: [B] integers, each the seed of its own draw from the posterior; None: the posterior's mean.
 
         Raises ValueError when the sides are not multiples of the factor.
         """
@@ -88,7 +98,11 @@ def seeded_normal(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def load_tokenizer(source: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tokenizer:
-    """Load `shipped:NAME`, a local folder in the diffusers layout, or a hub id (also of a pipeline with a `vae` part).
+    """Loads a frozen autoencoder.
+
+    Args:
+        source: `shipped:NAME`, a folder in the diffusers layout, or a hub id (also of a pipeline with a `vae` part).
+        device, dtype: where and in what it computes; images and latents are float32.
 
     Raises ValueError in one sentence when there is nothing there or it is no AutoencoderKL.
     """

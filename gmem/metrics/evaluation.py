@@ -40,11 +40,31 @@ def measure(
 
     On the FID Inception network they bear their usual names (fid, sfid, kid, ...), on any other detector their
     family's, so that nobody takes one for the other (fd-NAME, kd-NAME, ...). ADM files hold no features: metrics that
-    need the reference's take them from `features`, those of the file's own pictures, or are left out. So are metrics
-    for which there are too few samples (below 4, and below 10 for the Inception Score). `manifolds` finds precision and
-    recall, the costliest of all, where a GPU is.
+    need the reference's take them from `features` or are left out. So are metrics for which there are too few samples
+    (below 4, and below 10 for the Inception Score).
+
+    Args:
+        samples: features of the generated pictures, one detector's.
+        reference: the same detector's features of real pictures, or an ADM file's statistics.
+        protocol: detector, reference, sampler and all else that the numbers depend on; goes into every result.
+        subject: what was measured, for people.
+        manifolds: finds precision and recall, the costliest of all, such as where a GPU is.
+        features: of an ADM file's own pictures.
+        kernel_subsets: subsets of the kernel distance.
 
     Raises ValueError where the protocol does not count the samples as they are, or statistics do not fit.
+
+    >>> import numpy as np
+    >>> def gathered(seed):
+    ...     sums = FeatureSums(moments=["pool"], kept=["pool"])
+    ...     sums.update({"pool": np.random.default_rng(seed).normal(size=(64, 8))}, np.arange(64))
+    ...     return sums
+    >>> told = dict.fromkeys(["resize", "reference", "reference_hash", "sampler", "guidance", "snippets", "latents"], "...")
+    >>> protocol = Protocol(
+    ...     detector="mine", detector_hash="...", reference_count=None, count=64, seed=0, steps=50, calls=99, **told
+    ... )
+    >>> [result.metric for result in measure(gathered(0), gathered(1), protocol)]
+    ['fd-mine', 'kd-mine', 'precision-mine', 'recall-mine']
     """
     if samples.count != protocol.count:
         raise ValueError(f"The protocol asks for {protocol.count} samples, and there are {samples.count}.")
