@@ -23,7 +23,7 @@ def test_the_shipped_code_runs_by_itself_and_knows_its_version() -> None:
         assert {path.name for path in Path(folder).iterdir() if path.suffix != ".dist-info"} == set(PACKAGES)
         assert not list(Path(folder).rglob("__pycache__"))
         asked = (
-            "import importlib.metadata as m, flows, gmem.shipped, flows.recipe.files as r;"
+            "import importlib.metadata as m, flows, gmem.weights, flows.recipe.files as r;"
             "print(flows.__file__, m.version('gmem-pipeline'), r.load('emoji').name)"
         )
         told = subprocess.run(
