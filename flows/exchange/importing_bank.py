@@ -16,7 +16,8 @@ from gmem.published import PublishedBank, read_bank
 from storage.ids import FIRST_FOREIGN_ID
 from storage.store import Artifact, Store
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import BankWriter, make_rows, write_fragments
+from storage.tables.bank_rows import make_rows, write_fragments
+from storage.tables.bank_writer import BankWriter
 from storage.tracking.tracking import Run
 
 CHUNK = 16384  # rows in memory at a time

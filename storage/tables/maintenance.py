@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from lance.dataset import LanceDataset
 
-from storage.tables.bank_rows import note_revision
+from storage.tables.bank_commits import note
 from storage.tables.fragments import open_table, translate_errors
 
 UNDER_WAY = timedelta(days=7)
@@ -64,7 +64,7 @@ def drop_versions(artifact: str, uri: str, numbers: list[int]) -> int:
 
     The number of its content's revision is written into the newest version first, since it is counted from the others.
     """
-    note_revision(artifact)
+    note(artifact)
     with translate_errors("written", uri):
         dataset = open_table(uri)
         return int(dataset.cleanup_old_versions(versions=numbers, error_if_tagged_old_versions=False).bytes_removed)

@@ -15,7 +15,8 @@ from flows.engine.context import Context
 from flows.recipe.model import Recipe
 from storage.store import Artifact, Store
 from storage.tables import bank_rows, latents, patches
-from storage.tables.bank_rows import BankWriter, make_rows
+from storage.tables.bank_rows import make_rows
+from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import LatentsWriter
 from storage.tables.patches import PatchesWriter
 from storage.tracking.tracking import Tracking

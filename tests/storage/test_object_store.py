@@ -17,7 +17,8 @@ from storage.images.shards import ShardPlan, done_shards, index_shards, read_ind
 from storage.images.sources import list_source
 from storage.tables import latents
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import BankWriter, make_rows, write_fragments
+from storage.tables.bank_rows import make_rows, write_fragments
+from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import Latents, LatentsWriter
 from storage.tables.training_data import BatchOrder, TrainingTable
 

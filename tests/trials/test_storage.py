@@ -20,7 +20,8 @@ from storage import checkpoints
 from storage.retention.clean import clean
 from storage.store import Artifact, Store, StoreError
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import BankWriter, make_rows, write_fragments
+from storage.tables.bank_rows import make_rows, write_fragments
+from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import Latents, table_uri
 
 pytestmark = pytest.mark.trials

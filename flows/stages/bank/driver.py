@@ -23,7 +23,8 @@ from storage.images.decoding import thumbnail
 from storage.images.shards import index_shards, read_index
 from storage.tables import bank_rows, patches
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import BankWriter, make_rows
+from storage.tables.bank_rows import make_rows
+from storage.tables.bank_writer import BankWriter
 from storage.tables.patches import PatchesWriter, stored_basis
 
 THUMBNAILERS = 4
@@ -104,6 +105,8 @@ def _bank_rows(
         keys=block.keys * count,
         flipped=[flipped for flipped in flips for _ in block.keys],
         labels=block.labels * count,
+        classes=block.classes * count,
+        captions=block.captions * count,
         splits=block.splits * count,
         shard=block.shard,
         thumbnails=thumbnails,
@@ -164,6 +167,14 @@ def _basis(uri: str, images: str, shards: list[str], workers: list[Worker], rank
     return total.principal_components(rank)
 
 
+def _withdraw_again(context: Context, bank: Bank) -> None:
+    """What was withdrawn from an earlier bank of this recipe does not come back with a new encoder or a new ingest."""
+    for other in context.store.artifacts("bank"):
+        if other.name == context.recipe.name and other.uri != bank.artifact and other.complete:
+            for reason, ids in bank.withdrawn_from(other.uri).items():
+                bank.withdraw(f"withdrawn from {other.folder}: {reason}", ids)
+
+
 def _finish(
     context: Context, writers: dict[str, Any], expected: np.ndarray, encoder: dict[str, Any]
 ) -> dict[str, Made]:
@@ -171,6 +182,7 @@ def _finish(
     if "bank" in writers:
         writers["bank"].finish_bank(expected)
         bank = Bank(context.artifact("bank").uri)
+        _withdraw_again(context, bank)
         bank.build_index()
         versions["bank"] = bank.version
     if "patches" in writers:

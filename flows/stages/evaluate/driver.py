@@ -102,15 +102,14 @@ def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.
 
     Of the recipe's own bank those of its pictures: rows that were added since have neither latent nor picture.
     """
-    origin = None if recipe.evaluate.bank else "dataset"
     plans: dict[str, NDArray[np.int64]] = {}
     for split in SPLITS:
         count = min(recipe.evaluate.samples, _count(index, split))
         if count >= 2:
-            own = f" AND origin = '{origin}'" if origin else ""
-            available = bank.table.count_rows(f"split = '{split}' AND flipped IS NOT TRUE{own}")
+            condition = f"split = '{split}'" + ("" if recipe.evaluate.bank else " AND origin = 'dataset'")
+            available = len(bank.matching(f"{condition} AND NOT flipped"))
             if min(count, available) >= 2:
-                plans[split] = bank.sample_ids(split, min(count, available), recipe.sample.seed, origin=origin)
+                plans[split] = bank.sample(min(count, available), recipe.sample.seed, condition)
     if not plans:
         raise StageError(
             "evaluation needs at least 2 pictures, and 2 snippets of the bank, of one split; add pictures or raise data.held_out"

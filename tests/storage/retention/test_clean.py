@@ -24,7 +24,8 @@ from storage.retention.policy import Asked
 from storage.store import Artifact, Store, StoreError
 from storage.tables import bank_rows, fragments, latents
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import BankWriter, make_rows
+from storage.tables.bank_rows import make_rows
+from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import Latents, LatentsWriter
 
 SHAPE, DIM, ENCODER, TOKENIZER = (2, 4, 4), 6, {"name": "vit", "sha256": "ab"}, {"name": "vae"}
@@ -264,7 +265,8 @@ def test_files_of_an_append_that_is_under_way_stay_and_very_old_ones_go(tmp_path
     assert clean(store, remove=True).removals == []
     operation = LanceOperation.Append(fragments.from_description(described))
     LanceDataset.commit(bank_rows.table_uri(bank.artifact), operation, read_version=bank.version)
-    assert len(Bank(bank.artifact).dataset.to_table()) == 10
+    bank.refresh()
+    assert len(bank.dataset.to_table()) == 10
 
     (file,) = bank_rows.write_fragments(bank.artifact, "", rows(2))["fragments"][0]["files"]
     path = Path(bank_rows.table_uri(bank.artifact), "data", file["path"])

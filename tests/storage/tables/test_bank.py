@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -11,46 +10,11 @@ import pyarrow as pa
 import pytest
 
 from storage.ids import FIRST_FOREIGN_ID
-from storage.images.decoding import thumbnail
 from storage.tables.bank import Bank
-from storage.tables.bank_rows import BankWriter, make_rows, table_uri, write_fragments
+from storage.tables.bank_rows import make_rows, table_uri, write_fragments
+from storage.tables.bank_writer import BankWriter
 
-ENCODER = {"name": "vit", "sha256": "ab" * 32, "preprocessing": {"size": 64}, "dim": 12}
-DIM = 12
-
-
-def snippets(seed: int, n: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32)
-
-
-def shard_rows(number: int, pictures: int = 10) -> pa.Table:
-    """Both orientations of `pictures` pictures; every fifth is held out."""
-    samples = np.repeat(np.arange(number * pictures, (number + 1) * pictures), 2)
-    flipped = np.tile([0, 1], pictures)
-    return make_rows(
-        2 * samples + flipped,
-        snippets(number, 2 * pictures),
-        "dataset",
-        keys=[f"k{s}" for s in samples],
-        flipped=[bool(f) for f in flipped],
-        labels=[int(s) % 3 for s in samples],
-        splits=["held_out" if s % 5 == 0 else "train" for s in samples],
-        shard=f"shard-{number}",
-        thumbnails=[thumbnail(np.full((80, 100, 3), s, np.uint8)) for s in samples],
-    )
-
-
-@pytest.fixture
-def artifact(tmp_path: Path) -> str:
-    return str(tmp_path / "bank")
-
-
-@pytest.fixture
-def bank(artifact: str) -> Bank:
-    writer = BankWriter(artifact, DIM, ENCODER, lease=1)
-    writer.commit([write_fragments(artifact, f"shard-{n}", shard_rows(n)) for n in range(3)])
-    writer.finish_bank(np.arange(60))
-    return Bank(artifact)
+from .conftest import DIM, ENCODER, snippets
 
 
 def test_info_counts_what_is_there(bank: Bank) -> None:
@@ -66,7 +30,7 @@ def test_info_counts_what_is_there(bank: Bank) -> None:
 
 def test_columns_are_those_of_the_contract(bank: Bank) -> None:
     assert bank.table.schema.names == [
-        "id", "key", "flipped", "label", "split", "shard", "origin", "parents", "snippet", "thumbnail",
+        "id", "key", "flipped", "label", "split", "shard", "origin", "parents", "snippet", "thumbnail", "class", "caption",
     ]  # fmt: skip
     assert bank.table.schema.field("snippet").type == pa.list_(pa.float16(), DIM)
     assert bank.table.schema.field("parents").type == pa.list_(pa.int64())
@@ -110,19 +74,19 @@ def test_search_is_by_cosine_and_filters_first(bank: Bank) -> None:
 
 
 def test_sampling_is_deterministic_and_repeats_only_when_it_must(bank: Bank) -> None:
-    ids = bank.sample_ids("train", 24, seed=1)
-    assert np.array_equal(ids, bank.sample_ids("train", 24, seed=1))
-    assert not np.array_equal(ids, bank.sample_ids("train", 24, seed=2))
+    ids = bank.sample(24, 1, "split = 'train'")
+    assert np.array_equal(ids, bank.sample(24, 1, "split = 'train'"))
+    assert not np.array_equal(ids, bank.sample(24, 2, "split = 'train'"))
     assert len(set(ids)) == 24 and all(i % 2 == 0 and i // 2 % 5 for i in ids)
-    assert np.array_equal(bank.sample_ids("train", 10, seed=1), ids[:10])
-    twice = bank.sample_ids("held_out", 12, seed=0)
+    assert np.array_equal(bank.sample(10, 1, "split = 'train'"), ids[:10])
+    twice = bank.sample(12, 0, "split = 'held_out'")
     assert sorted(twice) == sorted([*range(0, 60, 10), *range(0, 60, 10)])
-    assert len(set(bank.sample_ids("train", 48, seed=0, mirrored=True))) == 48
+    assert len(set(bank.sample(48, 0, "split = 'train'", mirrored=True))) == 48
     bank.append(snippets(9, 3), "external", ENCODER, splits=["train"] * 3)
-    assert np.array_equal(bank.sample_ids("train", 24, seed=1, origin="dataset"), ids)
-    assert not np.array_equal(bank.sample_ids("train", 24, seed=1), ids)
-    with pytest.raises(ValueError, match="no rows of split"):
-        bank.sample_ids("test", 1, seed=0)
+    assert np.array_equal(bank.sample(24, 1, "split = 'train' AND origin = 'dataset'"), ids)
+    assert not np.array_equal(bank.sample(24, 1, "split = 'train'"), ids)
+    with pytest.raises(ValueError, match=r"no such rows .* split is one of held_out, train"):
+        bank.sample(1, 0, "split = 'test'")
 
 
 def test_append_gives_new_ids_and_raises_the_revision(bank: Bank, artifact: str) -> None:
@@ -235,7 +199,7 @@ def test_an_imported_bank_knows_little_of_its_rows(artifact: str) -> None:
     ids = bank.append(snippets(0, 20), "imported", ENCODER)
     info = bank.info()
     assert info.by_split == {"None": 20} and info.by_label == {"None": 20} and info.content_revision == 2
-    assert set(bank.sample_ids(None, 20, 0)) == set(ids)
+    assert set(bank.sample(20, 0)) == set(ids)
     with pytest.raises(ValueError, match="already"):
         Bank.create(artifact, DIM, ENCODER)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from storage.tables import latents, patches
-from storage.tables.bank_rows import BankWriter, make_rows
+from storage.tables.bank_rows import make_rows
 from storage.tables.bank_rows import write_fragments as write_bank
+from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import LatentsWriter
 from storage.tables.patches import PatchesWriter
 from storage.tables.training_data import BatchOrder, TrainingTable

@@ -1,0 +1,329 @@
+"""What a bank is asked: rows, snippets, samples, neighbours, words, history. Nothing here changes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lance.dataset import LanceDataset
+from lancedb.query import FullTextOperator, MultiMatchQuery
+from numpy.typing import NDArray
+
+from storage.errors import Refused
+from storage.files.s3 import lance_options
+from storage.tables import bank_history, bank_index, bank_mixing
+from storage.tables.bank_commits import REVISION, content_revision, require_checked
+from storage.tables.bank_draws import draw_balanced, draw_evenly
+from storage.tables.bank_history import Change, Difference
+from storage.tables.bank_rows import (
+    ENCODER,
+    FORMAT_VERSION,
+    LATER_COLUMNS,
+    TABLE,
+    canonical,
+    table_uri,
+    with_later_columns,
+)
+from storage.tables.bank_where import condition, said_of
+from storage.tables.fragments import require_format, to_matrix, translate_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IDS_A_FILTER = 5_000
+
+
+@dataclass(frozen=True)
+class BankInfo:
+    """What the bank holds. `unindexed` rows are found all the same, by reading them one and all."""
+
+    rows: int
+    by_origin: dict[str, int]
+    by_split: dict[str, int]
+    by_label: dict[str, int]
+    by_class: dict[str, int]
+    dim: int
+    encoder: dict[str, Any]
+    version: int
+    content_revision: int
+    tags: dict[str, int]
+    index: str | None
+    unindexed: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class BankReader:
+    """A finished bank, at its newest version or a pinned one. Opened in each process that needs it."""
+
+    def __init__(self, artifact: str, version: int | str | datetime | None = None) -> None:
+        """Opens the bank of this artifact.
+
+        Args:
+            artifact: its URI.
+            version: a number, a tag or a time, whose newest version is meant; none: the newest.
+
+        Raises:
+            ValueError: there is no finished one, or none of this version.
+            Refused: another client has left rows in it that cannot be used.
+        """
+        self.artifact = artifact
+        try:
+            with translate_errors("read", artifact):
+                self.table = lancedb.connect(artifact, storage_options=lance_options(artifact)).open_table(TABLE)
+                if isinstance(version, datetime):
+                    version = bank_history.version_at(self.dataset, version)
+                if version is not None:
+                    self.table.checkout(version)
+        except FileNotFoundError as error:
+            absent = "no bank; run the bank stage first"
+            if version is not None:
+                absent = f"no version {version} of the bank; its history lists those there are"
+            raise ValueError(f"{artifact} holds {absent}") from error
+        require_format(self.table.schema, FORMAT_VERSION, table_uri(artifact))
+        if REVISION.encode() not in self.table.schema.metadata:
+            raise ValueError(f"the bank in {artifact} is unfinished; run the bank stage again")
+        require_checked(self.dataset)
+
+    @property
+    def dataset(self) -> LanceDataset:
+        """The same table at the same version for Lance."""
+        return self.table.to_lance()
+
+    @property
+    def version(self) -> int:
+        return self.table.version
+
+    @property
+    def dim(self) -> int:
+        return self.table.schema.field("snippet").type.list_size
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns, those included that an earlier release did not write."""
+        names = self.table.schema.names
+        return [*names, *(field.name for field in LATER_COLUMNS if field.name not in names)]
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        return json.loads(self.table.schema.metadata[ENCODER.encode()])
+
+    @property
+    def content_revision(self) -> int:
+        return content_revision(self.dataset)
+
+    def __len__(self) -> int:
+        return self.table.count_rows()
+
+    def require_encoder(self, encoder: dict[str, Any]) -> None:
+        """ValueError unless the bank was made by exactly this encoder; equal dimensions are not enough."""
+        if canonical(encoder) != canonical(self.encoder):
+            raise ValueError(
+                f"the bank in {self.artifact} was made by the encoder {_named(self.encoder)}, not by {_named(encoder)}; "
+                "use that encoder or build another bank"
+            )
+
+    def info(self) -> BankInfo:
+        """Counts, identity, versions, tags and the state of the index."""
+        columns = self._read(["origin", "split", "label", "class"])
+        index = self._index()
+        files = (file for fragment in self.dataset.get_fragments() for file in fragment.metadata.files)
+        return BankInfo(
+            rows=len(columns),
+            by_origin=_counts(columns["origin"]),
+            by_split=_counts(columns["split"]),
+            by_label=_counts(columns["label"]),
+            by_class=_counts(columns["class"]),
+            dim=self.dim,
+            encoder=self.encoder,
+            version=self.version,
+            content_revision=self.content_revision,
+            tags={name: tag["version"] for name, tag in self.table.tags.list().items()},
+            index=index.index_type if index else None,
+            unindexed=index.num_unindexed_rows if index else len(columns),
+            bytes=sum(file.file_size_bytes or 0 for file in files),
+        )
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def rows(self, ids: Sequence[int], columns: list[str] | None = None) -> pa.Table:
+        """The rows of these ids in this order, all columns by default. ValueError names ids that are not there."""
+        wanted = [int(i) for i in ids]
+        names = list(dict.fromkeys(["id", *(columns or self.columns)]))
+        parts = []
+        for start in range(0, len(wanted), IDS_A_FILTER):
+            listed = ",".join(map(str, sorted(set(wanted[start : start + IDS_A_FILTER]))))
+            parts.append(self._read(names, f"id IN ({listed})"))
+        found = pa.concat_tables(parts) if parts else self._read(names, "false")
+        place = {i: row for row, i in enumerate(found["id"].to_pylist())}
+        if missing := [i for i in wanted if i not in place]:
+            more = f" and {len(missing) - 1} more asked for" if missing[1:] else ""
+            raise Refused(f"the bank has no row {missing[0]}{more}")
+        return found.take(pa.array([place[i] for i in wanted], pa.int64()))
+
+    def snippets(self, ids: Sequence[int]) -> Tensor:
+        """float16 [N,D] in the order of `ids`, as the encoder gave them (not unit length)."""
+        import torch  # needed by those alone who compute with snippets, not to look into the bank
+
+        return torch.from_numpy(self._matrix(ids).copy())
+
+    def matching(self, where: str | None = None) -> NDArray[np.int64]:
+        """Sorted ids of the rows that an SQL condition on columns holds for; none: of all."""
+        return np.sort(self._where(["id"], where)["id"].to_numpy())
+
+    def sample(
+        self, n: int, seed: int, where: str | None = None, balanced_by: str | None = None, mirrored: bool = False
+    ) -> NDArray[np.int64]:
+        """Ids [n] drawn at random, without repeating one before all were drawn.
+
+        The same rows to choose from, n and seed give the same ids.
+
+        Args:
+            n: how many.
+            seed: decides which.
+            where: SQL condition on columns that they fulfil.
+            balanced_by: a column of whose values each comes equally often, such as class; rows where it is null are
+                left out.
+            mirrored: whether mirror images are drawn as well.
+
+        Raises:
+            Refused: there is no such row, or no such column.
+        """
+        if balanced_by is not None and balanced_by not in ("class", "label", "origin", "split"):
+            raise Refused(f"samples cannot be balanced by {balanced_by[:80]!r}; use class, label, origin or split")
+        names = ["id", "flipped", *([balanced_by] if balanced_by else [])]
+        found = self._where(names, where).sort_by("id")
+        if not mirrored:
+            found = found.filter(pa.compute.invert(found["flipped"].fill_null(False)))
+        if balanced_by:
+            found = found.filter(found[balanced_by].is_valid())
+        if not len(found):
+            raise Refused(f"the bank in {self.artifact} has no such rows ({where or balanced_by}); {self._choices()}")
+        draw = np.random.default_rng(seed)
+        if balanced_by:
+            return draw_balanced(found["id"].to_numpy(), np.array(found[balanced_by].to_pylist()), n, draw)
+        return draw_evenly(found["id"].to_numpy(), n, draw)
+
+    def search(
+        self,
+        query: NDArray[np.floating] | Tensor | int | str | None,
+        k: int = 10,
+        where: str | None = None,
+        exact: bool = False,
+    ) -> pa.Table:
+        """Up to `k` rows, all columns but the snippet.
+
+        Args:
+            query: a snippet [D] or the id of a row, itself included: the nearest by cosine, with `_distance` =
+                1 - cosine, ascending; words: those whose key, class or caption has one, with `_score`, descending;
+                none: any.
+            k: how many at most.
+            where: SQL condition on columns, applied before the search.
+            exact: past the index over snippets.
+
+        Raises:
+            Refused: a snippet of another dimension, zero or not finite, no words, or a wrong condition.
+        """
+        if isinstance(query, str):
+            return self._with_words(query, k, where)
+        if query is None:
+            return self._where([name for name in self.columns if name != "snippet"], where, k)
+        vector = self._matrix([int(query)])[0] if isinstance(query, int | np.integer) else query
+        vector = np.asarray(vector, np.float32).reshape(-1)
+        if len(vector) != self.dim:
+            raise Refused(f"the query has {len(vector)} numbers, the bank's snippets have {self.dim}; same encoder?")
+        if not np.isfinite(vector).all() or not vector.any():
+            raise Refused("the query is zero or not finite and so has no direction; check the encoder")
+        found: Any = self.table.search(vector, vector_column_name="snippet")
+        found = found.distance_type("cosine")
+        if exact or self._index() is None:
+            found = found.bypass_vector_index()
+        else:
+            found = found.nprobes(bank_index.PROBES).refine_factor(bank_index.REFINE)
+        return self._found(found, "_distance", k, where)
+
+    def mixture(
+        self, ids: Sequence[int], method: str = "spherical", weights: Sequence[float] | None = None, seed: int = 0
+    ) -> NDArray[np.float32]:
+        """The snippet [D] mixed of those of rows, which is not added; arguments as in `bank_mixing.mix`."""
+        return bank_mixing.mix(self._matrix(ids).astype(np.float32), method, weights, seed)
+
+    def labels(self) -> dict[str, int]:
+        """The label of each class that has one."""
+        named = self._where(["class", "label"], "class IS NOT NULL AND label IS NOT NULL")
+        pairs = named.group_by(["class", "label"]).aggregate([]).to_pylist()
+        return {pair["class"]: pair["label"] for pair in pairs}
+
+    def history(self) -> list[Change]:
+        """The changes of its rows that are on record, up to the version at hand, the first one first."""
+        return bank_history.changes(self.dataset)
+
+    def diff(self, a: int | str | datetime, b: int | str | datetime | None = None) -> Difference:
+        """Which rows came, went or changed from version, tag or time `a` to `b`; none: to the one at hand."""
+        later = self if b is None else BankReader(self.artifact, b)
+        return bank_history.difference(BankReader(self.artifact, a).dataset, later.dataset)
+
+    # --- how ---------------------------------------------------------------------------------------------------------
+
+    def _read(self, names: list[str], where: str | None = None, limit: int | None = None) -> pa.Table:
+        """Columns of the rows that Lance's condition holds for."""
+        stored = [name for name in names if name in self.table.schema.names]
+        rows = self.dataset.to_table(columns=stored or ["id"], filter=where, limit=limit)
+        return with_later_columns(rows, names).select(names)
+
+    def _where(self, names: list[str], where: str | None, limit: int | None = None) -> pa.Table:
+        """As `_read`, with a person's condition."""
+        with said_of(where, self.columns):
+            return self._read(names, condition(where, self.table.schema.names), limit)
+
+    def _with_words(self, words: str, k: int, where: str | None) -> pa.Table:
+        if not words.strip():
+            raise Refused("there are no words to search for; give at least one")
+        columns = [name for name in bank_index.TEXT if name in self.table.schema.names]
+        found = self.table.search(
+            MultiMatchQuery(words, columns, boosts=None, operator=FullTextOperator.OR), query_type="fts"
+        )
+        return self._found(found, "_score", k, where)
+
+    def _found(self, query: Any, measure: str, k: int, where: str | None) -> pa.Table:
+        names = [name for name in self.table.schema.names if name != "snippet"]
+        query = query.limit(k).select([*names, measure])
+        if where is not None:
+            query = query.where(condition(where, names), prefilter=True)
+        with said_of(where, self.columns):
+            rows = query.to_arrow()
+        return with_later_columns(rows, [name for name in self.columns if name != "snippet"])
+
+    def _matrix(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        return to_matrix(self.rows(ids, ["snippet"])["snippet"])
+
+    def _choices(self) -> str:
+        """What there is to choose from, for whoever chose what there is not."""
+        values = {name: [v for v in _counts(self._read([name])[name]) if v != "None"] for name in ("split", "class")}
+        listed = [f"{name} is one of {', '.join(each[:12])}" for name, each in values.items() if each]
+        return f"its {'; '.join(listed)}" if listed else "its rows have neither split nor class"
+
+    def _index(self) -> Any:
+        return self._vector_index
+
+    @cached_property
+    def _vector_index(self) -> Any:
+        return bank_index.of_snippets(self)
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    pairs = {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
+    return {str(name): pairs[name] for name in sorted(pairs, key=lambda name: (name is None, name))}
+
+
+def _named(encoder: dict[str, Any]) -> str:
+    return f"{encoder.get('name', '?')} ({str(encoder.get('sha256', '?'))[:12]})"
