@@ -2,7 +2,7 @@
 
 recipe = load("emoji")
 bank = open_bank(recipe)
-ids = bank.sample_ids("train", 8, seed=0)
+ids = bank.sample(8, seed=0, where="class = 'flags'")
 made = generate(recipe, bank, ids)
 Path("samples.png").write_bytes(figures.grid(made.images))
 """
@@ -10,6 +10,9 @@ Path("samples.png").write_bytes(figures.grid(made.images))
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,8 +25,12 @@ from flows.recipe.model import Recipe
 from storage.store import Store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gmem.encoder import Encoder
     from storage.checkpoints import Checkpoint
     from storage.tables.bank import Bank
+    from storage.tables.bank_edits import Added
 
 BLANK = (230, 230, 230)
 """Stands for a picture that the bank does not have."""
@@ -40,28 +47,27 @@ class Generated(NamedTuple):
     """Of the checkpoint."""
 
 
-def open_bank(recipe: Recipe, uri: str | None = None) -> Bank:
-    """A bank to search, to draw snippets from and to sample with.
+def open_bank(recipe: Recipe, uri: str | None = None, version: int | str | datetime | None = None) -> Bank:
+    """A bank to search, to draw snippets from, to sample with and to edit.
 
     Args:
         recipe: whose store is looked into, and whose own finished bank it is unless `uri` names another.
-        uri: an artifact, in full or relative to the store, such as `bank/emoji-0123456789ab`.
+        uri: an artifact, in full or relative to the store, such as `bank/emoji-0123456789ab`, or its fingerprint.
+        version: a version, a tag or a time; none: the newest.
 
     Raises:
         Refused: there is none; says what to run.
     """
-    if uri:
-        from flows.models import resolve
-
-        return resolve.open_bank(uri, Store(recipe.store))
     from flows.engine.stage import Plan
+    from flows.models import resolve
     from flows.stages.bank.stage import BANK
-    from storage.tables.bank import Bank
 
+    if uri:
+        return resolve.open_bank(uri, Store(recipe.store), version)
     artifact = Plan(recipe).artifact(BANK)
     if not artifact.complete:
         raise StageError(f"recipe {recipe.name} has no bank in {recipe.store} yet; run 'gmem run' with the same store")
-    return Bank(artifact.uri)
+    return resolve.open_bank(artifact.uri, artifact.store, version)
 
 
 def open_network(recipe: Recipe, uri: str | None = None) -> Checkpoint:
@@ -88,20 +94,102 @@ def encode_picture(path: Path, recipe: Recipe, bank: Bank) -> NDArray[np.float32
         recipe: names the encoder, and the side that pictures are cropped to.
         bank: whose encoder it must be.
     """
-
-    from gmem.encoder import load_encoder
-    from gmem.pixels import channels_first, from_bytes
-    from storage.images.decoding import Rejected, centre_crop, decode
-
     if not path.is_file():
         raise StageError(f"{path} is not a file; name a picture")
-    decoded = decode(path.read_bytes(), recipe.data.max_pixels)
-    if isinstance(decoded, Rejected):
-        raise StageError(f"{path} cannot be used: {decoded.reason}")
-    encoder = load_encoder(recipe.encoder.source, image_size=recipe.data.image_size)
+    image = _prepared(path.read_bytes(), recipe)
+    if isinstance(image, str):
+        raise StageError(f"{path} cannot be used: {image}")
+    return _encoded(_encoder(recipe, bank), image[None])[0]
+
+
+class AddedPictures(NamedTuple):
+    """What became of the inputs of a source."""
+
+    added: Added
+    unusable: dict[str, str]
+    """Path and reason."""
+
+
+def add_pictures(
+    recipe: Recipe, bank: Bank, source: str, batch: str, reason: str | None = None, progress: Progress | None = None
+) -> AddedPictures:
+    """Adds pictures from elsewhere to a bank, encoded by its own encoder, in one commit.
+
+    Args:
+        recipe: names the encoder, and the side that pictures are cropped to.
+        bank: gets them, as rows of origin `external`; those it has already are told and not added twice.
+        source: whatever ingest reads: a folder, tars.
+        batch: a name for them all, with which their keys begin.
+        reason: stays in the bank's history.
+        progress: is told how many there are and are encoded.
+    """
+    from storage.images.decoding import thumbnail
+    from storage.images.sources import list_source, read_entries
+    from storage.tables.bank_edits import Pictures, require_batch
+
+    require_batch(batch)
+    encoder, listing = _encoder(recipe, bank), list_source(source)
+    entries = listing.slice(0, len(listing))
+    unusable = {entry.path: entry.reason for entry in entries if entry.reason}
+    usable = [entry for entry in entries if not entry.reason]
+    if progress:
+        progress.total(len(usable))
+    kept, snippets, small = [], list[NDArray[np.float32]](), list[bytes]()
+    read = zip(usable, read_entries(usable, source), strict=True)
+    while part := list(islice(read, recipe.encoder.batch)):
+        images = list[NDArray[np.uint8]]()
+        for entry, data in part:
+            image = _prepared(data, recipe)
+            if isinstance(image, str):
+                unusable[entry.path] = image
+            else:
+                kept.append(entry)
+                images.append(image)
+        if images:
+            snippets.append(_encoded(encoder, np.stack(images)))
+            small += map(thumbnail, images)
+        if progress:
+            progress.advance(len(part))
+    if not kept:
+        raise StageError(f"no picture of {source} can be used ({len(entries)} inputs); name a folder of pictures")
+    pictures = Pictures(
+        np.concatenate(snippets), [e.key for e in kept], small, [e.label for e in kept], [e.text for e in kept]
+    )
+    return AddedPictures(bank.add(pictures, batch, encoder.identity, reason), unusable)
+
+
+def _encoder(recipe: Recipe, bank: Bank) -> Encoder:
+    """The recipe's, on the GPU where there is one. ValueError unless the bank was made by it."""
+    import torch
+
+    from gmem.encoder import load_encoder
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = load_encoder(recipe.encoder.source, device, recipe.data.image_size)
     bank.require_encoder(encoder.identity)
-    image = np.asarray(centre_crop(decoded.image, recipe.data.image_size, recipe.data.max_pixels))
-    return encoder(from_bytes(channels_first(image.copy())[None])).snippet[0].numpy()
+    return encoder
+
+
+def _prepared(data: bytes | OSError, recipe: Recipe) -> NDArray[np.uint8] | str:
+    """A square uint8 [S, S, 3] as ingest keeps it, or why there is none."""
+    from storage.images.decoding import Rejected, centre_crop, decode
+
+    if isinstance(data, OSError):
+        return f"unreadable: {data.strerror or data}"
+    decoded = decode(data, recipe.data.max_pixels)
+    if isinstance(decoded, Rejected):
+        return decoded.reason
+    try:
+        return np.array(centre_crop(decoded.image, recipe.data.image_size, recipe.data.max_pixels))
+    except ValueError as error:
+        return str(error)
+
+
+def _encoded(encoder: Encoder, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Snippets [N, D] of uint8 [N, S, S, 3]."""
+    from gmem.pixels import channels_first, from_bytes
+
+    return encoder(from_bytes(channels_first(images))).snippet.cpu().numpy()
 
 
 def generate(
@@ -118,7 +206,51 @@ def generate(
         bank: where the snippets are.
         ids: [N] ids of rows; one may come several times.
         network: URI of a checkpoint, training or imported network; None: the recipe's own.
+        progress: is told how many there are and are made.
     """
+    wanted = ids.tolist()
+    labels = [-1 if label is None else label for label in bank.rows(wanted, ["label"])["label"].to_pylist()]
+    return _generated(recipe, bank, bank.snippets(wanted), labels, range(len(ids)), network, progress)
+
+
+def walk(
+    recipe: Recipe,
+    bank: Bank,
+    ends: tuple[int, int],
+    steps: int,
+    method: str = "spherical",
+    network: str | None = None,
+    progress: Progress | None = None,
+) -> Generated:
+    """Samples from mixtures on the way from one row's snippet to another's, all of the same noise.
+
+    Args:
+        recipe: its `sample` section says how.
+        bank: where the two rows are; nothing is added to it.
+        ends: ids of the rows.
+        steps: how many samples, the ends included.
+        method: of mixing, as in `bank_mixing.mix`.
+        network: as for `generate`.
+        progress: as for `generate`.
+    """
+    import torch
+
+    shares = np.linspace(0, 1, steps)
+    mixed = [bank.mixture(ends, method, [1 - share, share]) for share in shares]
+    labels, noise = [-1] * steps, [0] * steps
+    return _generated(recipe, bank, torch.from_numpy(np.stack(mixed)), labels, noise, network, progress)
+
+
+def _generated(
+    recipe: Recipe,
+    bank: Bank,
+    snippets: Tensor,
+    labels: Sequence[int],
+    noise: Sequence[int],
+    network: str | None,
+    progress: Progress | None,
+) -> Generated:
+    """Samples from snippets [N, D]; `noise` are the numbers of the draws they begin with."""
     import torch
 
     from flows.models.generation import load_generator, require_snippets
@@ -131,11 +263,9 @@ def generate(
     require_snippets(checkpoint, bank.dim, bank.artifact)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = load_generator(checkpoint, recipe, device)
-    wanted = ids.tolist()
-    labels = [-1 if label is None else label for label in bank.rows(wanted, ["label"])["label"].to_pylist()]
     batches = generator.batches(
-        normalise(bank.snippets(wanted)),
-        torch.arange(len(ids)),
+        normalise(snippets),
+        torch.tensor(noise),
         recipe.sample,
         recipe.sample.seed,
         torch.tensor(labels),
@@ -143,7 +273,7 @@ def generate(
     )
     images, calls = [], 0
     if progress:
-        progress.total(len(ids))
+        progress.total(len(snippets))
     for batch, taken in batches:
         images.append(batch.cpu())
         calls = max(calls, taken)

@@ -1,15 +1,20 @@
-"""``gmem sample``: pictures from snippets of the bank."""
+"""``gmem sample``: pictures from snippets of the bank, or from mixtures of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.bank import BankUri
+from flows.commands.bank_options import At, BankUri, numbers, version_of
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import show
+from storage.errors import Refused
+
+if TYPE_CHECKING:
+    from flows.recipe.model import Recipe
+    from storage.tables.bank import Bank
 
 
 def sample(
@@ -18,10 +23,23 @@ def sample(
     ids: Annotated[
         list[int] | None, typer.Option("--id", help="from the snippet of this row of the bank; repeatable")
     ] = None,
-    split: Annotated[str, typer.Option(help="random snippets of this split: train or held_out")] = "train",
+    where: Annotated[
+        str | None, typer.Option(help="random snippets that fulfil this condition, such as \"class = 'flags'\"")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="random snippets of this split: train (unless --where is given) or held_out")
+    ] = None,
+    balanced_by: Annotated[
+        str | None, typer.Option(help="equally many of each value of a column: class, label, origin or split")
+    ] = None,
+    mixed: Annotated[
+        str | None, typer.Option("--mix", metavar="A,B", help="from one row to another, by mixtures, of one noise")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, max=64, help="samples on the way, the ends included")] = 7,
     network: Annotated[
         str | None, typer.Option(metavar="URI", help="a checkpoint, training or imported network; none: the recipe's")
     ] = None,
+    at: At = None,
     bank: BankUri = None,
     out: Annotated[
         Path, typer.Option(help="the picture that is drawn: each snippet's own picture above the sample")
@@ -34,19 +52,46 @@ def sample(
     import numpy as np
 
     from flows.engine.progress import Terminal
-    from flows.explore import generate, open_bank, thumbnails
-    from flows.figures import pairs
+    from flows.explore import generate, open_bank, thumbnails, walk
+    from flows.figures import grid, pairs
 
+    if [ids, mixed, where].count(None) < 2:
+        raise Refused("say which snippets: --id, --mix or --where, one of them")
     chosen = resolved(recipe, set, store)
-    snippets = open_bank(chosen, bank)
-    rows = np.array(ids) if ids else snippets.sample_ids(split, count, chosen.sample.seed)
+    snippets = open_bank(chosen, bank, version_of(at))
     with Terminal("sample") as progress:
-        made = generate(chosen, snippets, rows, network, progress)
+        if mixed is not None:
+            ends = _ends(mixed)
+            rows = list(ends)
+            made = walk(chosen, snippets, ends, steps, network=network, progress=progress)
+            drawn = grid(made.images)
+        else:
+            rows = ids or _drawn(chosen, snippets, count, where, split, balanced_by)
+            made = generate(chosen, snippets, np.array(rows), network, progress)
+            drawn = pairs(thumbnails(snippets, np.array(rows), made.images.shape[1]), made.images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(pairs(thumbnails(snippets, rows, made.images.shape[1]), made.images))
-    about = {"ids": rows.tolist(), "calls": made.calls, "step": made.step, "seed": chosen.sample.seed}
+    out.write_bytes(drawn)
+    about = {"ids": rows, "calls": made.calls, "step": made.step, "seed": chosen.sample.seed}
     if json:
         print_json({"picture": str(out.absolute())} | about)
     else:
-        counted = f"{len(rows)} samples, {made.calls} network calls each, checkpoint of step {made.step:,}"
+        counted = f"{len(made.images)} samples, {made.calls} network calls each, checkpoint of step {made.step:,}"
         show(f"{counted}: {out.absolute()}")
+
+
+def _ends(text: str) -> tuple[int, int]:
+    ends = numbers(text, "--mix")
+    if len(ends) != 2:
+        raise Refused(f"--mix leads from one row to another; give 2 ids, not {len(ends)}")
+    return ends[0], ends[1]
+
+
+def _drawn(
+    recipe: Recipe, bank: Bank, count: int, where: str | None, split: str | None, balanced_by: str | None
+) -> list[int]:
+    from storage.tables.bank_where import equals, joined
+
+    if split is None and where is None:
+        split = "train"
+    condition = joined(where, equals("split", split) if split is not None else None)
+    return bank.sample(count, recipe.sample.seed, condition, balanced_by).tolist()

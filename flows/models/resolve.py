@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.recipe.model import Sample
@@ -11,6 +13,8 @@ from storage.store import KINDS, Artifact, Store
 
 if TYPE_CHECKING:
     from storage.tables.bank import Bank
+
+FINGERPRINT = re.compile("[0-9a-f]{12}")
 
 
 def in_full(uri: str, store: Store) -> str:
@@ -26,14 +30,24 @@ def open_network(uri: str, store: Store) -> Checkpoint:
     return newest or open_checkpoint(uri)
 
 
-def open_bank(uri: str, store: Store) -> Bank:
-    """The finished bank of the artifact at this URI; ValueError says when there is none."""
+def open_bank(uri: str, store: Store, version: int | str | datetime | None = None) -> Bank:
+    """The finished bank of the artifact at this URI or of this fingerprint, at a version, tag or time; ValueError says
+    when there is none."""
     from storage.tables.bank import Bank  # LanceDB, of which those who only plan have no need
 
-    artifact = artifact_at(uri, store)
+    artifact = _bank_at(uri, store)
     if not artifact.complete:
         raise StoreError(f"{artifact.uri} holds no finished bank; name the artifact that 'gmem import bank' made")
-    return Bank(artifact.uri)
+    return Bank(artifact.uri, version)
+
+
+def _bank_at(uri: str, store: Store) -> Artifact:
+    if FINGERPRINT.fullmatch(uri):
+        for artifact in store.artifacts("bank"):
+            if artifact.fingerprint == uri:
+                return artifact
+        raise StoreError(f"{store.root} has no bank of fingerprint {uri}; 'gmem store usage' lists those it has")
+    return artifact_at(uri, store)
 
 
 def artifact_at(uri: str, store: Store) -> Artifact:
@@ -54,7 +68,7 @@ def network_identity(uri: str, store: Store) -> str:
 def bank_identity(uri: str, store: Store) -> dict[str, Any]:
     """The artifact's fingerprint, and the revision of its rows."""
     bank = open_bank(uri, store)
-    return {"fingerprint": artifact_at(uri, store).fingerprint, "revision": bank.content_revision}
+    return {"fingerprint": _bank_at(uri, store).fingerprint, "revision": bank.content_revision}
 
 
 def open_guide(sample: Sample, checkpoint: Checkpoint, store: Store) -> Checkpoint | None:

@@ -89,10 +89,15 @@ def append(
     return ids
 
 
+def require_batch(name: str) -> None:
+    """Refused unless keys can begin with it."""
+    if not name.strip() or "/" in name or len(name) > LONGEST_NAME:
+        raise Refused(f"the batch name {name[:80]!r} cannot be used; give 1 to {LONGEST_NAME} characters without '/'")
+
+
 def add(bank: Bank, pictures: Pictures, batch: str, encoder: dict[str, Any], reason: str | None) -> Added:
     """As `Bank.add`."""
-    if not batch.strip() or "/" in batch or len(batch) > LONGEST_NAME:
-        raise Refused(f"the batch name {batch[:80]!r} cannot be used; give 1 to {LONGEST_NAME} characters without '/'")
+    require_batch(batch)
     bank.require_encoder(encoder)
     refused = {stone["picture"]: stone["reason"] for stone in withdrawn(bank.dataset) if stone["picture"]}
     gone, doubled, new, seen = dict[str, str](), dict[str, str](), list[int](), dict[str, str]()

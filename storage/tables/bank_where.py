@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 from storage.errors import Refused, StoreUnreachable
 from storage.tables.bank_rows import LATER_COLUMNS
@@ -21,8 +22,8 @@ def equals(column: str, value: str) -> str:
 
 
 def joined(*conditions: str | None) -> str | None:
-    """All of these conditions, those that are None aside."""
-    given = [f"({condition})" for condition in conditions if condition]
+    """All of these conditions, those that are None aside. Refused as by `condition`."""
+    given = [f"({''.join(_parts(condition))})" for condition in conditions if condition is not None]
     return " AND ".join(given) or None
 
 
@@ -33,23 +34,29 @@ def condition(where: str | None, columns: Collection[str]) -> str | None:
     release are null in an earlier one's bank.
 
     Raises:
-        Refused: a text that does not end, or a second statement, which Lance would pass over.
+        Refused: a text or a bracket that does not end, or a second statement, which Lance would pass over.
     """
     if where is None:
         return None
+    absent = {field.name for field in LATER_COLUMNS} - set(columns)
+    replaced = {"flipped": "coalesce(flipped, false)"} | {name: "CAST(NULL AS string)" for name in absent}
+    return "".join(replaced.get(part, part) for part in _parts(where))
+
+
+def _parts(where: str) -> list[str]:
+    """Texts, names and whatever is between them."""
     if len(where) > LONGEST:
         raise Refused(
             f"the condition has {len(where):,} characters, at most {LONGEST:,} are possible; name ids instead"
         )
     parts = _PARTS.findall(where)
-    if not where.strip() or {";", "'", "`"} & set(parts):
+    depths = list(accumulate((part == "(") - (part == ")") for part in parts))
+    if not where.strip() or {";", "'", "`"} & set(parts) or min(depths) < 0 or depths[-1]:
         raise Refused(
             f"the condition {where[:80]!r} is not one SQL condition; write for example split = 'train' AND NOT flipped, "
             "and double a quote that is part of a text"
         )
-    absent = {field.name for field in LATER_COLUMNS} - set(columns)
-    replaced = {"flipped": "coalesce(flipped, false)"} | {name: "CAST(NULL AS string)" for name in absent}
-    return "".join(replaced.get(part, part) for part in parts)
+    return parts
 
 
 @contextmanager

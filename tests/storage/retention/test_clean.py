@@ -272,7 +272,7 @@ def test_files_of_an_append_that_is_under_way_stay_and_very_old_ones_go(tmp_path
     path = Path(bank_rows.table_uri(bank.artifact), "data", file["path"])
     os.utime(path, (time.time() - 8 * 86_400,) * 2)
     assert told(clean(store, remove=True)) == [("bank/some", "1 files of bank.lance")]
-    assert not path.exists() and len(Bank(bank.artifact).dataset.to_table()) == 10
+    assert not path.exists() and len(bank.dataset.to_table()) == 10
 
 
 def test_nothing_outside_the_root_is_touched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

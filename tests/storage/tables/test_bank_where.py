@@ -16,6 +16,8 @@ def test_values_are_quoted(bank: Bank) -> None:
     assert len(bank.matching(equals("split", "x' OR 'a' = 'a"))) == 0
     assert len(bank.matching(equals("split", "train"))) == 48
     assert joined(None, "a", "b OR c") == "(a) AND (b OR c)" and joined(None) is None
+    with pytest.raises(Refused, match="not one SQL condition"):
+        joined("id = 1) OR (id = 2", "split = 'train'")
 
 
 def test_a_row_that_says_nothing_is_no_mirror_image(bank: Bank) -> None:
