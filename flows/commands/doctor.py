@@ -118,7 +118,7 @@ def _store(recipe: Recipe) -> Finding:
 def _pictures(_named: str, recipe: Recipe) -> str:
     from storage.images.sources import list_source
 
-    reasons = list_source(recipe.source).table["reason"]
+    reasons = list_source(recipe.source, recipe.data.layout, recipe.data.label).table["reason"]
     if not (usable := reasons.null_count):
         raise ValueError(f"nothing in {recipe.source} can be used ({reasons[0]}); correct data.source")
     return f"{recipe.source} ({usable:,} pictures)"

@@ -96,7 +96,8 @@ class Pictures:
         from storage.images.shards import ShardPlan, index_shards, read_shard, write_index, write_shard
         from storage.images.sources import list_source
 
-        data, listing = recipe.data, list_source(recipe.source)
+        data = recipe.data
+        listing = list_source(recipe.source, data.layout, data.label)
         plan = ShardPlan(recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
         shards = -(-len(listing) // data.shard_size)
         with tempfile.TemporaryDirectory(prefix="gmem-") as folder:

@@ -95,7 +95,7 @@ class Plan:
     @cached_property
     def listing(self) -> Listing:
         """What the source holds now; listed once, since a source may have millions of files."""
-        return list_source(self.recipe.source)
+        return list_source(self.recipe.source, self.recipe.data.layout, self.recipe.data.label)
 
     @cached_property
     def source_fingerprint(self) -> str:

@@ -91,7 +91,15 @@ class Section(BaseModel):
 
 class Data(Section):
     source: Annotated[str, Names("pictures", needed=True)] = Field(
-        "", description="a folder of pictures, WebDataset shards (folder, file or pattern), or asset:NAME"
+        "", description="a folder of pictures; WebDataset tars or Parquet (folder, file or pattern); or asset:NAME"
+    )
+    layout: Literal["folder", "tars", "parquet"] | None = Field(
+        None, description="how the pictures lie in files, where a folder holds several kinds; none: seen from the files"
+    )
+    label: Literal["folder", "parent", "none"] | None = Field(
+        None,
+        description="whose name the class is: of the first folder below the source, of the folder a picture lies in, or "
+        "nobody's; none given: what labels beside the pictures say, else the first folder",
     )
     image_size: int = Field(
         256, ge=16, le=4096, description="side of the square the pictures are cropped to, in pixels"

@@ -44,6 +44,8 @@ INDEX_SCHEMA = pa.schema(
         ("sample", pa.int64()),
         ("label", pa.int32()),
         ("label_name", pa.string()),
+        ("class", pa.string()),
+        ("caption", pa.large_string()),
         ("group", pa.string()),
         ("split", pa.string()),
         ("shard", pa.string()),
@@ -53,7 +55,11 @@ INDEX_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""`width` and `height` are those of the original, upright; `sample`, `split`, `shard` are null where not kept."""
+"""`width` and `height` are those of the original, upright; `sample`, `split`, `shard` are null where not kept.
+
+`label` is a number, `label_name` what the source said, `class` the name behind it. Release 0.1 knew no `class` and no
+`caption`: they are read as null.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Picture(NamedTuple):
     label: int | None
     split: str
     image: NDArray[np.uint8]
+    class_name: str | None = None
+    caption: str | None = None
 
 
 def shard_name(number: int) -> str:
@@ -139,7 +147,7 @@ def write_index(root: str, shards: int, plan: ShardPlan) -> pa.Table:
         raise ValueError(f"shards {sorted(missing)[:5]} are not written yet; run ingest again")
     names = [f"{root}/parts/{shard_name(number)}.parquet" for number in range(shards)]
     with ThreadPoolExecutor(READERS) as pool:
-        index = pa.concat_tables(pq.read_table(io.BytesIO(part)) for part in pool.map(files.read, names))
+        index = pa.concat_tables(_complete(pq.read_table(io.BytesIO(part))) for part in pool.map(files.read, names))
     kept = index["kept"].to_numpy()
     if not kept.any():
         reasons = pc.value_counts(index["reason"]).to_pylist()
@@ -159,7 +167,15 @@ def read_index(root: str, shard: str | None = None) -> pa.Table:
     files = open_files(root)
     filters = [("shard", "=", shard)] if shard else None
     with files.filesystem.open(f"{root}/index.parquet", "rb") as handle:
-        return pq.read_table(handle, filters=filters)
+        return _complete(pq.read_table(handle, filters=filters))
+
+
+def _complete(index: pa.Table) -> pa.Table:
+    """With the columns that an earlier release did not know, null."""
+    for place, field in enumerate(INDEX_SCHEMA):
+        if field.name not in index.column_names:
+            index = index.add_column(place, field, pa.nulls(len(index), field.type))
+    return index
 
 
 def index_shards(index: pa.Table) -> list[str]:
@@ -188,7 +204,7 @@ def read_shard(root: str, shard: str, wanted: Collection[int] | None = None) -> 
                 assert picture is not None, info.name
                 with Image.open(io.BytesIO(picture.read())) as image:
                     pixels = np.asarray(image.convert("RGB"))
-                yield Picture(row["sample"], key, row["label"], row["split"], pixels)
+                yield Picture(row["sample"], key, row["label"], row["split"], pixels, row["class"], row["caption"])
     except (tarfile.TarError, FileNotFoundError, Image.UnidentifiedImageError, SyntaxError, KeyError) as error:
         raise _damaged(root, shard, f"{type(error).__name__}: {error}") from error
     if seen != len(rows):
@@ -259,6 +275,8 @@ def _row(
     return row | {
         "label": numbers.get(entry.label) if entry.label is not None else None,
         "label_name": entry.label,
+        "class": entry.class_name or entry.label,
+        "caption": entry.caption,
         "group": entry.group,
         "split": split_of(entry.group, plan.held_out),
         "shard": shard,
@@ -270,8 +288,8 @@ def _row(
 
 def _about(entry: Entry, row: dict[str, Any]) -> bytes:
     about = {name: row[name] for name in ("label", "label_name", "width", "height", "group")} | {"source": entry.path}
-    if entry.text is not None:
-        about["text"] = entry.text
+    if entry.caption is not None:
+        about["text"] = entry.caption
     return json.dumps(about, sort_keys=True).encode()
 
 

@@ -1,4 +1,4 @@
-"""How pictures become shards: a folder of pictures or WebDataset shards into image shards of one size, every input accounted for."""
+"""How pictures become shards: a folder of pictures, WebDataset tars or Parquet into image shards of one size, every input accounted for."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ CRASHES = (WorkerCrashedError, OutOfMemoryError)
 def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Writes the shards that are not written yet, several at once, then numbers the pictures."""
     data, root, size = context.recipe.data, context.artifact("images").uri, context.recipe.data.shard_size
-    listing = list_source(context.recipe.source)
+    listing = list_source(context.recipe.source, data.layout, data.label)
     if context.parameters["images"]["listing"] not in (listing.fingerprint, shipped_content(context.recipe)):
         raise StageError(
             f"the pictures in {context.recipe.data.source} are not those that were listed when the run began; let whatever "
             "changes them end, and run again (on a cluster: all nodes must see the same files, times included)"
         )
+    for sentence in listing.notes:
+        progress.note(sentence)
     plan = ShardPlan(context.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
     shards = -(-len(listing) // size)
     done = done_shards(root)

@@ -1,4 +1,4 @@
-"""Stage ingest: a folder of pictures or WebDataset shards into image shards of one size, every input accounted for."""
+"""Stage ingest: a folder of pictures, WebDataset tars or Parquet into image shards of one size, every input accounted for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ VERSION = 1
 def _parameters(plan: Plan) -> dict[str, Any]:
     """What is in the source counts, not where the source lies; of a shipped one the content, the same in every copy."""
     listing = shipped_content(plan.recipe) or plan.source_fingerprint
-    return plan.recipe.data.identity("source", "mirror") | {"listing": listing}
+    data = plan.recipe.data
+    as_found = [name for name in ("layout", "label") if getattr(data, name) is None]
+    return data.identity("source", "mirror", *as_found) | {"listing": listing}
 
 
 def shipped_content(recipe: Recipe) -> str | None:

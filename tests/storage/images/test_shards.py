@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from PIL import Image
@@ -183,3 +184,19 @@ def test_the_shipped_emoji_are_whole() -> None:
     listing = list_source(str(Path(__file__).parents[3] / "flows" / "assets" / "emoji.tar"))
     assert len(listing) == 1911 and not any(entry.reason for entry in listing.slice(0, 1911))
     assert len(listing.classes()) == 10
+
+
+def test_an_earlier_index_has_neither_classes_nor_captions(source: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    ingest(source, root)
+    new = ["class", "caption"]
+    assert read_index(str(root))["class"].to_pylist().count("cats") == 3
+    for path in (root / "index.parquet", *(root / "parts").iterdir()):
+        pq.write_table(pq.read_table(path).drop_columns(new), path)
+    index = read_index(str(root))
+    assert all(index[name].null_count == len(index) for name in new)
+    shard = index_shards(index)[0]
+    assert {picture.class_name for picture in read_shard(str(root), shard)} == {None}
+    ingest_parts = len(list((root / "parts").iterdir()))
+    plan = ShardPlan(str(source), SIZE, 0.3, ("cats", "dogs"))
+    assert write_index(str(root), ingest_parts, plan)["caption"].null_count == len(index)

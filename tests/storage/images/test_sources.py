@@ -125,7 +125,7 @@ def test_labels_that_are_numbers_keep_them(tmp_path: Path) -> None:
         put(tmp_path / name)
     assert list_source(str(tmp_path)).classes() == [str(n) for n in range(11)]
     put(tmp_path / "cats/a.png")
-    assert list_source(str(tmp_path)).classes() == ["0", "10", "2", "cats"]
+    assert list_source(str(tmp_path)).classes() == ["0", "2", "10", "cats"]
 
 
 # --- tars ------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_webdataset_tar_is_read_as_it_is(tmp_path: Path) -> None:
         },
     )
     found = usable(path)
-    assert [(e.key, e.group, e.label, e.text) for e in found.values()] == [
+    assert [(e.key, e.group, e.label, e.caption) for e in found.values()] == [
         ("0001", "0001", "7", "ein Bär"),
         ("sub/0002", "12", "cats", None),
         ("0003", "0003", None, None),
@@ -175,6 +175,7 @@ def test_pictures_without_a_name_are_refused(tmp_path: Path) -> None:
     assert {name: why for name, why in reasons(path).items() if why == nameless} == {
         "some.tar/.png": nameless,
         "some.tar/sub/.jpg": nameless,
+        "some.tar/sub/.seg.jpg": nameless,
     }
 
 

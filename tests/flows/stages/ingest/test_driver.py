@@ -40,3 +40,22 @@ def test_pictures_that_came_since_they_were_listed_are_not_mixed_in(tmp_path: Pa
     Image.new("RGB", (32, 32)).save(source / "a.png")
     with pytest.raises(StageError, match="not those that were listed"):
         STAGE.run(context, Silent())
+
+
+def test_only_a_choice_that_is_made_makes_another_artifact(tmp_path: Path) -> None:
+    def made(**data: str) -> str:
+        recipe = load("emoji", {"store": str(tmp_path), "data": {"source": str(tmp_path), **data}})
+        return Plan(recipe, source_fingerprint="pinned").fingerprint(IMAGES)
+
+    assert len({made(), made(label="parent"), made(label="none"), made(layout="tars")}) == 4
+
+
+def test_a_doubt_about_the_classes_is_said(tmp_path: Path) -> None:
+    for name in ("train/n01/1.png", "val/n02/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    recipe = load("emoji", {"store": str(tmp_path / "runs"), "data": {"source": str(tmp_path)}})
+    [note] = Plan(recipe).listing.notes
+    assert "train, val" in note and "data.label=parent" in note
+    chosen = load("emoji", {"store": str(tmp_path / "runs"), "data": {"source": str(tmp_path), "label": "parent"}})
+    assert Plan(chosen).listing.classes() == ["n01", "n02"] and Plan(chosen).listing.notes == ()
