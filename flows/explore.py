@@ -153,7 +153,11 @@ def add_pictures(
     if not kept:
         raise StageError(f"no picture of {source} can be used ({len(entries)} inputs); name a folder of pictures")
     pictures = Pictures(
-        np.concatenate(snippets), [e.key for e in kept], small, [e.label for e in kept], [e.text for e in kept]
+        np.concatenate(snippets),
+        [e.key for e in kept],
+        small,
+        [e.class_name or e.label for e in kept],
+        [e.caption for e in kept],
     )
     return AddedPictures(bank.add(pictures, batch, encoder.identity, reason), unusable)
 

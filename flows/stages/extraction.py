@@ -17,7 +17,7 @@ from flows.cluster.workers import Worker
 from flows.engine.progress import Progress
 from gmem.pixels import channels_first, from_bytes
 from storage.ids import id_of
-from storage.images.shards import read_index, read_shard
+from storage.images.shards import read_shard
 
 COMMIT_SECONDS = 20.0
 COMMIT_SHARE = 0.05
@@ -43,23 +43,16 @@ def read_block(root: str, shard: str, wanted: Collection[int] | None) -> Block:
     """Decoding, apart from encoding: an encoder on a GPU never waits for one core to decode. `wanted` are the sample
     numbers of the pictures to decode, at least one; none: all."""
     pictures = list(read_shard(root, shard, wanted))
-    names = _names(root, shard)
     return Block(
         shard,
         np.array([p.sample for p in pictures], np.int64),
         [p.key for p in pictures],
         [p.label for p in pictures],
         [p.split for p in pictures],
-        [names[p.sample][0] for p in pictures],
-        [names[p.sample][1] for p in pictures],
+        [p.class_name for p in pictures],
+        [p.caption for p in pictures],
         np.stack([p.image for p in pictures]),
     )
-
-
-def _names(root: str, shard: str) -> dict[int, tuple[str | None, str | None]]:
-    """Class and caption by sample number; an index of release 0.1 calls the one `label_name` and has not the other."""
-    rows = read_index(root, shard).to_pylist()
-    return {row["sample"]: (row.get("class", row.get("label_name")), row.get("caption")) for row in rows}
 
 
 def tensor(images: NDArray[np.uint8], device: str) -> torch.Tensor:

@@ -57,8 +57,8 @@ INDEX_SCHEMA = pa.schema(
 )
 """`width` and `height` are those of the original, upright; `sample`, `split`, `shard` are null where not kept.
 
-`label` is a number, `label_name` what the source said, `class` the name behind it. Release 0.1 knew no `class` and no
-`caption`: they are read as null.
+`label` is a number, `label_name` what the source said, `class` the name behind it. Release 0.1 knew no `class`, which is
+then `label_name`, and no `caption`.
 """
 
 
@@ -171,10 +171,11 @@ def read_index(root: str, shard: str | None = None) -> pa.Table:
 
 
 def _complete(index: pa.Table) -> pa.Table:
-    """With the columns that an earlier release did not know, null."""
-    for place, field in enumerate(INDEX_SCHEMA):
-        if field.name not in index.column_names:
-            index = index.add_column(place, field, pa.nulls(len(index), field.type))
+    """With the columns that an earlier release did not know."""
+    earlier = {"class": index["label_name"], "caption": pa.nulls(len(index), INDEX_SCHEMA.field("caption").type)}
+    for name, values in earlier.items():
+        if name not in index.column_names:
+            index = index.add_column(INDEX_SCHEMA.get_field_index(name), INDEX_SCHEMA.field(name), values)
     return index
 
 
