@@ -186,7 +186,7 @@ def test_the_shipped_emoji_are_whole() -> None:
     assert len(listing.classes()) == 10
 
 
-def test_an_earlier_index_has_neither_classes_nor_captions(source: Path, tmp_path: Path) -> None:
+def test_an_earlier_index_names_classes_by_their_labels_and_has_no_captions(source: Path, tmp_path: Path) -> None:
     root = tmp_path / "images"
     ingest(source, root)
     new = ["class", "caption"]
@@ -194,9 +194,11 @@ def test_an_earlier_index_has_neither_classes_nor_captions(source: Path, tmp_pat
     for path in (root / "index.parquet", *(root / "parts").iterdir()):
         pq.write_table(pq.read_table(path).drop_columns(new), path)
     index = read_index(str(root))
-    assert all(index[name].null_count == len(index) for name in new)
+    assert index["class"].to_pylist() == index["label_name"].to_pylist()
+    assert index["caption"].null_count == len(index)
     shard = index_shards(index)[0]
-    assert {picture.class_name for picture in read_shard(str(root), shard)} == {None}
+    named = dict(zip(index["sample"].to_pylist(), index["label_name"].to_pylist(), strict=True))
+    assert all(picture.class_name == named[picture.sample] for picture in read_shard(str(root), shard))
     ingest_parts = len(list((root / "parts").iterdir()))
     plan = ShardPlan(str(source), SIZE, 0.3, ("cats", "dogs"))
     assert write_index(str(root), ingest_parts, plan)["caption"].null_count == len(index)
