@@ -9,12 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from flows.engine.context import Context
 from flows.recipe.files import load
-from flows.stages import extraction
 from flows.stages.bank import driver as bank
 from flows.stages.bank.driver import SnippetEncoder, Targets
 from flows.stages.extraction import Block
@@ -57,14 +55,6 @@ def test_rows_carry_their_own_thumbnails_encoded_beside_the_network(monkeypatch:
     assert written[0]["caption"].to_pylist() == ["x", None, "y"] * 2
     assert written[0]["thumbnail"].to_pylist() == [thumbnail(each) for each in (*images, *images[:, :, ::-1])]
     assert get_ident() not in threads
-
-
-@pytest.mark.parametrize("columns", [{"label_name": ["flags"]}, {"class": ["flags"], "caption": ["a flag"]}, {}])
-def test_class_and_caption_are_those_of_the_index(columns: dict[str, list[str]], tmp_path: Path) -> None:
-    index = pa.table({"sample": [0], "shard": ["shard-000000"], **columns})
-    pq.write_table(index, tmp_path / "index.parquet")
-    expected = ("flags" if columns else None, "a flag" if "caption" in columns else None)
-    assert extraction._names(str(tmp_path), "shard-000000") == {0: expected}
 
 
 def test_what_was_withdrawn_from_an_earlier_bank_does_not_come_back(tmp_path: Path) -> None:
