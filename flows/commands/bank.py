@@ -170,11 +170,17 @@ def history(
     if json:
         print_json({"changes": changes})
         return
-    columns = ("version", "revision", "time", "kind", "author", "reason", "rows", "tags", "details")
-    table = new_table(*columns, names="time")
+    table = new_table("version", "time", "change", "rows", "by whom, why and how", names="time")
     for change in changes:
-        tags, details = ", ".join(change["tags"]), _listed(change["details"])
-        table.add_row(*(_cell(change[column]) for column in columns[:-2]), tags, details)
+        why = (
+            change["author"],
+            change["reason"],
+            _listed(change["details"]),
+            *(f"tag {tag}" for tag in change["tags"]),
+        )
+        table.add_row(
+            str(change["version"]), change["time"], change["kind"], f"{change['rows']:,}", "; ".join(filter(None, why))
+        )
     show(table)
 
 

@@ -67,7 +67,7 @@ def test_sizes_follow_from_the_formats() -> None:
 
 def test_sizing_takes_its_numbers_from_the_code() -> None:
     sizing = load("sizing")
-    bank = (INFRA.parent / "storage" / "tables" / "bank.py").read_text()
+    bank = (INFRA.parent / "storage" / "tables" / "bank_index.py").read_text()
     found = re.search(r"^HNSW_UNTIL = ([\d_]+)", bank, re.MULTILINE)
     assert found and int(found[1]) == sizing.HNSW_UNTIL
 
