@@ -6,7 +6,7 @@ RECIPE ?= emoji
 ARGS ?=
 TRIALS ?= tests
 
-.PHONY: setup demo cluster test trials lint lock clean
+.PHONY: setup demo cluster test bench-gpu trials lint lock clean
 
 setup: $(READY)
 
@@ -27,6 +27,9 @@ cluster: setup
 test: setup
 	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder -m "not trials and not benchmark"
 	$(VENV)/bin/python -m pytest -m benchmark
+
+bench-gpu: setup
+	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/gpu.py $(ARGS)
 
 trials: setup
 	$(VENV)/bin/python -m pytest -m trials $(TRIALS)

@@ -38,7 +38,7 @@ class Learner:
     `step` tells those of the global batch. Where weights are sharded, `ema` and `state` are those of the last `gather`, and
     only there where training is `observed`. Patch tokens that come as coefficients on `components` are brought to full
     width here, on the device: they are many times smaller. `micro_batch` pictures go through the network at once (0: all),
-    and `compile` fuses its blocks, after a minute or two; both only round otherwise.
+    and `compile` fuses its blocks, after half a minute; both only round otherwise.
     """
 
     def __init__(

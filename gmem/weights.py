@@ -70,13 +70,13 @@ class WeightsRef:
         """Where the weights of kinds "shipped" and "folder" lie; ValueError names what is shipped where NAME is not."""
         if self.kind != "shipped":
             return Path(self.name).expanduser()
-        folder = ASSETS / self.name
-        if not (folder / "config.json").is_file():
-            shipped = ", ".join(sorted(path.parent.name for path in ASSETS.glob("*/config.json"))) or "none"
+        shipped = sorted(path.parent.name for path in ASSETS.glob("*/provenance.json"))
+        if self.name not in shipped:
             raise ValueError(
-                f"no weights named '{self.name}' are shipped (there are: {shipped}); use 'shipped:NAME' with one of them"
+                f"no weights named '{self.name[:80]}' are shipped (there are: {', '.join(shipped) or 'none'}); "
+                "use 'shipped:NAME' with one of them"
             )
-        return folder
+        return ASSETS / self.name
 
     def identity(self) -> str:
         """What fingerprints take of these weights: content where it is at hand, so that retrained weights count as others.

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.recipe.model import Sample
+from gmem.weights import WeightsRef
 from storage.checkpoints import Checkpoint, all_checkpoints, latest, open_checkpoint
 from storage.errors import StoreError
 from storage.store import KINDS, Artifact, Store
@@ -18,7 +19,10 @@ FINGERPRINT = re.compile("[0-9a-f]{12}")
 
 
 def in_full(uri: str, store: Store) -> str:
-    """The URI itself, or that of an artifact named relative to the store, such as `weights/gmem-0123456789ab`."""
+    """The URI itself, that of an artifact named relative to the store, such as `weights/gmem-0123456789ab`, or the folder
+    of what is shipped."""
+    if uri.startswith("shipped:"):
+        return str(WeightsRef.parse(uri).folder())
     kind, _, rest = uri.rstrip("/").partition("/")
     return f"{store.root}/{kind}/{rest}" if kind in KINDS and rest else uri.rstrip("/")
 

@@ -143,7 +143,7 @@ class Train(Section, settings.LearnerConfig):
     )
     micro_batch: int = operational(0, "pictures a worker takes through the network at once; 0: its whole share", ge=0)
     compile: bool = operational(
-        False, "whether the network's blocks are compiled: faster on GPUs, after a minute or two of compiling"
+        False, "whether the network's blocks are compiled: faster on GPUs, after half a minute of compiling"
     )
     sharded: bool = operational(
         False, "whether each worker holds a share of weights and optimiser (FSDP2), for networks too large for one GPU"

@@ -13,8 +13,9 @@ from flows.models.generation import load_generator
 from flows.models.resolve import guide_identity, open_guide, open_network
 from flows.recipe.files import RecipeError, load
 from flows.recipe.model import Recipe
+from gmem.encoder import load_encoder
 from gmem.network import Network
-from gmem.settings import NetworkConfig
+from gmem.settings import NetworkConfig, SamplerConfig
 from storage.checkpoints import Checkpoint, CheckpointManifest, save
 from storage.store import Artifact, Store
 
@@ -57,6 +58,20 @@ def test_a_network_is_named_by_checkpoint_training_or_place_in_the_store(trainin
         assert open_network(uri, store).uri == newest
     with pytest.raises(ValueError, match="no finished checkpoint"):
         open_network("training/none-000000000000", store)
+
+
+def test_the_shipped_network_goes_with_the_shipped_tokenizer_and_encoder(store: Store) -> None:
+    shipped = open_network("shipped:emoji-network", store)
+    assert sum(record.bytes for record in shipped.manifest.files.values()) <= 16 << 20
+    chosen = load("emoji", {"store": store.root})
+    generator = load_generator(shipped, chosen, "cpu")
+    encoder = load_encoder(chosen.encoder.source, image_size=64)
+    assert shipped.manifest.encoder["sha256"] == encoder.identity["sha256"]
+    snippets = torch.nn.functional.normalize(torch.randn(2, 192), dim=1)
+    images, _ = generator.images(snippets, torch.arange(2), SamplerConfig("ode", "euler", steps=3), seed=0)
+    assert images.shape == (2, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"no weights named '../../x' are shipped .*emoji-network"):
+        open_network("shipped:../../x", store)
 
 
 def test_an_earlier_checkpoint_guides(checkpoint: Checkpoint, store: Store) -> None:
