@@ -7,8 +7,8 @@ import signal
 import sys
 import tempfile
 import traceback
-import warnings
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,6 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Memory-based image generation: from pictures to a measured generator.",
@@ -49,11 +48,25 @@ app.add_typer(published.imports, name="import")
 app.add_typer(published.exports, name="export")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("gmem-pipeline"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 1 failed while running, 2 cannot be done as asked, 130 interrupted."""
     for key, value in SILENT.items():
         os.environ.setdefault(key, value)
-    warnings.filterwarnings("ignore", message=".*fork")  # Lance's: we start programs, and never fork into Python
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()

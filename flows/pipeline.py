@@ -1,13 +1,13 @@
 """The Prefect flows: one for each stage, and the chain. What the stages do is in modules of their own, free of Prefect."""
 
-from __future__ import annotations
+# No postponed annotations here: Prefect makes a flow's form from its signature wherever it is served or deployed.
 
-from prefect import Flow, flow
+from prefect import Flow, flow, tags
 
 from flows.engine.context import Result
 from flows.engine.stage import Stage
-from flows.recipe.form import Overrides
-from flows.session import run, session
+from flows.recipe.form import Overrides, overrides_of
+from flows.session import prefect_tags, run, session, summarise
 from flows.stages.chain import STAGES
 
 StageFlow = Flow[[str, Overrides | None], Result]
@@ -19,20 +19,22 @@ def _flow_of(stage: Stage) -> StageFlow:
 
     body.__name__ = body.__qualname__ = stage.name
     body.__doc__ = stage.description
-    named = flow(name=stage.name, flow_run_name=f"{stage.name}-{{recipe}}", persist_result=False)
-    return named(body)
+    return flow(name=stage.name, persist_result=False)(body)
 
 
 FLOWS: dict[str, StageFlow] = {stage.name: _flow_of(stage) for stage in STAGES}
 globals().update(FLOWS)  # a deployment names its flow as an attribute of this module
 
 
-@flow(name="pipeline", flow_run_name="pipeline-{recipe}", persist_result=False)
+@flow(name="pipeline", persist_result=False)
 def pipeline(recipe: str = "emoji", overrides: Overrides | None = None) -> list[Result]:
     """From pictures to a measured generator. Computes only what is not in the store yet."""
-    with (
-        session(recipe, overrides) as current,
-        current.tracking.pipeline_run(current.plan.recipe.model_dump(mode="json")) as parent,
-    ):
-        current.parent = parent
-        return [stage(recipe, overrides) for stage in FLOWS.values()]
+    with session(recipe, overrides) as current, tags(current.plan.recipe.name):
+        parameters = current.plan.recipe.model_dump(mode="json")
+        with current.tracking.pipeline_run(parameters, overrides_of(overrides), prefect_tags()) as parent:
+            current.parent = parent
+            results = [
+                each.with_options(flow_run_name=f"{name}-{{recipe}}")(recipe, overrides) for name, each in FLOWS.items()
+            ]
+        summarise(results, current)
+        return results

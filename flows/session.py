@@ -9,8 +9,10 @@ from contextvars import ContextVar
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
@@ -22,9 +24,13 @@ from flows.engine.progress import shown
 from flows.engine.stage import Plan, Stage
 from flows.recipe.files import load
 from flows.recipe.form import overrides_of
+from flows.recipe.model import Recipe
 from flows.remote.submission import submit
 from storage.errors import StoreUnreachable
 from storage.tracking.tracking import Tracking
+
+DEPLOYED_WAIT = 6 * 3600.0
+"""Seconds for which a deployment's run waits for another's lease on the same artifact, unless its recipe says how long."""
 
 
 class Session:
@@ -49,10 +55,22 @@ def session(recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Iterat
         yield running
         return
     with ExitStack() as stack:
-        new = Session(Plan(load(recipe, overrides_of(overrides))), stack)
+        new = Session(Plan(_patient(load(recipe, overrides_of(overrides)))), stack)
         token = _current.set(new)
         stack.callback(_current.reset, token)
         yield new
+
+
+def _patient(recipe: Recipe) -> Recipe:
+    """A person at a terminal is told at once that somebody else is at work; a schedule's run waits for its turn."""
+    if not deployment.id or "lease_wait" in recipe.tracking.model_fields_set:
+        return recipe
+    return recipe.model_copy(update={"tracking": recipe.tracking.model_copy(update={"lease_wait": DEPLOYED_WAIT})})
+
+
+def prefect_tags() -> dict[str, str]:
+    """What a run in MLflow says of this run in Prefect."""
+    return {"prefect.flow_run": str(flow_run.id), "prefect.url": str(flow_run.ui_url or "")}
 
 
 def run(stage: Stage, recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Result:
@@ -61,7 +79,7 @@ def run(stage: Stage, recipe: str, overrides: BaseModel | dict[str, Any] | None)
         minutes = getattr(current.plan.recipe.cluster, stage.name).minutes
         limit = None if minutes is None else 60 * minutes
         result = attempt.with_options(task_run_name=stage.name, timeout_seconds=limit)(stage, current)
-        publish(result)
+        publish(result, current.tracking)
         return result
 
 
@@ -89,7 +107,11 @@ def attempt(stage: Stage, current: Session) -> Result:
     """One attempt at a stage, in this process or as a job on a cluster. A further one goes on from what is committed."""
     plan = current.plan
     if not plan.missing(stage):
-        return found(stage, plan, current.tracking, current.parent)
+        there = found(stage, plan, current.tracking, current.parent)
+        get_run_logger().info(
+            "%s is there already: %d %s (MLflow run %s)", stage.name, there.rows, there.unit, there.run_id
+        )
+        return there
     with shown(stage.name) as progress:
         if address := jobs_address(plan.recipe.cluster):
             return submit(stage, plan, current.tracking, current.parent, address, progress)
@@ -97,7 +119,7 @@ def attempt(stage: Stage, current: Session) -> Result:
         return build(stage, plan, current.tracking, current.parent, progress)
 
 
-def publish(result: Result) -> None:
+def publish(result: Result, tracking: Tracking) -> None:
     """What the stage made, as a table and its pictures in Prefect."""
     row = {
         "rows": result.rows,
@@ -106,11 +128,32 @@ def publish(result: Result) -> None:
         "made": "now" if result.fresh else "earlier",
     }
     table = [row | {"artifact": kind, "uri": uri, "version": result.version} for kind, uri in result.artifacts.items()]
-    create_table_artifact(
-        table,
-        key=f"{result.stage}-artifacts",
-        description=f"What stage {result.stage} made (MLflow run {result.run_id})",
+    about = f"What stage {result.stage} made (MLflow: {tracking.page(result.run_id)})"
+    create_table_artifact(table, key=f"{result.stage}-artifacts", description=about)
+    if result.metrics:
+        create_markdown_artifact(_measured(result), key=f"{result.stage}-measured", description="What was measured")
+    _show_pictures(result)
+
+
+def summarise(results: list[Result], current: Session) -> None:
+    """The pipeline's run told on its own page: stages, times, what was measured, pictures, and where MLflow has it."""
+    rows = "".join(
+        f"| {r.stage} | {r.rows:,} {r.unit} | {f'{r.seconds:.0f} s' if r.fresh else 'there already'} |\n"
+        for r in results
     )
+    table = f"| stage | | time |\n|---|---:|---:|\n{rows}"
+    where = f"MLflow: {current.tracking.page(current.parent)}" if current.parent else ""
+    measured = [_measured(result) for result in results if result.metrics]
+    create_markdown_artifact("\n\n".join([f"Store: `{results[0].store}`", where, table, *measured]), key="summary")
+    _show_pictures(results[-1])
+
+
+def _measured(result: Result) -> str:
+    lines = result.details.get("lines") or [f"{name}: {value:.4g}" for name, value in result.metrics.items()]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _show_pictures(result: Result) -> None:
     for title, picture in result.pictures.items():
         create_image_artifact(image_url=_inline(picture), key=f"{result.stage}-{title}", description=title)
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gmem import ldm
 from gmem.network import Network
 from gmem.settings import SIZES, NetworkConfig
-from gmem.tensor_files import Mismatch, Tensors, bare_names, check, kind, read_file
+from gmem.tensor_files import Mismatch, Tensors, bare_names, check, kind, read_file, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
 
@@ -78,7 +77,7 @@ def write_network(path: str | Path, ema: Tensors, config: NetworkConfig, model: 
 def write_folder(folder: str | Path, tensors: Tensors, config: NetworkConfig) -> None:
     """Writes a folder such as the hub carries: weights as safetensors beside a `config.json`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, Path(folder) / WEIGHTS_FILE)
+    write_tensors(Path(folder) / WEIGHTS_FILE, tensors)
     (Path(folder) / CONFIG_FILE).write_text(json.dumps({"_class_name": "GMemNetwork", **asdict(config)}, indent=2))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PREFIXES = ("module.", "_orig_mod.")  # what data parallelism and compilation put before a name
@@ -29,6 +29,14 @@ class Mismatch(ValueError):
         super().__init__(
             f"{what}: {counts} tensors ({'; '.join(self.report[:3])}{rest}); give the file it was made for"
         )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, with the rights that the user's files have (the library's own are for nobody else)."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, dict(metadata or {}) or None)
+    path.chmod(mode)
 
 
 def check(what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:

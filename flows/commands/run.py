@@ -32,7 +32,8 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
         begin(
             plan.recipe.cluster, _stages()
         )  # there surely is work to do: no need to know first what all the stages make
-    results = _computed(recipe, chosen, plan) if any(plan.missing(stage) for stage in _stages()) else _found(plan)
+    some_missing = any(plan.missing(stage) for stage in _stages())
+    results = _computed(recipe, chosen, plan) if some_missing else _found(plan, chosen)
     summary(results, time.monotonic() - start, _mlflow(plan), tell if json else show)
     if json:
         print_json({"seconds": time.monotonic() - start, "stages": [asdict(r) for r in results]})
@@ -79,13 +80,13 @@ def _followed(flow: Any, recipe: str, chosen: dict[str, Any]) -> Any:
     return state.result()
 
 
-def _found(plan: Plan) -> list[Result]:
+def _found(plan: Plan, chosen: dict[str, Any]) -> list[Result]:
     """Everything is there: no server is needed to say so, only a run in MLflow that links to those which made it."""
     from flows.engine.build import found
     from storage.tracking.tracking import Tracking
 
     tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
-    with tracking.pipeline_run(plan.recipe.model_dump(mode="json")) as parent:
+    with tracking.pipeline_run(plan.recipe.model_dump(mode="json"), chosen) as parent:
         return [found(stage, plan, tracking, parent) for stage in _stages()]
 
 

@@ -64,7 +64,7 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
                 run.add(reserved_hours(stage.resources(recipe.cluster), monotonic() - began))
         seconds = monotonic() - start
         _commit(plan, {output: leases[output.kind] for output in missing}, made, context.versions, run, seconds)
-    return result_of(stage, plan, True, monotonic() - start)
+    return _concluded(result_of(stage, plan, True, monotonic() - start), tracking, parent)
 
 
 def _commit(
@@ -79,7 +79,7 @@ def _commit(
     for output, lease in leases.items():
         artifact, each = plan.artifact(output), made[output.kind]
         artifact.commit(artifact.describe(lease, **_description(output, plan, each, versions, run.id, seconds)))
-        run.metrics(each.metrics)
+        run.metrics(each.metrics, each.details.get("step"))
         for title, path in each.figures.items():
             run.artifact(f"{title}.png", plan.store.read_bytes(artifact.path(path)))
     run.metrics({"seconds": seconds})
@@ -101,7 +101,12 @@ def _log_inputs(inputs: list[tuple[Artifact, Manifest]], context: Context, stage
 
 
 def _parameters(stage: Stage, plan: Plan) -> dict[str, Any]:
-    return {f"{output.kind}.{k}": v for output in stage.wanted(plan.recipe) for k, v in plan.parameters(output).items()}
+    """What decides the artifacts, and the stage's section of the recipe, where it has one of its name, with all else."""
+    section = getattr(plan.recipe, stage.name, None)
+    own = {f"{stage.name}.{k}": v for k, v in section.model_dump(mode="json").items()} if section else {}
+    return own | {
+        f"{output.kind}.{k}": v for output in stage.wanted(plan.recipe) for k, v in plan.parameters(output).items()
+    }
 
 
 def _description(
@@ -129,4 +134,10 @@ def found(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None) -> R
     result = result_of(stage, plan, False, 0.0)
     if parent and result.run_id:
         tracking.link(parent, stage.name, result.run_id)
+    return _concluded(result, tracking, parent)
+
+
+def _concluded(result: Result, tracking: Tracking, parent: str | None) -> Result:
+    if parent:
+        tracking.conclude(parent, result.metrics, result.details.get("step"))
     return result

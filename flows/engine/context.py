@@ -78,5 +78,11 @@ class Result:
     """Title -> URI of a figure."""
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """The few numbers by which runs are compared."""
+        held_out = self.details.get("held_out")
+        return self.details.get("metrics", {}) | ({} if held_out is None else {"held_out_loss": held_out})
+
+    @property
     def rate(self) -> float:
         return self.rows / self.seconds if self.seconds and self.fresh else 0.0

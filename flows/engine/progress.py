@@ -125,11 +125,12 @@ class PrefectProgress:
     It is refreshed from a thread of its own: a server that is slow, or away for a while, does not hold up the work.
     """
 
-    def __init__(self, stage: str, every: float = 3) -> None:
+    def __init__(self, stage: str, every: float = 3, log_every: float = 30) -> None:
         from prefect.artifacts import create_progress_artifact
         from prefect.logging import get_run_logger
 
         self.every, self.rate, self.said = every, Rate(), 0.0
+        self.log_every, self.logged = log_every, time.monotonic()
         self.log = get_run_logger()
         self.artifact: UUID = create_progress_artifact(0.0, key=f"{stage}-progress", description=stage)  # type: ignore[assignment]
         self.sender = ThreadPoolExecutor(1, thread_name_prefix="prefect-progress")
@@ -154,6 +155,9 @@ class PrefectProgress:
         self.log.info(text)
 
     def _show(self) -> None:
+        if time.monotonic() - self.logged > self.log_every:
+            self.logged = time.monotonic()
+            self.log.info(self.rate.line())
         if time.monotonic() - self.said > self.every and (self.sent is None or self.sent.done()):
             self.said = time.monotonic()
             self._send()

@@ -28,7 +28,14 @@ def in_full(uri: str, store: Store) -> str:
 
 
 def open_network(uri: str, store: Store) -> Checkpoint:
-    """The checkpoint at this URI, or the newest of an artifact; StoreError says when there is none."""
+    """The checkpoint at this URI, the newest of an artifact, or that of a registered model in MLflow (`models:/NAME@best`).
+
+    StoreError says when there is none.
+    """
+    if uri.startswith("models:/"):
+        from storage.tracking.tracking import Tracking
+
+        uri = Tracking.open(None, store, "").registered(uri)
     uri = in_full(uri, store)
     newest = latest(uri)
     return newest or open_checkpoint(uri)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
 from flows.recipe.model import Recipe
 
 
+class _Form(BaseModel):
+    """Holds, and gives, what was filled in; null is a value like any other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _filled_in(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialise(self).items() if key in self.model_fields_set}
+
+
 def _optional(model: type[BaseModel], name: str) -> type[BaseModel]:
-    """The same model with every field optional and null by default, nested ones too: the form of overrides."""
+    """The same model with every field optional, nested ones too: the form of overrides."""
     fields: dict[str, Any] = {}
     for key, field in model.model_fields.items():
         kind: Any = field.annotation
@@ -19,8 +29,14 @@ def _optional(model: type[BaseModel], name: str) -> type[BaseModel]:
             kind = _optional(kind, f"{kind.__name__}Overrides")
         elif field.metadata:
             kind = Annotated[kind, *field.metadata]
-        fields[key] = (kind | None if not _is_optional(kind) else kind, Field(None, description=field.description))
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        # Without a default in the schema a form sends what a person has filled in, and no nulls for the rest.
+        about = Field(None, description=field.description, json_schema_extra=_without_default)
+        fields[key] = (kind | None if not _is_optional(kind) else kind, about)
+    return create_model(name, __base__=_Form, **fields)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
 
 
 def _is_optional(kind: Any) -> bool:
@@ -35,9 +51,9 @@ else:
 
 
 def overrides_of(form: BaseModel | dict[str, Any] | None) -> dict[str, Any]:
-    """A filled form (or nested dictionary) as overrides: what was left empty is dropped."""
+    """A filled form (or nested dictionary) as overrides: what was left empty is dropped, null is kept."""
     if form is None:
         return {}
-    values = form.model_dump(exclude_none=True) if isinstance(form, BaseModel) else form
+    values = form.model_dump() if isinstance(form, BaseModel) else form
     nested = {k: overrides_of(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return {k: v for k, v in nested.items() if v is not None and v != {}}
+    return {k: v for k, v in nested.items() if v != {}}

@@ -19,7 +19,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gmem.encoder import Encoder, load_encoder
@@ -37,6 +36,7 @@ from gmem.pretrain.loop import (
     write_json,
     write_provenance,
 )
+from gmem.tensor_files import write_tensors
 
 STRONG = View(zoom=(0.9, 2.0), shift=0.25, turn=15.0, gain=0.4, tint=0.3, hue=0.15, grey=0.1, erase=0.0, mirror=True)
 
@@ -179,9 +179,7 @@ def model_arguments(training: EncoderTraining) -> dict[str, Any]:
 def export(average: Average, training: EncoderTraining, folder: Path) -> None:
     """Write the averaged encoder in timm's hub layout, weights as float16."""
     kept = {k.removeprefix("encoder."): v for k, v in average.values.items() if k.startswith("encoder.")}
-    save_file(
-        {k: v.half().contiguous() for k, v in kept.items()}, folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    write_tensors(folder / "model.safetensors", {k: v.half() for k, v in kept.items()}, {"format": "pt"})
     config = {
         "architecture": ARCHITECTURE,
         "num_classes": 0,

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from gmem.tensor_files import write_tensors
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with {"step", "steps", "rate", "loss", ...}: pictures a second and the losses since the last call."""
@@ -190,13 +191,13 @@ def save_checkpoint(
     path: Path, step: int, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], recipe: str
 ) -> None:
     """Write everything a resumed run needs as one safetensors file, atomically."""
-    tensors = {f"module.{k}": v.contiguous() for k, v in module.state_dict().items()}
-    tensors |= {f"average.{k}": v.contiguous() for k, v in average.values.items()}
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.values.items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
+            tensors |= {f"optimizer.{number}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"step": str(step), "recipe": recipe})
+    write_tensors(part, tensors, {"step": str(step), "recipe": recipe})
     os.replace(part, path)
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gmem.pixels import from_bytes, to_bytes
 from gmem.pretrain.augment import vary_pixels
 from gmem.pretrain.loop import Average, Losses, Muon, Progress, Training, batch_rows, generator, train, write_provenance
+from gmem.tensor_files import write_tensors
 from gmem.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -127,8 +127,8 @@ def _optimizers(model: nn.Module, training: TokenizerTraining) -> list[torch.opt
 def export(model: Any, average: Average, images: Tensor, held_images: Tensor, folder: Path) -> dict[str, Any]:
     """Save the averaged weights as float16 and measure what was saved."""
     model.save_config(folder)
-    weights = {name: value.half().contiguous() for name, value in average.values.items()}
-    save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    weights = {name: value.half() for name, value in average.values.items()}
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", weights, {"format": "pt"})
     tokenizer = load_tokenizer(str(folder))
     figures = measure(tokenizer, held_images)
     return figures | {

@@ -100,10 +100,13 @@ class LocalFiles:
 
     def upload(self, local: Path, path: str, move: bool = False) -> None:
         with translate_errors("written", path), self._beside(path) as temporary:
+            open(temporary, "wb").close()
+            mode = os.stat(temporary).st_mode  # by umask, which a library's private temporary file is not
             if move:
                 shutil.move(local, temporary)  # a rename, on the same disk
             else:
                 shutil.copyfile(local, temporary)
+            os.chmod(temporary, mode)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

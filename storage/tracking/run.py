@@ -8,6 +8,7 @@ by (tracking URI, run id): any process can write to it.
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import logging
 import tempfile
@@ -34,8 +35,10 @@ log = logging.getLogger(__name__)
 BATCH = 1000  # MLflow's limit for metrics in one call
 KEPT = 200_000  # entries kept while MLflow does not answer
 EVERY = 1.0  # seconds between two batches
+LOSS = "held_out_loss"
 
 Send = Callable[["MlflowClient"], object]
+Package = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,10 @@ class Run:
         """A file of this content; `name` may have folders."""
         self._put(lambda mlflow: _log_bytes(mlflow, self.id, name, data))
 
+    def image(self, key: str, data: bytes, step: int) -> None:
+        """A PNG of this step, which MLflow shows with a slider over steps and beside those of other runs."""
+        self._put(lambda mlflow: _log_image(mlflow, self.id, key, data, step))
+
     def dataset(
         self, name: str, uri: str, fingerprint: str, version: int | None, context: str, rows: int | None = None
     ) -> None:
@@ -114,15 +121,23 @@ class Run:
         """Measures this machine's processors, memory, disk, network and GPUs until the run is closed."""
         threading.Thread(target=self._sample, args=(every, node), name="system-metrics", daemon=True).start()
 
-    def register(self, model: str, checkpoint: Checkpoint, copy_below: int = 256 << 20) -> int | None:
+    def register(
+        self, model: str, checkpoint: Checkpoint, package: Package | None = None, copy_below: int = 256 << 20
+    ) -> int | None:
         """Makes the checkpoint's averaged weights a version of a registered model, linked to latents and bank.
 
         Weights smaller than `copy_below` bytes are copied into the run; larger ones stay where they are, and the
-        version says where, with their hash. The same weights are registered once. None (and a warning) on failure.
+        version says where, with their hash. The same weights are registered once. The version with the smallest
+        held-out loss has the alias `best`. None (and a warning) on failure.
+
+        Args:
+            package: makes what MLflow loads of the folder with weights and manifest, in a folder that is not there yet.
         """
         try:
             mlflow = client(self.uri)
-            return patiently(lambda: _register(mlflow, self.id, model, checkpoint, copy_below), "registering a model")
+            return patiently(
+                lambda: _register(mlflow, self.id, model, checkpoint, package, copy_below), "registering a model"
+            )
         except problems() as problem:
             reason = without_userinfo(str(problem))
             log.warning("The weights of %s were not registered in MLflow: %s", checkpoint.uri, reason)
@@ -269,6 +284,13 @@ def _log_bytes(mlflow: MlflowClient, run: str, name: str, data: bytes) -> None:
         mlflow.log_artifact(run, str(path), str(Path(name).parent) if "/" in name else None)
 
 
+def _log_image(mlflow: MlflowClient, run: str, key: str, data: bytes, step: int) -> None:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        mlflow.log_image(run, image.convert("RGB"), key=key, step=step, synchronous=True)
+
+
 def _log_dataset(
     mlflow: MlflowClient, run: str, name: str, digest: str, source: str, context: str, rows: int | None
 ) -> None:
@@ -280,7 +302,9 @@ def _log_dataset(
     mlflow.log_inputs(run, [DatasetInput(dataset=dataset, tags=[tag])])
 
 
-def _register(mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint, copy_below: int) -> int:
+def _register(
+    mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint, package: Package | None, copy_below: int
+) -> int:
     from mlflow.exceptions import MlflowException
 
     from storage.checkpoints import export  # brings torch along, which logging does not need
@@ -299,17 +323,29 @@ def _register(mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint
     for version in mlflow.search_model_versions(f"name = '{model}'"):
         if version.tags.get("sha256") == weights.sha256:
             return int(version.version)
-    with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
+    where = f"model/step-{about.step}"
+    with tempfile.TemporaryDirectory(prefix="gmem-") as scratch:
+        folder, packaged = Path(scratch) / "network", Path(scratch) / "model"
+        folder.mkdir()
         if weights.bytes < copy_below:
-            export(checkpoint, folder)
+            export(checkpoint, str(folder))
         else:
-            (Path(folder) / "manifest.json").write_text(about.model_dump_json(indent=2))
-        where = f"model/step-{about.step}"
-        mlflow.log_artifacts(run, folder, where)
+            (folder / "manifest.json").write_text(about.model_dump_json(indent=2))
+            (folder / "checkpoint.txt").write_text(checkpoint.uri)
+        if package:
+            package(folder, packaged)
+        mlflow.log_artifacts(run, str(packaged if package else folder), where)
     tags = {"step": str(about.step), "checkpoint": checkpoint.uri, "sha256": weights.sha256}
     for role in ("latents", "bank", "patches"):
         if (made_of := getattr(about, role)) is not None:
             tags |= {role: made_of.uri, f"{role}_version": str(made_of.version)}
     tags |= {f"{role}_sha256": str(getattr(about, role).get("sha256", "")) for role in ("tokenizer", "encoder")}
+    if about.held_out_loss is not None:
+        tags |= {LOSS: f"{about.held_out_loss:.6g}"}
     source = f"{mlflow.get_run(run).info.artifact_uri}/{where}"
-    return int(mlflow.create_model_version(model, source, run_id=run, tags=tags).version)
+    made = mlflow.create_model_version(model, source, run_id=run, tags=tags)
+    measured = [each for each in mlflow.search_model_versions(f"name = '{model}'") if LOSS in each.tags]
+    if measured:
+        best = min(measured, key=lambda each: (float(each.tags[LOSS]), -int(each.version)))
+        mlflow.set_registered_model_alias(model, "best", best.version)
+    return int(made.version)

@@ -5,21 +5,35 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import socket
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from storage.addresses import without_userinfo
 from storage.store import Store
-from storage.tracking.access import SQLITE, TrackingError, client, patiently, problems, warm_up
+from storage.tracking.access import SQLITE, TrackingError, client, cut, flatten, patiently, problems, warm_up
 from storage.tracking.run import Run
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 __all__ = ["Run", "Tracking", "TrackingError"]
 
 log = logging.getLogger(__name__)
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow shows what belongs to training, and not what belongs to agents and prompts."""
+PROCESS = "gmem.process"
+"""Tag of a run: the process that writes it, by which others see that it was killed."""
+NAME_LENGTH = 120
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,60 @@ class Tracking:
         local = self.uri.startswith(SQLITE)
         return f"mlflow ui --backend-store-uri {quote(self.uri)}" if local else without_userinfo(self.uri)
 
+    def page(self, run_id: str | None) -> str:
+        """Where to see a run: its page on a server, else its id with the command that opens the database."""
+        if self.uri.startswith("http") and run_id:
+            with suppress_problems("asking for a run's experiment"):
+                experiment = client(self.uri).get_run(run_id).info.experiment_id
+                return f"{without_userinfo(self.uri)}/#/experiments/{experiment}/runs/{run_id}"
+        return f"run {run_id}, {self.command}"
+
+    def registered(self, uri: str) -> str:
+        """Where the network of a registered model lies: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+
+        Raises:
+            TrackingError: there is no such version, or MLflow does not answer.
+        """
+        name, at, alias = uri.removeprefix("models:/").partition("@")
+        name, _, number = (name, "", "") if at else name.rpartition("/")
+        mlflow = client(self.uri)
+        try:
+            found = mlflow.get_model_version_by_alias(name, alias) if at else mlflow.get_model_version(name, number)
+        except problems() as problem:
+            text = f"MLflow at {self.uri} has no registered network {uri[:80]!r}: give models:/NAME/VERSION or models:/NAME@best"
+            raise TrackingError(without_userinfo(text)) from problem
+        copied = Path(f"{found.source}/artifacts/network")
+        return str(copied) if (copied / "ema.safetensors").exists() else str(found.tags["checkpoint"])
+
     @contextmanager
-    def pipeline_run(self, parameters: Mapping[str, Any]) -> Iterator[str]:
-        """The parent run of one pipeline run; gives its id, and ends it as the block ends."""
-        with self._run(f"pipeline {self.experiment}", parameters, {"gmem.kind": "pipeline"}) as run:
+    def pipeline_run(
+        self,
+        parameters: Mapping[str, Any],
+        changed: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Iterator[str]:
+        """The parent run of one pipeline run; gives its id, and ends it as the block ends.
+
+        Args:
+            parameters: all of the recipe, nested.
+            changed: what was given another value than in the recipe's file, nested; it tells runs apart, in name and tags.
+            tags: further ones.
+        """
+        differing = flatten(dict(changed)) if changed else {}
+        told = ", ".join(f"{key}={value}" for key, value in differing.items())
+        said = (
+            {f"gmem.set.{key}": value for key, value in differing.items()}
+            | dict(tags or {})
+            | {"gmem.kind": "pipeline"}
+        )
+        with self._run(cut(f"pipeline {self.experiment} {told}".rstrip(), NAME_LENGTH), parameters, said) as run:
             yield run.id
+
+    def conclude(self, parent: str, metrics: Mapping[str, float], step: int | None) -> None:
+        """Puts what a stage came to beside the parameters of the pipeline's run, so that runs are compared in one table."""
+        if metrics:
+            with Run(self.uri, parent) as run:
+                run.metrics(metrics, step)
 
     @contextmanager
     def stage_run(
@@ -102,6 +165,8 @@ class Tracking:
     def _begin(self, name: str, tags: dict[str, str]) -> str:
         """Id of an unfinished run with the same artifact, taken up again, or of a new run."""
         mlflow, experiment = client(self.uri), self._experiment_id()
+        _end_orphans(mlflow, experiment)
+        tags = tags | {PROCESS: _process(os.getpid())}
         if artifact := tags.get("gmem.artifact"):
             query = f"tags.`gmem.artifact` = '{artifact}' and attributes.status != 'FINISHED'"
             for earlier in mlflow.search_runs([experiment], query, max_results=1):
@@ -109,7 +174,7 @@ class Tracking:
                 for key, value in tags.items():
                     mlflow.set_tag(earlier.info.run_id, key, value)
                 return str(earlier.info.run_id)
-        about = {"mlflow.source.name": "gmem", "mlflow.source.type": "JOB", "mlflow.user": _user()}
+        about = {"mlflow.source.name": "gmem", "mlflow.source.type": "JOB", "mlflow.user": _user()} | _commit()
         return str(mlflow.create_run(experiment, tags=about | tags, run_name=name).info.run_id)
 
     def _experiment_id(self) -> str:
@@ -119,7 +184,7 @@ class Tracking:
         found = mlflow.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return str(mlflow.create_experiment(self.experiment, artifact_location=self.artifacts))
+                return str(mlflow.create_experiment(self.experiment, artifact_location=self.artifacts, tags=KIND))
             except MlflowException as problem:
                 if problem.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -137,6 +202,41 @@ def suppress_problems(doing: str) -> Iterator[None]:
         yield
     except problems() as problem:
         log.warning("MLflow: %s failed: %s", doing, without_userinfo(str(problem)))
+
+
+def _end_orphans(mlflow: MlflowClient, experiment: str) -> None:
+    """Ends runs whose process on this machine is no more: it was killed without a word."""
+    for run in mlflow.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000):
+        host, _, rest = run.data.tags.get(PROCESS, "").rpartition("@")
+        pid, _, _ = rest.partition(":")
+        if host == socket.gethostname() and pid.isdigit() and _process(int(pid)) != run.data.tags[PROCESS]:
+            mlflow.set_terminated(run.info.run_id, "KILLED")
+
+
+def _process(pid: int) -> str:
+    """This machine's process of this number, told from later ones by when it began; empty when there is none."""
+    try:
+        return f"{socket.gethostname()}@{pid}:{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return ""
+
+
+@cache
+def _commit() -> dict[str, str]:
+    """The commit of the sources, where they are a checkout, and whether files differ from it."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return {}
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", folder, *command], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit.strip(), "gmem.git.dirty": str(bool(changes.strip())).lower()}
 
 
 def _user() -> str:

@@ -22,6 +22,8 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.recipe.files import assignments
+from flows.recipe.files import names as recipes
+from flows.stages.chain import STAGES
 from infra.alerts import watch
 
 from .conftest import SMALL
@@ -113,7 +115,7 @@ def server(surroundings: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 def test_every_flow_is_deployed_with_the_recipe_as_its_form(server: Server) -> None:
     found = {f"{d['name']}": d for d in server.ask("deployments/filter")}
-    assert set(found) == {"ingest", "latents", "bank", "train", "evaluate", "emoji", "imagenet256-xl"}
+    assert set(found) == {stage.name for stage in STAGES} | set(recipes())  # one for each stage, one for each recipe
     form = found["emoji"]["parameter_openapi_schema"]
     assert "steps" in form["definitions"]["TrainOverrides"]["properties"]
     assert not any(schedule["active"] for schedule in found["emoji"]["schedules"])
@@ -127,11 +129,22 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
     """More steps: the training of the first run is continued and evaluated again, and nothing else is computed."""
     more = [*SMALL, f"data.source={pictures}", "data.max_pixels=100000000", "train.steps=9"]
     overrides = assignments(more) | {"store": str(store)}
-    server.prefect("deployment", "run", "pipeline/emoji", "-p", f"overrides={json.dumps(overrides)}")
+    named = ("--flow-run-name", "of nine steps")
+    server.prefect("deployment", "run", "pipeline/emoji", *named, "-p", f"overrides={json.dumps(overrides)}")
     assert server.ended("pipeline") == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
 
     # The first run is in the same database: of each name the newest counts.
     runs = server.ask("flow_runs/filter", sort="EXPECTED_START_TIME_DESC")[::-1]
+    parent = next(run for run in runs[::-1] if run["deployment_id"])
+    assert parent["name"] == "of nine steps" and "gmem" in parent["tags"]
+    (summary,) = server.ask(
+        "artifacts/filter", artifacts={"flow_run_id": {"any_": [parent["id"]]}, "key": {"any_": ["summary"]}}
+    )
+    assert (
+        "| evaluate | " in summary["data"]
+        and "fd-emoji-evaluator of" in summary["data"]
+        and "mlflow" in summary["data"]
+    )
     states = {run["name"].split("-")[0]: run["state"]["type"] for run in runs}
     assert {states[name] for name in ("ingest", "latents", "bank", "train", "evaluate")} == {"COMPLETED"}
     newest_last = server.ask("artifacts/filter", sort="CREATED_DESC")[::-1]

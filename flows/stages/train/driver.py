@@ -163,7 +163,11 @@ def _explained(error: BaseException) -> Exception:
 def _made(context: Context, artifact: Artifact) -> Made:
     last, least = latest(artifact), best(artifact)
     assert last is not None and least is not None, "a finished training has written a checkpoint"
-    model_version = context.run.register(f"gmem-{context.recipe.name}", last)
+    from flows.models.served import save  # MLflow's models cost a second or two, which nobody else need wait for
+
+    model_version = context.run.register(
+        f"gmem-{context.recipe.name}", last, lambda network, target: save(network, target, context.recipe)
+    )
     start = context.recipe.train.start_from
     return Made(
         {"rows": last.step},

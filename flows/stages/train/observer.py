@@ -92,7 +92,7 @@ class Observer:
         if last or not done % train.held_out_every or not done % train.checkpoint_every:
             self.measure()
         if (train.sample_every and done % train.sample_every == 0) or last:
-            self.context.run.artifact(f"samples/step-{done:08d}.png", self.preview.grid())
+            self.context.run.image("samples", self.preview.grid(), done)
         if train.distance_every and done % train.distance_every == 0:
             self.context.run.metrics({"fd_preview": self.preview.distance()}, step=done)
         self.owed = self.due() or done % train.checkpoint_every == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -12,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from werkzeug.serving import make_server
 
 from storage import checkpoints
@@ -95,6 +98,50 @@ def test_parent_and_child_runs_with_everything_in_them(tracking: Tracking, tmp_p
     assert mlflow.get_run(failed.id).data.tags["gmem.error"] == "no more disk"
     assert mlflow.get_run(killed.id).info.status == "KILLED"
     assert tracking.command == f"mlflow ui --backend-store-uri {tracking.uri}"
+
+
+def test_runs_are_told_apart_and_compared_in_one_table(tracking: Tracking) -> None:
+    changed = {"train": {"steps": 60, "start_from": None}}
+    with tracking.pipeline_run({"train": {"steps": 60}}, changed, {"prefect.flow_run": "ab"}) as parent:
+        tracking.conclude(parent, {"train/fd": 7.5}, 60)
+        tracking.conclude(parent, {}, None)
+    mlflow = client(tracking.uri)
+    run = mlflow.get_run(parent)
+    assert run.info.run_name == "pipeline emoji train.steps=60, train.start_from=None"
+    assert run.data.tags["gmem.set.train.steps"] == "60" and run.data.tags["prefect.flow_run"] == "ab"
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40 and run.data.tags["gmem.git.dirty"] in ("true", "false")
+    (point,) = mlflow.get_metric_history(parent, "train/fd")
+    assert (point.value, point.step) == (7.5, 60)
+    about = mlflow.get_experiment(run.info.experiment_id).tags
+    assert about["mlflow.experimentKind"] == "custom_model_development"
+    assert tracking.page(parent) == f"run {parent}, {tracking.command}"
+    assert replace(tracking, uri="http://127.0.0.1:9").page(parent).startswith("run ")  # nobody there
+
+
+def test_images_have_a_step_each(tracking: Tracking) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "png")
+    with tracking.stage_run("train", None, {}) as run:
+        for step in (1, 2):
+            run.image("samples", buffer.getvalue(), step)
+    names = [Path(file.path).name for file in client(tracking.uri).list_artifacts(run.id, "images")]
+    assert sum(name.endswith(".png") and name.startswith("samples") for name in names) == 2
+
+
+def test_what_a_killed_process_left_is_ended_by_the_next(tmp_path: Path) -> None:
+    tracking = Tracking.open(None, Store(str(tmp_path)), "emoji")
+    program = (
+        "import os, signal, sys; from storage.store import Store; from storage.tracking.tracking import Tracking;"
+        "tracking = Tracking.open(sys.argv[1], Store(sys.argv[2]), 'emoji');"
+        "tracking.pipeline_run({}).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, tracking.uri, str(tmp_path)], check=False)
+    mlflow = client(tracking.uri)
+    with tracking.pipeline_run({}) as parent, tracking.stage_run("train", parent, {}) as stage:
+        experiment = mlflow.get_run(parent).info.experiment_id
+        statuses = {run.info.run_id: run.info.status for run in mlflow.search_runs([experiment])}
+        assert statuses.pop(parent) == statuses.pop(stage.id) == "RUNNING"
+        assert list(statuses.values()) == ["KILLED"]
 
 
 def test_an_interrupted_stage_goes_on_in_the_same_run(tracking: Tracking) -> None:
