@@ -25,7 +25,7 @@ def test_a_recipe_is_shown_with_what_overrides_it() -> None:
 
 def test_shipped_recipes_are_listed_and_valid() -> None:
     names = [line.split()[0] for line in gmem("recipe", "list").stdout.splitlines()]
-    assert names == ["emoji", "imagenet256-b", "imagenet256-xl", "imagenet512-xl"]
+    assert names == ["emoji", "emoji-long", "imagenet256-b", "imagenet256-xl", "imagenet512-xl"]
     assert gmem("recipe", "check", "imagenet256-xl").stdout.rstrip().endswith("200,000 steps: valid")
 
 

@@ -109,7 +109,9 @@ def test_nothing_is_pickled_and_large_weights_stay_where_they_are(store: Store, 
 
 
 def test_the_best_network_has_an_alias_and_can_be_named_anywhere(store: Store) -> None:
-    assert client(Tracking.open(None, store, "").uri).get_model_version_by_alias("gmem-emoji", "best").tags["step"] == "2"
+    assert (
+        client(Tracking.open(None, store, "").uri).get_model_version_by_alias("gmem-emoji", "best").tags["step"] == "2"
+    )
     assert open_network("models:/gmem-emoji@best", store).step == 2
     assert open_network("models:/gmem-emoji/2", store).step == 4
     for absent in ("models:/gmem-emoji/9", "models:/gmem-emoji@worst", "models:/none/1", "models:/x"):
