@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import bank, doctor, measure, pretrain, published, recipe, run, sample, store
+from flows.commands import bank, doctor, explore, measure, pretrain, published, recipe, run, sample, store
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
 SILENT = {
@@ -37,6 +37,7 @@ app.command("stage")(run.stage)
 app.command("plan")(run.plan)
 app.command("status")(run.status)
 app.command("sample")(sample.sample)
+app.command("explore")(explore.explore)
 app.command("evaluate")(measure.evaluate)
 app.command("compare")(measure.compare)
 app.command("doctor")(doctor.doctor)

@@ -70,6 +70,16 @@ def open_bank(recipe: Recipe, uri: str | None = None, version: int | str | datet
     return resolve.open_bank(artifact.uri, artifact.store, version)
 
 
+def version_of(text: str | None) -> int | str | datetime | None:
+    """A number is a version, what reads as a time (ISO 8601) is one, anything else is a tag."""
+    if text is None or not text.isdecimal():
+        try:
+            return text and datetime.fromisoformat(text)
+        except ValueError:
+            return text
+    return int(text)
+
+
 def open_network(recipe: Recipe, uri: str | None = None) -> Checkpoint:
     """A checkpoint to sample from: at `uri`, or that of the recipe's training which its evaluation would take."""
     from flows.engine.stage import Plan

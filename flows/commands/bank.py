@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands import bank_edit
-from flows.commands.bank_options import At, BankUri, Ids, numbers, version_of
+from flows.commands.bank_options import At, BankUri, Ids, numbers
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import new_table, show, tell
 from storage.errors import Refused
@@ -40,7 +40,7 @@ def info(
     json: Json = False,
 ) -> None:
     """Rows by origin, split, label and class, encoder, versions, tags, index."""
-    from flows.explore import open_bank
+    from flows.explore import open_bank, version_of
 
     opened = open_bank(resolved(recipe, set, store), bank, version_of(at))
     about = opened.info().to_dict()
@@ -81,7 +81,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Rows near a picture or a row, or with some words, or that fulfil a condition; drawn as a contact sheet too."""
-    from flows.explore import encode_picture, open_bank
+    from flows.explore import encode_picture, open_bank, version_of
 
     if [row, picture, text].count(None) < 2 or [row, picture, text, where].count(None) == 4:
         raise Refused(
@@ -105,7 +105,7 @@ def show_rows(
     json: Json = False,
 ) -> None:
     """Rows by their ids, with their pictures as a contact sheet."""
-    from flows.explore import open_bank
+    from flows.explore import open_bank, version_of
 
     opened = open_bank(resolved(recipe, set, store), bank, version_of(at))
     names = [name for name in opened.columns if name != "snippet"]
@@ -195,7 +195,7 @@ def diff(
     json: Json = False,
 ) -> None:
     """Rows that came, went or changed between two versions."""
-    from flows.explore import open_bank
+    from flows.explore import open_bank, version_of
 
     chosen = resolved(recipe, set, store)
     before, after = (open_bank(chosen, bank, version_of(version)) for version in (a, b))

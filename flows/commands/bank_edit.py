@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.bank_options import BankUri, Ids, numbers, shares, version_of
+from flows.commands.bank_options import BankUri, Ids, numbers, shares
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import new_table, show
 
@@ -122,7 +122,7 @@ def restore(
     json: Json = False,
 ) -> None:
     """Makes the rows of an earlier version the newest again, those that were withdrawn since included."""
-    from flows.explore import open_bank
+    from flows.explore import open_bank, version_of
 
     chosen = resolved(recipe, set, store)
     earlier = open_bank(chosen, bank, version_of(version))  # opens also where the newest cannot be used

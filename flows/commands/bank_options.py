@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -32,13 +31,3 @@ def shares(text: str | None) -> list[float] | None:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError as error:
         raise Refused(f"--weights {text!r:.80} are no numbers; give one for each id, such as 1,3") from error
-
-
-def version_of(text: str | None) -> int | str | datetime | None:
-    """A number is a version, what reads as a time (ISO 8601) is one, anything else is a tag."""
-    if text is None or not text.isdecimal():
-        try:
-            return text and datetime.fromisoformat(text)
-        except ValueError:
-            return text
-    return int(text)

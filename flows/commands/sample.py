@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.bank_options import At, BankUri, numbers, version_of
+from flows.commands.bank_options import At, BankUri, numbers
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import show
 from storage.errors import Refused
@@ -52,7 +52,7 @@ def sample(
     import numpy as np
 
     from flows.engine.progress import Terminal
-    from flows.explore import generate, open_bank, thumbnails, walk
+    from flows.explore import generate, open_bank, thumbnails, version_of, walk
     from flows.figures import grid, pairs
 
     if [ids, mixed, where].count(None) < 2:
