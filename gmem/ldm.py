@@ -38,17 +38,18 @@ def without_training_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments for diffusers' `AutoencoderKL`, read off names and shapes; KeyError where a telling tensor is missing.
 
-    A level with attention in the file gets it in both halves.
+    The halves differ where only one has attention at a level, as in MAR's KL-16.
     """
-    levels = 1 + max((int(n.split(".")[2]) for n in tensors if n.startswith("encoder.down.")), default=0)
+    levels = _levels(tensors, "encoder.down")
     widths = tuple(tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels))
-    attended = [f"encoder.down.{level}.attn.0.q.weight" in tensors for level in range(levels)]
+    down = [f"encoder.down.{level}.attn.0.q.weight" in tensors for level in range(levels)]
+    up = [f"decoder.up.{level}.attn.0.q.weight" in tensors for level in reversed(range(levels))]
     return {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
         "out_channels": tensors["decoder.conv_out.weight"].shape[0],
         "block_out_channels": widths,
-        "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attended),
-        "up_block_types": tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attended)),
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in down),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in up),
         "layers_per_block": sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", n)) for n in tensors),
         "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
         "norm_num_groups": GROUPS,
@@ -61,8 +62,14 @@ def autoencoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def diffusers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under diffusers' names, attention's 1x1 convolutions as the matrices they are."""
-    levels = 1 + max((int(n.split(".")[2]) for n in tensors if n.startswith("decoder.up.")), default=0)
+    levels = _levels(tensors, "decoder.up")
     return {_rename(name, levels): _matrix(name, value) for name, value in tensors.items()}
+
+
+def _levels(tensors: Mapping[str, Tensor], half: str) -> int:
+    """How many levels the encoder or decoder has, by its blocks' names."""
+    found = (re.match(rf"{re.escape(half)}\.(\d{{1,2}})\.", name, re.ASCII) for name in tensors)
+    return 1 + max((int(each[1]) for each in found if each), default=0)
 
 
 def _rename(name: str, levels: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from gmem import ldm
 from gmem.network import Network
+from gmem.published_config import network_choices
 from gmem.settings import SIZES, NetworkConfig
-from gmem.tensor_files import Mismatch, Tensors, bare_names, check, kind, read_file, write_tensors
+from gmem.tensor_files import Mismatch, Tensors, bare_names, check, kind, read_file, require_plain, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
 
@@ -54,9 +56,8 @@ def read_network(path: str | Path, part: str = "ema") -> PublishedNetwork:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds {kind(content)}, not a network's weights; did you mean `gmem import bank`?")
     found = next((p for p in (part, "ema", "model", "state_dict") if isinstance(content.get(p), Mapping)), None)
-    tensors = bare_names(content if found is None else content[found])
-    about = content.get("config")
-    config = _network_config(str(path), tensors, about if isinstance(about, Mapping) else {})
+    tensors = bare_names(path, content if found is None else content[found])
+    config = _network_config(str(path), tensors, network_choices(str(path), content))
     with torch.device("meta"):
         expected = {name: value.shape for name, value in Network(config).state_dict().items()}
     what = f"{path} is not a GMem network of {config.depth} blocks of width {config.width}"
@@ -68,10 +69,13 @@ def read_network(path: str | Path, part: str = "ema") -> PublishedNetwork:
 def write_network(path: str | Path, ema: Tensors, config: NetworkConfig, model: Tensors | None = None) -> None:
     """Writes the published checkpoint layout: `ema`, `model` (the trained weights, if there are any) and `config`.
 
-    Names, types and bits of the tensors stay as they are.
+    Types and bits of the tensors stay as they are; names too, but that the trained weights' get the prefix of data
+    parallelism, without which the published trainer resumes from none.
     """
     content: dict[str, Any] = {"ema": ema, "config": asdict(config)}
-    torch.save(content if model is None else content | {"model": model}, path)
+    if model is not None:
+        content["model"] = {f"module.{name}": value for name, value in model.items()}
+    torch.save(content, path)
 
 
 def write_folder(folder: str | Path, tensors: Tensors, config: NetworkConfig) -> None:
@@ -112,6 +116,7 @@ def read_bank(path: str | Path) -> PublishedBank:
         content = next(iter(content.values()))
     if not isinstance(content, Tensor):
         raise ValueError(f"{path} holds {kind(content)}, not a bank; a bank is one tensor [N, D] of snippets")
+    content = require_plain(path, "the bank", content)
     if content.dim() != 2 or not content.is_floating_point() or not content.numel():
         raise ValueError(
             f"{path} holds {content.dtype} of shape {list(content.shape)}; a bank is one tensor [N, D] of floats"
@@ -124,7 +129,7 @@ def read_latent_statistics(path: str | Path, channels: int | None = None) -> tup
     content = read_file(path)
     if not isinstance(content, Mapping) or not all(isinstance(content.get(k), Tensor) for k in ("mean", "std")):
         raise ValueError(f"{path} holds {kind(content)}; latent statistics are a dictionary with `mean` and `std`")
-    mean, std = (content[key].detach().float().flatten() for key in ("mean", "std"))
+    mean, std = (require_plain(path, key, content[key]).float().flatten() for key in ("mean", "std"))
     if len(mean) != len(std) or (channels is not None and len(mean) != channels):
         raise ValueError(
             f"{path} has {len(mean)} means and {len(std)} deviations"
@@ -149,13 +154,15 @@ def read_tokenizer(path: str | Path) -> Any:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds {kind(content)}, not an autoencoder's weights")
     nested = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    tensors = ldm.without_training_parts(bare_names(nested))
+    tensors = ldm.without_training_parts(bare_names(path, nested))
     try:
         settings = ldm.autoencoder_config(tensors)
+        with torch.device("meta"):
+            model: Any = AutoencoderKL(**settings)
     except KeyError as error:
         raise ValueError(f"{path} is not a latent-diffusion autoencoder: tensor {error} is missing") from error
-    with torch.device("meta"):
-        model: Any = AutoencoderKL(**settings)
+    except (IndexError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not a latent-diffusion autoencoder: its shapes fit no layers") from error
     expected = {name: value.shape for name, value in model.state_dict().items()}
     check(f"{path} is not the autoencoder that its shapes announce", ldm.diffusers_names(tensors), expected)
     _check_one_type(str(path), tensors)
@@ -167,21 +174,24 @@ def read_tokenizer(path: str | Path) -> Any:
 def _read_folder(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder} has no readable {CONFIG_FILE}; give a folder written by `gmem export`") from error
     return {"ema": read_file(folder / WEIGHTS_FILE), "config": about}
 
 
-def _network_config(path: str, tensors: Tensors, about: Mapping[str, Any]) -> NetworkConfig:
-    """The network's measures from its shapes; `about` may say what no shape does."""
+def _network_config(path: str, tensors: Tensors, choices: Mapping[str, Any]) -> NetworkConfig:
+    """The network's measures from its shapes; `choices` are what no shape tells."""
     needed = ("pos_embed", "x_embedder.proj.weight", "feat_rope.freqs_cos", "blocks.0.attn.qkv.weight")
     if missing := [name for name in needed if name not in tensors]:
-        raise Mismatch(f"{path} is not a GMem network", missing, [], [])
+        raise Mismatch(f"{path} is not a GMem network", missing, sorted(tensors), [])
     shape = {name: value.shape for name, value in tensors.items()}
+    dimensions = {"pos_embed": 3, "x_embedder.proj.weight": 4, "feat_rope.freqs_cos": 2}
+    if odd := [f"{n} {list(shape[n])}" for n, count in dimensions.items() if len(shape[n]) != count or 0 in shape[n]]:
+        raise Mismatch(f"{path} is not a GMem network", [], [], odd)
     width, channels, patch, _ = shape["x_embedder.proj.weight"]
-    snippet, label = shape.get("condition_projection.linear.weight"), shape.get("y_embedder.embedding_table.weight")
-    head = shape.get("projector.0.4.weight")
-    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    snippet, label = _matrix(shape, "condition_projection.linear"), _matrix(shape, "y_embedder.embedding_table")
+    head = _matrix(shape, "projector.0.4")
+    depth = _depth(path, tensors)
     return NetworkConfig(
         depth=depth,
         width=width,
@@ -192,12 +202,28 @@ def _network_config(path: str, tensors: Tensors, about: Mapping[str, Any]) -> Ne
         snippet_dim=snippet[1] if snippet else 768,
         projection_dim=head[0] if head else 0,
         projection_hidden=head[1] if head else 2048,
-        projection_after=min(int(about.get("projection_after", 4)), depth),
+        projection_after=min(choices.get("projection_after", 4), depth),
         conditioning="memory" if snippet else "label" if label else "none",
         classes=label[0] - 1 if label else 0,
-        snippet_scale=float(about.get("snippet_scale", 1.0)),
-        prediction=about.get("prediction", "velocity"),
+        snippet_scale=float(choices.get("snippet_scale", 1.0)),
+        prediction=choices.get("prediction", "velocity"),
     )
+
+
+def _matrix(shape: Mapping[str, torch.Size], name: str) -> torch.Size | None:
+    """Rows and columns of an optional layer's weights."""
+    found = shape.get(f"{name}.weight")
+    return found if found and len(found) == 2 else None
+
+
+def _depth(path: str, tensors: Tensors) -> int:
+    """The number of blocks; a file may name any, and no more are built than it holds tensors for."""
+    named = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    odd = [number[:80] for number in named if not re.fullmatch(r"\d{1,6}", number, re.ASCII)]
+    numbers = {int(number) for number in named} if not odd else set()
+    if odd or numbers != set(range(len(numbers))):
+        raise ValueError(f"{path} is not a GMem network: its blocks are not numbered from 0; get it again")
+    return len(numbers)
 
 
 def _check_one_type(path: str, tensors: Tensors) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PREFIXES = ("module.", "_orig_mod.")  # what data parallelism and compilation put before a name
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
+"""Parts of a name that data parallelism and compilation put in."""
+HOLDERS = ("ema.", "ema_model.", "model.", "network.")
+"""What a name begins with where weights were saved with the object that held them."""
+BOOKKEEPING: list[Any] = [argparse.Namespace]
+"""Classes that trainers save beside weights; making one of them runs nothing of the file."""
 
 Tensors = dict[str, Tensor]
 
@@ -24,11 +30,10 @@ class Mismatch(ValueError):
     def __init__(self, what: str, missing: list[str], surplus: list[str], misshapen: list[str]) -> None:
         groups = {"missing": missing, "surplus": surplus, "of another shape": misshapen}
         self.report = [f"{kind}: {name}" for kind, names in groups.items() for name in names]
+        shown = "; ".join(line[:80] for line in self.report[:3])
         counts = ", ".join(f"{len(names)} {kind}" for kind, names in groups.items() if names)
         rest = "; …" if len(self.report) > 3 else ""
-        super().__init__(
-            f"{what}: {counts} tensors ({'; '.join(self.report[:3])}{rest}); give the file it was made for"
-        )
+        super().__init__(f"{what}: {counts} tensors ({shown}{rest}); give the file it was made for")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -52,7 +57,8 @@ def check(what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch
         raise Mismatch(what, missing, surplus, misshapen)
     broken = [name for name, value in tensors.items() if not value.is_floating_point() or not value.isfinite().all()]
     if broken:
-        raise ValueError(f"{what}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:3])}); get it again")
+        shown = ", ".join(name[:80] for name in broken[:3])
+        raise ValueError(f"{what}: {len(broken)} tensors hold NaN or infinity ({shown}); get it again")
 
 
 def read_file(path: str | Path) -> Any:
@@ -66,40 +72,88 @@ def read_file(path: str | Path) -> Any:
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
         return _torch_load(path)
+    except _Damaged as error:
+        raise ValueError(f"{path} {error}") from None
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and plain values ({_culprit(error)}), so it is not opened; "
-            "save its state dict alone"
+            f"{path} holds more than tensors and plain values ({_culprit(error)}), so it is not opened; if you trust it, "
+            f"save its weights alone: torch.save(torch.load({path.name!r}, weights_only=False)['ema'], 'ema.pt')"
         ) from error
-    except (RuntimeError, SafetensorError, ValueError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # parsers fail on damaged bytes in every way there is
         raise ValueError(f"{path} is truncated or no file of tensors; get it again") from error
+
+
+class _Damaged(ValueError):
+    """What is wrong with a file, and what to do, without its name."""
 
 
 def _torch_load(path: Path) -> Any:
     with path.open("rb") as file:
-        mappable = file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are no zip archives
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        zipped = file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are no zip archives
+    if zipped:
+        _check_archive(path)
+    with torch.serialization.safe_globals(BOOKKEEPING):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _check_archive(path: Path) -> None:
+    """Torch itself compares no checksum, and would give whatever a damaged file holds as weights."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        stored = sum(part.file_size for part in parts)
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or stored > path.stat().st_size:
+            raise _Damaged("is a compressed archive, and torch writes none; unpack it, or get it again")
+        if damaged := archive.testzip():
+            raise _Damaged(f"is damaged: the checksum of its part {damaged[:80]!r} does not fit; get it again")
 
 
 def _culprit(error: Exception) -> str:
     """The class that the restricted unpickler refused, from its message."""
     words = str(error).split("GLOBAL ")
-    return words[1].split()[0] if len(words) > 1 else "an object of unknown type"
+    return words[1].split()[0][:80] if len(words) > 1 else "an object of unknown type"
 
 
-def bare_names(tensors: Mapping[str, Any]) -> Tensors:
-    """The tensors among the entries, names without the prefixes that wrappers put before them."""
+def bare_names(path: str | Path, tensors: Mapping[Any, Any]) -> Tensors:
+    """The tensors among the entries, under names without what wrappers put before and between.
+
+    ValueError where a name is no text, a tensor no plain one, or two become one.
+    """
     found: Tensors = {}
     for name, value in tensors.items():
-        if isinstance(value, Tensor):
-            for prefix in PREFIXES:
-                name = name.removeprefix(prefix)
-            found[name] = value.detach()
-    return found
+        if not isinstance(value, Tensor):
+            continue
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{path} holds a tensor under a {type(name).__name__} instead of a name; save a state dict"
+            )
+        bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if bare in found:
+            raise ValueError(f"{path} holds two tensors {bare[:80]!r}, but for {', '.join(WRAPPERS)}; save one of them")
+        found[bare] = require_plain(path, name, value)
+    return _without_holder(found)
+
+
+def _without_holder(tensors: Tensors) -> Tensors:
+    """The same without the name of an object that holds all of them, such as `ema.`."""
+    for holder in HOLDERS:
+        if tensors and all(name.startswith(holder) for name in tensors):
+            return _without_holder({name.removeprefix(holder): value for name, value in tensors.items()})
+    return tensors
+
+
+def require_plain(path: str | Path, name: str, value: Tensor) -> Tensor:
+    """The tensor, apart from any graph. ValueError where its numbers do not all lie in memory, one by one."""
+    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested or value.is_complex():
+        raise ValueError(f"{path}: {name[:80]} is no plain tensor; save it dense, as real numbers")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{path}: {name[:80]} states more numbers than it holds; save it contiguous")
+    return value.detach()
 
 
 def kind(content: Any) -> str:
     """What a file holds, in words."""
     if isinstance(content, Mapping):
-        return f"a dictionary with {', '.join(map(str, list(content)[:3])) or 'nothing'}"
+        return f"a dictionary with {', '.join(str(key)[:25] for key in list(content)[:3]) or 'nothing'}"
     return f"one tensor {list(content.shape)}" if isinstance(content, Tensor) else f"a {type(content).__name__}"

@@ -53,7 +53,7 @@ def import_network(path: Path, store: Store, name: str | None = None, latent_sta
         path: a published checkpoint, a bare state dict, or a folder as `gmem export network` writes it.
         latent_stats: a published `latents_stats.pt`, or URI of a latents artifact; without it nothing can be decoded.
 
-    Raises ValueError for any other file; all mismatched tensors are listed in a file beside it.
+    Raises ValueError for any other file; all mismatched tensors are listed in a temporary file.
     """
     found = _told_in_full(path, lambda: read_network(path))
     trained, note = _trained(path, found)
@@ -182,15 +182,12 @@ def content_hash(path: Path) -> str:
 
 
 def _told_in_full(path: Path, read: Callable[[], Any]) -> Any:
-    """What `read` gives; when too many tensors mismatch for a sentence, they are listed in a file beside `path`."""
+    """What `read` gives; when too many tensors mismatch for a sentence, they are listed in a temporary file."""
     try:
         return read()
     except Mismatch as error:
-        report = path.with_name(f"{path.name}.mismatch.txt")
         if len(error.report) <= 3:
             raise
-        try:
-            report.write_text("\n".join(error.report) + "\n")
-        except OSError:  # the folder of a download is not always ours
-            raise error from None
-        raise ValueError(f"{error}; all {len(error.report)} are listed in {report}") from error
+        with tempfile.NamedTemporaryFile("w", prefix="gmem-", suffix=".mismatch.txt", delete=False) as report:
+            report.write("\n".join([str(path), *error.report]) + "\n")
+        raise ValueError(f"{error}; all {len(error.report)} are listed in {report.name}") from error

@@ -1,6 +1,8 @@
 import argparse
 import json
 import math
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +103,23 @@ def test_export_gives_back_every_bit(tmp_path, network, dtype):
     found = read_network(saved({"ema": weights}, tmp_path / "in.pt"))
     write_network(tmp_path / "out.pt", found.tensors, found.config, model=found.tensors)
     back = torch.load(tmp_path / "out.pt", weights_only=True)
-    for part in ("ema", "model"):
-        assert list(back[part]) == list(weights)
-        assert all(back[part][name].dtype == dtype and torch.equal(back[part][name], weights[name]) for name in weights)
-    assert read_network(tmp_path / "out.pt").config == CONFIG
+    for part, prefix in (("ema", ""), ("model", "module.")):
+        assert list(back[part]) == [prefix + name for name in weights]
+        written = {name.removeprefix(prefix): value for name, value in back[part].items()}
+        assert all(written[name].dtype == dtype and torch.equal(written[name], weights[name]) for name in weights)
+        again = read_network(tmp_path / "out.pt", part)
+        assert (again.part, again.config) == (part, CONFIG)
+        assert all(torch.equal(again.tensors[name], weights[name]) for name in weights)
+
+
+def test_an_exported_checkpoint_resumes_under_data_parallelism(tmp_path, network):
+    """As the published trainer does: strictly, into the wrapped network."""
+    write_network(tmp_path / "x.pt", dict(network.state_dict()), CONFIG, dict(network.state_dict()))
+    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    wrapped = torch.nn.Module()
+    wrapped.module = Network(CONFIG)
+    wrapped.load_state_dict(content["model"])
+    Network(CONFIG).load_state_dict(content["ema"])
 
 
 def test_a_folder_for_the_hub_is_written_and_read(tmp_path, network):
@@ -136,6 +151,25 @@ def test_a_foreign_network_is_refused(tmp_path):
         read_network(saved(torch.zeros(4, 4), tmp_path / "y.pt"))
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "reason"),
+    [
+        ("blocks.999999999999.norm1.weight", torch.zeros(2), "not numbered from 0"),
+        ("blocks.one.norm1.weight", torch.zeros(2), "not numbered from 0"),
+        ("blocks.40.norm1.weight", torch.zeros(2), "not numbered from 0"),
+        ("feat_rope.freqs_cos", torch.zeros(4, 0), r"freqs_cos \[4, 0\]"),
+        ("x_embedder.proj.weight", torch.zeros(3), r"x_embedder\.proj\.weight \[3\]"),
+        ("pos_embed", torch.zeros(1).expand(1, 10**6, 10**6), "more numbers than it holds"),
+        ("pos_embed", torch.zeros(3, 3).to_sparse(), "no plain tensor"),
+        ("n" * 10_000, torch.zeros(1), "1 surplus"),
+    ],
+)
+def test_shapes_and_names_that_cannot_be(tmp_path, network, name, tensor, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        read_network(saved(dict(network.state_dict()) | {name: tensor}, tmp_path / "x.pt"))
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
 def test_nan_and_mixed_types_are_refused(tmp_path, network):
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     weights["final_layer.linear.bias"][0] = math.nan
@@ -149,10 +183,25 @@ def test_nan_and_mixed_types_are_refused(tmp_path, network):
 # --- files that are none ---------------------------------------------------------------------------------------------
 
 
+class Code:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
 def test_a_file_that_holds_code_is_not_opened(tmp_path, network):
-    path = saved({"ema": network.state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"more than tensors and plain values \(argparse\.Namespace\)"):
+    path = saved({"ema": network.state_dict(), "callback": Code(tmp_path / "made")}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"more than tensors and plain values \(posix\.mkdir\)") as error:
         read_network(path)
+    assert "torch.save(torch.load('x.pt', weights_only=False)['ema'], 'ema.pt')" in str(error.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_arguments_that_trainers_save_beside_the_weights_are_no_code(tmp_path, network):
+    path = saved({"ema": network.state_dict(), "args": argparse.Namespace(lr=1, path_type="linear")}, tmp_path / "x.pt")
+    assert read_network(path).config == CONFIG
 
 
 def test_truncated_foreign_and_absent_files_give_a_sentence(tmp_path, network):
@@ -257,6 +306,55 @@ def test_every_published_name_of_va_vae_has_its_place():
     renamed = {name: value.shape for name, value in ldm.diffusers_names(tensors).items()}
     assert renamed == {name: value.shape for name, value in model.state_dict().items()}
     assert model.config.latent_channels == 32 and len(model.config.block_out_channels) == 5
+
+
+def test_attention_in_one_half_alone(tmp_path):
+    """MAR's KL-16 has attention at 16 cells in the encoder, and in the decoder none."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=2,
+        latent_channels=4,
+    ).eval()
+    weights = published_names(model.state_dict(), levels=2)
+    assert "encoder.down.1.attn.1.q.weight" in weights and "decoder.up.1.block.2.conv1.weight" in weights
+    found = read_tokenizer(saved({"model": weights}, tmp_path / "kl16.ckpt"))
+    assert found.config.down_block_types == ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+    assert found.config.up_block_types == ("UpDecoderBlock2D", "UpDecoderBlock2D")
+    picture = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(found.encode(picture).latent_dist.mean, model.encode(picture).latent_dist.mean)
+        latent = torch.rand(1, 4, 16, 16)
+        assert torch.equal(found.decode(latent).sample, model.decode(latent).sample)
+
+
+def published_names(tensors, levels):
+    """The inverse of `ldm.diffusers_names`, for what a small autoencoder has."""
+    changes = [
+        (r"mid_block\.resnets\.0\.", "mid.block_1."),
+        (r"mid_block\.resnets\.1\.", "mid.block_2."),
+        (r"mid_block\.attentions\.0\.", "mid.attn_1."),
+        (r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)\.", r"\1.\2.block.\3."),
+        (r"down_blocks\.(\d+)\.attentions\.(\d+)\.", r"down.\1.attn.\2."),
+        (r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.", r"\1.\2.\3sample."),
+        ("conv_shortcut", "nin_shortcut"),
+        ("conv_norm_out", "norm_out"),
+        (r"group_norm", "norm"),
+        (r"to_([qkv])\.", r"\1."),
+        (r"to_out\.0\.", "proj_out."),
+        (r"\bup\.(\d+)\.", lambda found: f"up.{levels - 1 - int(found[1])}."),
+    ]
+    renamed = {}
+    for name, value in tensors.items():
+        for pattern, replacement in changes:
+            name = re.sub(pattern, replacement, name)
+        is_convolution = re.search(r"attn_?\d*\.(\d+\.)?(q|k|v|proj_out)\.weight$", name)
+        renamed[name] = value[:, :, None, None] if is_convolution else value
+    return renamed
 
 
 @needs_golden
