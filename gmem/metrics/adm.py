@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from gmem.metrics.statistics import Gaussian
 from gmem.weights import file_sha256
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+STATISTICS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+MAX_SIDE = 4096  # pixels; a batch of larger pictures would fill the memory
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,13 @@ class AdmReference:
         if self.images_shape is None:
             raise ValueError(f"{self.path} holds statistics only: its pictures (arr_0) are missing.")
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-            shape = _header(file, self.path)
-            for start in range(0, shape[0], batch):
-                part = (min(batch, shape[0] - start), *shape[1:])
-                data = file.read(int(np.prod(part)))
+            _header(file)
+            for start in range(0, self.images_shape[0], batch):
+                part = (min(batch, self.images_shape[0] - start), *self.images_shape[1:])
+                try:
+                    data = file.read(int(np.prod(part)))
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    raise ValueError(f"{self.path} is damaged in its pictures: fetch the file again.") from error
                 if len(data) != np.prod(part):
                     raise ValueError(f"{self.path} ends in the middle of its pictures: fetch the file again.")
                 yield np.frombuffer(data, dtype=np.uint8).reshape(part)
@@ -49,15 +55,12 @@ def read_adm(path: str | Path) -> AdmReference:
     path = Path(path)
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no .npz file: give a reference or sample file of the ADM suite.")
-    with np.load(path, allow_pickle=False) as file:
-        names = set(file.files)
-        pool, spatial = (_gaussian(file, path, mean, cov) for mean, cov in (("mu", "sigma"), ("mu_s", "sigma_s")))
+    names, arrays, count = _read(path)
+    pool, spatial = (_gaussian(arrays, count, path, *pair) for pair in STATISTICS)
     if pool is None and "arr_0" not in names:
-        raise ValueError(f"{path} holds {sorted(names)[:5]}, and neither mu and sigma nor arr_0: it is no ADM file.")
-    shape = None
-    if "arr_0" in names:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
-            shape = _header(member, path)
+        shown = sorted(name[:25] for name in names)[:3]
+        raise ValueError(f"{path} holds {shown}, and neither mu and sigma nor arr_0: it is no ADM file.")
+    shape = _images_shape(path) if "arr_0" in names else None
     return AdmReference(path, file_sha256(path), pool, spatial, shape)
 
 
@@ -111,28 +114,50 @@ def _write_pictures(file: IO[bytes], batches: Iterable[NDArray[np.uint8]], count
         raise ValueError(f"{count} samples were asked for, and {written} came: generate the rest first.")
 
 
-def _gaussian(file: np.lib.npyio.NpzFile, path: Path, mean: str, cov: str) -> Gaussian | None:
-    if mean not in file.files and cov not in file.files:
+def _read(path: Path) -> tuple[set[str], dict[str, NDArray[np.float64]], int | None]:
+    """Names of all arrays, those of the statistics, and how many pictures they are of."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            wanted = [name for pair in STATISTICS for name in pair if name in file.files]
+            arrays = {name: np.asarray(file[name], dtype=np.float64) for name in wanted}
+            return set(file.files), arrays, int(file["count"]) if wanted and "count" in file.files else None
+    except Exception as error:  # numpy, zipfile and zlib fail on damaged bytes in every way there is
+        shown = ", ".join(name for pair in STATISTICS for name in pair)
+        raise ValueError(f"{path} holds no readable numbers under {shown}: fetch the file again.") from error
+
+
+def _gaussian(
+    arrays: dict[str, NDArray[np.float64]], count: int | None, path: Path, mean: str, cov: str
+) -> Gaussian | None:
+    if mean not in arrays and cov not in arrays:
         return None
-    if mean not in file.files or cov not in file.files:
+    if mean not in arrays or cov not in arrays:
         raise ValueError(f"{path} has only one of {mean} and {cov}: fetch the whole file.")
     try:
-        count = int(file["count"]) if "count" in file.files else None
-        arrays = [np.asarray(file[name], dtype=np.float64) for name in (mean, cov)]
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no readable numbers under {mean} and {cov}: it is no ADM file.") from error
-    try:
-        return Gaussian(arrays[0], arrays[1], count)
+        return Gaussian(arrays[mean], arrays[cov], count)
     except ValueError as error:
         raise ValueError(f"{path}, {mean} and {cov}: {error}") from error
 
 
-def _header(file: IO[bytes], path: Path) -> tuple[int, ...]:
-    """Reads the head of a .npy stream and gives its shape, where it holds pictures."""
+def _images_shape(path: Path) -> tuple[int, ...]:
+    """The shape under arr_0, where it holds pictures."""
     try:
-        shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no readable array under arr_0: it is no ADM file.") from error
-    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3:
-        raise ValueError(f"{path} holds {dtype} {shape} under arr_0, not pictures as uint8 [N, H, W, 3].")
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            shape, dtype = _header(file)
+    except Exception as error:  # as above
+        raise ValueError(f"{path} holds no readable array under arr_0: fetch the file again.") from error
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+        raise ValueError(
+            f"{path} holds {str(dtype)[:20]} {str(shape)[:60]} under arr_0, not pictures as uint8 [N, H, W, 3]."
+        )
+    if not shape[0] >= 0 or not all(0 < side <= MAX_SIDE for side in shape[1:3]):
+        raise ValueError(f"{path} states pictures of {str(shape)[:60]} under arr_0: fetch the file again.")
     return shape
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Reads the head of a .npy stream."""
+    shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+    if fortran:
+        raise ValueError("columns first")
+    return shape, dtype

@@ -91,6 +91,8 @@ class Result:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"This is no result: {error.msg} at character {error.pos}.") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError("This is no result: JSON nested too deep, or with numbers too long.") from error
         return cls.from_dict(values)
 
     @classmethod

@@ -108,17 +108,19 @@ class FeatureSums:
         version = np.ravel(arrays.get("format_version", -1))  # safetensors may give [1] for a scalar
         if version.tolist() != [FORMAT_VERSION] or not {"streams", "index"} <= set(arrays):
             raise ValueError(f"These are no feature sums of format {FORMAT_VERSION}: {sorted(arrays)[:5]}.")
-        sums = cls(**json.loads(np.asarray(arrays["streams"]).tobytes()))
-        if not len(arrays["index"]):
-            return sums
-        sums._note(np.asarray(arrays["index"], dtype=np.int64))
         try:
+            sums = cls(**json.loads(np.asarray(arrays["streams"]).tobytes()))
+            sums._note(np.ravel(np.asarray(arrays["index"], dtype=np.int64)))
+            if not sums.count:
+                return sums
             for name in sums.moments:
                 state = {key: arrays[f"moments/{name}/{key}"] for key in ("count", "mean", "scatter")}
                 sums.statistics[name] = GaussianStatistics.from_state(state)
             sums._kept = {name: [as_features(arrays[f"kept/{name}"], name)] for name in sums.kept}
         except KeyError as error:
             raise ValueError(f"The feature sums lack {error}: they were not written whole.") from error
+        except (TypeError, IndexError, RecursionError, OverflowError) as error:
+            raise ValueError("These are no feature sums: their arrays are of other types.") from error
         sums._check_counts()
         return sums
 
@@ -167,6 +169,6 @@ def read_sums(data: bytes) -> Sums:
             for name in archive.files:
                 detector, _, key = name.partition("|")
                 arrays.setdefault(detector, {})[key] = archive[name]
-    except (OSError, EOFError, AttributeError, ValueError) as error:
+    except Exception as error:  # numpy, zipfile and zlib fail on damaged bytes in every way there is
         raise ValueError("These are no feature sums: not an .npz of plain numbers.") from error
     return {detector: FeatureSums.from_arrays(values) for detector, values in arrays.items()}

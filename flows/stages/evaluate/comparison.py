@@ -32,7 +32,7 @@ def read_report(uri: str, store: Store) -> list[Result]:
         content = json.loads(open_files(path).read(path))
     except FileNotFoundError as error:
         raise StoreError(f"{folder} holds no report (no report.json); name the report of an evaluation") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged (no whole JSON document); evaluate again") from error
     if not isinstance(content, list) or not content:
         raise StoreError(f"{path} holds no results; name the report of an evaluation")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,39 @@ def test_truncated_and_missing_files_are_refused(tmp_path: Path) -> None:
     for name in ("cut.npz", "none.npz"):
         with pytest.raises(ValueError, match=r"no \.npz file"):
             read_adm(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr",
+        b"((((",
+        b"(" * 5000,
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999999999999,)}",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (9, 999999, 999999, 3)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (-9, 8, 8, 3)}",
+    ],
+)
+@pytest.mark.parametrize("name", ["mu", "arr_0"])
+def test_damaged_headers_of_arrays_are_refused(tmp_path: Path, name: str, header: bytes) -> None:
+    array = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + bytes(64)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr(f"{name}.npy", array)
+        archive.writestr("sigma.npy", array)
+    with pytest.raises(ValueError, match="fetch the") as error:
+        read_adm(tmp_path / "x.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_checksums_are_refused(tmp_path: Path) -> None:
+    write_adm_statistics(tmp_path / "stats.npz", _gaussian(12))
+    write_adm_samples(tmp_path / "samples.npz", [_pictures(200)], count=200)
+    for name, place in (("stats.npz", 400), ("samples.npz", 30_000)):
+        data = bytearray((tmp_path / name).read_bytes())
+        data[place] ^= 1
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match="no readable numbers"):
+        read_adm(tmp_path / "stats.npz")
+    with pytest.raises(ValueError, match="damaged in its pictures"):
+        list(read_adm(tmp_path / "samples.npz").images())
