@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gmem.settings import shown
+
 PARTS = ("config", "args")
 LEVELS = 4
 """Published configurations are sections of settings; what is nested deeper says nothing of the network."""
@@ -67,12 +69,3 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
     if isinstance(value, argparse.Namespace):
         return vars(value)
     return value if isinstance(value, Mapping) else {}
-
-
-def shown(value: Any) -> str:
-    """What was found, as a message quotes it: at most 80 characters."""
-    try:
-        text = str(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-    except ValueError:  # Python writes no numbers of more than 4,300 digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -28,6 +28,15 @@ Last = Literal["none", "mean", "euler", "tweedie"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
+def shown(value: object) -> str:
+    """What was given, as messages quote it: at most 80 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no numbers of more than 4,300 digits
+        text = f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 class Settings:
     """Checked where they are made: ValueError in one sentence, which names the setting as a recipe does."""
 
@@ -38,7 +47,7 @@ class Settings:
         for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = getattr(self, field.name)
             if wrong := _wrong(value, types[field.name]):
-                raise ValueError(f"{self.SECTION}.{field.name} is {value!r}; {wrong}")
+                raise ValueError(f"{self.SECTION}.{field.name} is {shown(value)}; {wrong}")
         self.check()
 
     def check(self) -> None:
@@ -145,7 +154,7 @@ class NetworkConfig(NetworkChoices):
     def of(cls, size: SizeName, **rest: Any) -> NetworkConfig:
         """The network of a named size (`SIZES`), with the other fields as given."""
         if size not in SIZES:
-            raise ValueError(f"there is no network size {size!r}; use one of {', '.join(SIZES)}")
+            raise ValueError(f"there is no network size {shown(size)}; use one of {', '.join(SIZES)}")
         return cls(**SIZES[size]._asdict(), **rest)
 
     @property

@@ -7,14 +7,16 @@ the model's defaults < the recipe it extends < the file itself < ``--set`` or a 
 from __future__ import annotations
 
 import difflib
+import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flows.recipe.model import Recipe
+from flows.recipe.yaml_values import MAX_CHARACTERS, NotYaml, read_yaml
+from gmem.settings import shown
 
 RECIPES = Path(__file__).parent
 
@@ -37,30 +39,50 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"recipe {recipe}: {_sentence(error)}") from None
+        raise RecipeError(f"recipe {recipe[:80]}: {_sentence(error)}") from None
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["train.steps=2000", …]`` as nested overrides; values are read as YAML."""
+    """``["train.steps=2000", …]`` as nested overrides.
+
+    Values of a recipe's texts, such as paths, are taken as typed, but that null is none; others are read as YAML.
+    """
     result: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f"'{pair}' is not of the form KEY=VALUE, such as train.steps=2000")
+            raise RecipeError(f"{shown(pair)} is not of the form KEY=VALUE, such as train.steps=2000")
         *sections, last = key.strip().split(".")
         try:
-            # YAML 1.1 reads 1e-4 as text; a float that Python reads is meant as one.
-            value = yaml.safe_load(text)
-            value = float(value) if isinstance(value, str) and _is_number(value) else value
-        except yaml.YAMLError:
-            raise RecipeError(f"the value of {key} is not valid YAML; quote it") from None
+            value = _value(text, _is_text((*sections, last)))
+        except NotYaml as error:
+            raise RecipeError(f"the value of {key[:80]} is no YAML ({error}); quote it, or give another") from None
         place = result
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise RecipeError(f"{key} is set both as a value and as a section; keep one of them")
+                raise RecipeError(f"{key[:80]} is set both as a value and as a section; keep one of them")
         place[last] = value
     return result
+
+
+def _value(text: str, is_text: bool) -> Any:
+    if is_text and text.strip() not in ("", "null", "~") and text[:1] not in ("'", '"'):
+        return text
+    value = read_yaml(text)
+    # YAML 1.1 reads 1e-4 as text; a float that Python reads is meant as one.
+    return float(value) if isinstance(value, str) and not is_text and _is_number(value) else value
+
+
+def _is_text(place: tuple[str, ...]) -> bool:
+    """Whether the recipe holds a text there."""
+    model: Any = Recipe
+    for part in place:
+        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        if part not in fields:
+            return False
+        model = fields[part].annotation
+    return model is str or (get_origin(model) in (Union, types.UnionType) and set(get_args(model)) == {str, type(None)})
 
 
 def _is_number(text: str) -> bool:
@@ -73,24 +95,38 @@ def _is_number(text: str) -> bool:
 
 def _layers(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
-    if not path.is_file():
-        near = difflib.get_close_matches(recipe, names(), 1)
+    if not _is_file(path):
+        near = difflib.get_close_matches(recipe[:80], names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}, or name a .yaml file"
-        raise RecipeError(f"recipe '{recipe}' does not exist; {hint}")
+        raise RecipeError(f"recipe '{recipe[:80]}' does not exist; {hint}")
     if str(path) in seen:
-        raise RecipeError(f"recipe {recipe} extends itself; remove one 'extends'")
+        raise RecipeError(f"recipe {recipe[:80]} extends itself; remove one 'extends'")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        raise RecipeError(
-            f"recipe {recipe} is not valid YAML{f' at line {place.line + 1}' if place else ''}; correct it there"
-        ) from None
+        values = read_yaml(_text_of(path)) or {}
+    except NotYaml as error:
+        raise RecipeError(f"recipe {recipe[:80]} is not valid YAML: {error}; correct it there") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {recipe} is not a mapping of sections; see 'gmem recipe show emoji' for the form")
+        raise RecipeError(
+            f"recipe {recipe[:80]} is not a mapping of sections; see 'gmem recipe show emoji' for the form"
+        )
     base = values.pop("extends", None)
     own = {"name": path.stem} | values
     return _merge(_layers(str(base), (*seen, str(path))), own) if base else own
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _text_of(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        try:
+            return file.read(MAX_CHARACTERS + 1)
+        except UnicodeDecodeError:
+            raise NotYaml("it is no text in UTF-8") from None
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +140,7 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _sentence(error: ValidationError) -> str:
     """The first problem of a validation, in one sentence with its key and a remedy."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"])[:80]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
@@ -113,7 +149,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"{first['ctx']['error']!s}{more}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key} is {first['input']!r}, but {message.replace('input should', 'it should')}{more}"
+    return f"{key} is {shown(first['input'])}, but {message.replace('input should', 'it should')}{more}"
 
 
 def _fields_at(place: tuple[int | str, ...]) -> list[str]:

@@ -29,14 +29,15 @@ def _optional(model: type[BaseModel], name: str) -> type[BaseModel]:
             kind = _optional(kind, f"{kind.__name__}Overrides")
         elif field.metadata:
             kind = Annotated[kind, *field.metadata]
-        # Without a default in the schema a form sends what a person has filled in, and no nulls for the rest.
-        about = Field(None, description=field.description, json_schema_extra=_without_default)
-        fields[key] = (kind | None if not _is_optional(kind) else kind, about)
+        fields[key] = (
+            kind | None if not _is_optional(kind) else kind,
+            Field(default_factory=_empty, description=field.description),
+        )
     return create_model(name, __base__=_Form, **fields)
 
 
-def _without_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
+def _empty() -> None:
+    """A default that the schema does not show: a form that filled it in would give a null for every field."""
 
 
 def _is_optional(kind: Any) -> bool:
@@ -50,10 +51,24 @@ else:
     Overrides = _optional(Recipe, "Overrides")
 
 
-def overrides_of(form: BaseModel | dict[str, Any] | None) -> dict[str, Any]:
-    """A filled form (or nested dictionary) as overrides: what was left empty is dropped, null is kept."""
-    if form is None:
-        return {}
-    values = form.model_dump() if isinstance(form, BaseModel) else form
-    nested = {k: overrides_of(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return {k: v for k, v in nested.items() if v != {}}
+def overrides_of(form: BaseModel | dict[str, Any] | None, model: type[BaseModel] = Recipe) -> dict[str, Any]:
+    """A filled form (or nested dictionary) of a model as overrides.
+
+    Sections that were left empty are dropped, as is what was not given; a null that was given for a field counts.
+    """
+    values = form.model_dump(exclude_unset=True) if isinstance(form, BaseModel) else form or {}
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        section = _section(model, key)
+        if section and (value is None or isinstance(value, dict)):
+            if inner := overrides_of(value, section):
+                kept[key] = inner
+        else:
+            kept[key] = value
+    return kept
+
+
+def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    field = model.model_fields.get(key)
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

@@ -42,7 +42,7 @@ def operational(default: Any, description: str, **constraints: Any) -> Any:
 class Section(BaseModel):
     """Fields that gmem reads are declared there (gmem/settings.py): such a section inherits them, and is what gmem takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     LATER: ClassVar[tuple[str, ...]] = ()
     """Fields that are younger than stores: at their defaults they are no part of an identity."""
@@ -74,6 +74,10 @@ class Section(BaseModel):
         return self.model_copy(update={n: p if n in several else p[0] for n, p in paths.items() if p})
 
     def model_post_init(self, _context: Any) -> None:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"{name} is {settings.shown(value)}, which no machine counts; give less than 2^63")
         if isinstance(self, settings.Settings):
             self.check()
 
@@ -263,8 +267,8 @@ class Cluster(Section):
     def _jobs_or_join(cls, address: str | None) -> str | None:
         if address and address.startswith("ray://"):
             raise ValueError(
-                f"cluster.address {address} is for Ray's client, whose work ends with the process that began it; "
-                f"give the cluster's jobs API, such as http://{address.removeprefix('ray://').split(':')[0]}:8265"
+                f"cluster.address {address[:80]} is for Ray's client, whose work ends with the process that began it; "
+                f"give the cluster's jobs API, such as http://{address.removeprefix('ray://').split(':')[0][:80]}:8265"
             )
         return address
 
@@ -337,5 +341,5 @@ class Recipe(Section):
                 "evaluate.reference holds features of the FID Inception network; name its weights by evaluate.inception"
             )
         if (self.sample.guide or "").startswith("earlier:") and self.sample.earlier is None:
-            raise ValueError(f"sample.guide {self.sample.guide} names no step; write it as earlier:20000")
+            raise ValueError(f"sample.guide {(self.sample.guide or '')[:80]} names no step; write it as earlier:20000")
         return self

@@ -47,10 +47,10 @@ def test_what_the_published_training_states_is_read_as_it_is(tmp_path: Path) -> 
     ],
 )
 def test_a_network_trained_otherwise_is_refused(tmp_path: Path, section: str, key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"x\.pt states config\.{section}\.{key}: {value}, ") as error:
+    with pytest.raises(ValueError, match=rf"x\.pt states config\.{section}\.{key}: {value!r}, ") as error:
         read(tmp_path, config=PUBLISHED | {section: {key: value}})
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=rf"states args\.{key}: {value}, "):
+    with pytest.raises(ValueError, match=rf"states args\.{key}: {value!r}, "):
         read(tmp_path, args=argparse.Namespace(**{key: value}))
 
 

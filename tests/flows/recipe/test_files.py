@@ -75,3 +75,68 @@ def test_a_broken_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> 
     with pytest.raises(RecipeError) as refusal:
         load(str(file))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["My Pictures #2", "Fotos: 2024", "2024-13-45", "1e-4", "yes", "[a]", "*b", "007", "%x", "a b ", "@x", "!c"]
+)
+def test_a_text_is_taken_as_typed(text: str) -> None:
+    recipe = load("emoji", assignments([f"data.source={text}", f"train.start_from={text}", f"description={text}"]))
+    assert (recipe.data.source, recipe.train.start_from, recipe.description) == (text, text, text)
+
+
+def test_of_a_text_null_is_none_and_quotes_are_yamls() -> None:
+    given = assignments(["train.start_from=null", "evaluate.network=", "data.source='null'", "evaluate.samples=7"])
+    assert given["train"]["start_from"] is None and given["evaluate"] == {"network": None, "samples": 7}
+    assert given["data"]["source"] == "null"
+    with pytest.raises(RecipeError, match=r"data\.source is None"):
+        load("emoji", assignments(["data.source=null"]))
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        LONG,
+        f"{LONG}=1",
+        f"train.{LONG}=1",
+        f"train.steps={LONG}",
+        f"network.size={LONG}",
+        f"name={LONG} {LONG}",
+        f"cluster.address=ray://{LONG}",
+        f"sample.guide=earlier:{LONG}",
+        "train.steps=" + "9" * 5000,
+        "train.steps=0x" + "f" * 5000,
+        "train.steps=" + "[" * 5000,
+        "train.seed=9223372036854775808",
+        "train.lr=.inf",
+        "train.lr=.nan",
+        "train.steps=2024-13-45",
+        "train.steps=!!timestamp soon",
+        "train.steps=!!int many",
+        "train.steps=!!binary x",
+        "train.steps=!!python/object/apply:os.getcwd []",
+        "train.steps=&a [*a]",
+        "train=5",
+        "train.steps={a: 1}",
+        "data={1: 2}",
+        "data={source: [1]}",
+        "evaluate.further_encoders={a: [b]}",
+        "..=1",
+        "train.=1",
+    ],
+    ids=lambda pair: pair[:30],
+)
+def test_values_that_cannot_be_are_quoted_short(pair: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        load("emoji", assignments([pair]))
+    assert len(str(refusal.value)) < 450 and "\n" not in str(refusal.value)
+
+
+def test_names_that_no_recipe_has() -> None:
+    for name in (LONG, f"{LONG}.yaml", "a\0b.yaml", "/", ""):
+        with pytest.raises(RecipeError) as refusal:
+            load(name)
+        assert len(str(refusal.value)) < 450

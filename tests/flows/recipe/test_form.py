@@ -7,6 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from flows.recipe.files import RecipeError, load
 from flows.recipe.form import Overrides, overrides_of
 from flows.recipe.model import Recipe
 
@@ -25,3 +26,24 @@ def test_the_form_of_overrides_has_every_field_and_refuses_unknown_ones() -> Non
     assert Overrides.model_json_schema()["$defs"]["TrainOverrides"]["properties"]["steps"]["description"]
     with pytest.raises(ValidationError):
         Overrides(train={"stps": 5})  # type: ignore[call-arg]
+
+
+def test_a_null_that_was_given_counts_and_one_that_was_not_does_not() -> None:
+    given = {"evaluate": {"network": None, "samples": 5}, "train": None, "cluster": {"bank": None}}
+    assert overrides_of(given) == {"evaluate": {"network": None, "samples": 5}}
+    assert overrides_of(Overrides.model_validate(given)) == overrides_of(given)
+    recipe = load("emoji", overrides_of({"train": {"start_from": "weights/x"}}))
+    assert recipe.train.start_from == "weights/x"
+    assert (
+        load("emoji", overrides_of(Overrides.model_validate({"train": {"start_from": None}}))).train.start_from is None
+    )
+    with pytest.raises(RecipeError, match=r"train\.steps is None"):
+        load("emoji", overrides_of({"train": {"steps": None}}))
+
+
+def test_the_schema_of_a_form_fills_in_no_null() -> None:
+    """A form that sent the schema's defaults would override every field that may be none."""
+    schema = Overrides.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        assert not [name for name, field in part["properties"].items() if "default" in field]
+        assert "required" not in part
