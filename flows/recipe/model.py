@@ -113,6 +113,16 @@ class Data(Section):
     shard_size: int = Field(1024, ge=1, description="pictures in a shard: the unit of work and of what a kill can cost")
     max_pixels: int = Field(200_000_000, ge=1, description="larger pictures are refused before they are decoded")
 
+    @field_validator("source")
+    @classmethod
+    def _shipped(cls, source: str) -> str:
+        shipped = sorted(path.stem for path in ASSETS.glob("*.tar"))
+        if source.startswith("asset:") and source.removeprefix("asset:") not in shipped:
+            raise ValueError(
+                f"data.source {source[:80]} is not shipped; shipped are {', '.join(shipped)}, as asset:NAME"
+            )
+        return source
+
 
 class Tokenizer(Section):
     source: Annotated[str, Names("weights", needed=True)] = Field(

@@ -31,13 +31,13 @@ def translate_errors(doing: str, path: str) -> Iterator[None]:
         if not isinstance(problem, OSError) and not type(problem).__module__.startswith(FAILING):
             raise
         reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
-        kind = StoreUnreachable if _may_pass(problem) else StoreError
+        kind = StoreUnreachable if may_pass(problem) else StoreError
         raise kind(
             f"{path} cannot be {doing} ({reason}): check the store's address, its free space and your permissions."
         ) from problem
 
 
-def _may_pass(problem: Exception) -> bool:
+def may_pass(problem: Exception) -> bool:
     """Whether the same may succeed later: not where rights, room or the thing itself are missing."""
     if (status := answer(problem)[0]) is not None:
         return status >= 500 or status in (408, 409, 429)

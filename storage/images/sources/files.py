@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -15,8 +18,10 @@ from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import Refused
-from storage.files import open_files
+from storage.addresses import without_userinfo
+from storage.errors import Refused, StoreUnreachable
+from storage.files import faults, open_files
+from storage.files.faults import FAILING
 from storage.images.sources.entries import MAX_BYTES, File, Place
 from storage.images.sources.labels import Rule
 
@@ -24,6 +29,10 @@ LEFT_BEHIND = {
     "__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found",
     "system volume information", "__pycache__",
 }  # fmt: skip
+MAX_ADDRESS = 4096
+MAX_NAMES = 1_000_000
+"""That braces may stand for."""
+VARIABLE = r"\$(\w|\{\w+\})"
 MAX_VISITS = 16
 """Times that one folder is entered by way of links: folders that link to each other would be walked for ever."""
 SPECIAL = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -31,13 +40,36 @@ SPECIAL = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR
 
 def reach(source: str, rule: Rule | None = None) -> Place:
     """The place that a source names. Refused where pictures cannot be read at random from there."""
-    shown = source[:80]
+    shown = repr(without_userinfo(source)[:80])
     if source.startswith("pipe:"):
-        raise Refused(f"data.source {shown!r} is a command, which each worker would run anew: name the files it reads")
-    if re.match(r"https?://", source):
-        raise Refused(f"data.source {shown!r} is on the web: download it, and name the folder or the tars on disk")
-    filesystem, root = _filesystem(source)
-    return Place(source, filesystem, root, filesystem.isdir(root), rule)
+        raise Refused(f"data.source {shown} is a command, which each worker would run anew: name the files it reads")
+    if re.match(r"https?://", source, re.IGNORECASE):
+        raise Refused(f"data.source {shown} is on the web: download it, and name the folder or the tars on disk")
+    if len(source) > MAX_ADDRESS or "\0" in source:
+        raise Refused(f"data.source {shown} is no address that can exist: correct it")
+    if re.search(VARIABLE, source) and ("://" in source or not os.path.exists(os.path.expanduser(source))):
+        raise Refused(f"data.source {shown} holds the name of a variable, which nothing replaces here: write its value")
+    with _told(source):
+        filesystem, root = _filesystem(source)
+        return Place(source, filesystem, root, filesystem.isdir(root), rule)
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """What goes wrong on the way to a source, in one sentence; StoreUnreachable where it may be over by the next time."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+        sentence = f"data.source {without_userinfo(source)[:80]!r} cannot be reached ({without_userinfo(words)})"
+        passing = isinstance(error, OSError) or type(error).__module__.startswith(FAILING)
+        if passing and faults.may_pass(error):
+            raise StoreUnreachable(f"{sentence}: try again when it can be") from error
+        if isinstance(error, ImportError):
+            raise Refused(f"{sentence}: install that here and on every node, or copy the pictures to disk") from error
+        raise Refused(f"{sentence}: name a folder, s3://… or another address that fsspec knows") from error
 
 
 def _filesystem(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -47,10 +79,8 @@ def _filesystem(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in source:
         filesystem = LocalFileSystem()  # a path on disk may hold what addresses give a meaning to
         return filesystem, os.path.abspath(os.path.expanduser(source)) if source else ""
-    try:
-        return url_to_fs(source)
-    except (ValueError, ImportError) as error:
-        raise Refused(f"data.source {source[:80]!r} cannot be reached: {error}") from error
+    filesystem, root = url_to_fs(source)
+    return filesystem, root
 
 
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
@@ -65,7 +95,8 @@ def may_pass(filesystem: fsspec.AbstractFileSystem, error: OSError) -> bool:
 def files_of(place: Place) -> list[File]:
     """Every file of a source, sorted by path."""
     found = _walk(place.filesystem, place.root) if place.is_folder else _expand(place.filesystem, place.root)
-    return sorted(found, key=lambda file: file.path)
+    with _told(place.source):
+        return sorted(found, key=lambda file: file.path)
 
 
 def fingerprint(files: list[File]) -> str:
@@ -178,10 +209,16 @@ def _expand(filesystem: fsspec.AbstractFileSystem, pattern: str) -> Iterator[Fil
 
 
 def _names(pattern: str) -> list[str]:
-    try:
-        return [name for part in pattern.split("::") for name in braceexpand(part)]
-    except ValueError:
-        return [pattern]
+    """A pattern with its braces written out. Refused where that gives more names than anybody has files."""
+    spans = (abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", pattern))
+    if math.prod(spans) <= MAX_NAMES:  # a span is written out before the first name is given
+        try:
+            names = list(islice((name for part in pattern.split("::") for name in braceexpand(part)), MAX_NAMES + 1))
+        except (ValueError, RecursionError):
+            return [pattern]
+        if len(names) <= MAX_NAMES:
+            return names
+    raise Refused(f"data.source {pattern[:80]!r} stands for more than {MAX_NAMES:,} files: name their folder")
 
 
 def _described(path: str, name: str, info: dict[str, Any]) -> File:

@@ -39,3 +39,10 @@ def test_workers_in_other_folders_are_told_paths_in_full(tmp_path: Path, monkeyp
     assert recipe.evaluate.encoder == f"timm:vit@{tmp_path}/weights.pth"
     assert (recipe.evaluate.bank, recipe.sample.guide, recipe.sample.earlier) == ("bank/b-1", "earlier:5", 5)
     assert (recipe.store, recipe.data.source) == ("/store", "asset:emoji")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "", "emoji.tar", "x" * 10_000])
+def test_an_asset_is_one_that_is_shipped(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"is not shipped; shipped are emoji, as asset:NAME") as refusal:
+        load("emoji", {"data": {"source": f"asset:{name}"}})
+    assert len(str(refusal.value)) < 250

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import Refused
+from storage.errors import Refused, StoreUnreachable
 
 Tree = Callable[..., Path]
 
@@ -205,6 +205,40 @@ def test_a_picture_or_a_pattern_of_them(tmp_path: Path, tree: Tree, seen: type) 
 def test_sources_that_cannot_be_read_at_random(seen: type, source: str) -> None:
     with pytest.raises(Refused, match=r"data\.source"):
         seen(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("$PICTURES/x", "the name of a variable"),
+        ("s3://${BUCKET}/x", "the name of a variable"),
+        ("gs://bucket/x", "install gcsfs.*: install that here and on every node"),
+        ("az://container/x", "Install adlfs.*: install that here and on every node"),
+        ("s3://not a bucket/x", "Invalid bucket name"),
+        ("nowhere://x", "Protocol not known: nowhere"),
+        ("reference://x", "another address that fsspec knows"),
+        ("zip://x::/none.zip", "another address that fsspec knows"),
+        ("x" * 10_000, "no address that can exist"),
+        ("a\0b", "no address that can exist"),
+        ("{1..100000000}.tar", "more than 1,000,000 files"),
+        ("{1..99999}{1..99999}.tar", "more than 1,000,000 files"),
+        ("{0,1}" * 40, "more than 1,000,000 files"),
+    ],
+    ids=lambda text: text[:20].replace("\0", "0"),
+)
+def test_addresses_that_lead_nowhere(seen: type, source: str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason) as refusal:
+        seen(source)
+    assert len(str(refusal.value)) < 450 and "\n" not in str(refusal.value)
+
+
+def test_a_server_that_is_away_may_come_back(seen: type) -> None:
+    with pytest.raises(StoreUnreachable, match=r"data\.source 'ftp://127\.0\.0\.1:9/x' cannot be reached"):
+        seen("ftp://me:secret@127.0.0.1:9/x")
+
+
+def test_signs_of_a_shell_in_a_name_that_is_there(tmp_path: Path, tree: Tree, seen: type) -> None:
+    assert list(seen(tree(tmp_path / "$HOME {a,b}", {"x.png": "x"})).usable) == ["x.png"]
 
 
 def test_archives_are_listed_with_the_remedy(tmp_path: Path, tree: Tree, seen: type) -> None:
