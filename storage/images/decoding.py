@@ -20,6 +20,8 @@ from storage.images import metadata
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 MAX_PIXELS = 89_478_485  # a quarter of a GiB in 24 bits, Pillow's own threshold
+SCAN, MAX_SCANS = b"\xff\xda", 16
+"""A pass over the whole picture may be stated in 14 bytes; encoders write about ten. So many of the largest are read."""
 THUMBNAIL_SIDE = 64
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would hold whatever `max_pixels` says
 COMMON_METADATA = PngImagePlugin.MAX_TEXT_CHUNK  # files with more do not open in other people's Pillow
@@ -90,8 +92,11 @@ def _attempt(data: bytes, max_pixels: int) -> Decoded | Rejected:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of size we judge ourselves; of doubtful metadata there is no end
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_pixels:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
                 return Rejected(f"too large: {image.width}x{image.height} is more than {max_pixels} pixels")
+            if image.format == "JPEG" and pixels * data.count(SCAN) > MAX_SCANS * max_pixels:
+                return Rejected(f"too many passes over {image.width}x{image.height} pixels in a progressive JPEG")
             return _upright_rgb(image)
     except Image.UnidentifiedImageError:
         return Rejected(f"not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture{_what_it_is(data)}")
@@ -119,7 +124,7 @@ def _without_end_marker(data: bytes, max_pixels: int) -> Decoded | None:
 
 
 def _upright_rgb(image: Image.Image) -> Decoded | Rejected:
-    animated = getattr(image, "n_frames", 1) > 1
+    animated = getattr(image, "is_animated", False)  # to count all frames takes the square of their number in a TIFF
     if animated:
         image.seek(0)
     image.load()

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 ATTEMPTS = 2
 SECONDS = 120.0
+
+Care = Literal["none", "watched", "isolated"]
+"""With pictures that may take down, or hold up, whoever decodes them."""
 
 Result = TypeVar("Result")
 
 
 class Crashed(Exception):
     """The process died of it, or was not done in time, every time it was tried; says how."""
+
+
+class Watched(Generic[Result]):
+    """Calls a function in this process, which ends when a call takes too long: for processes that are started anew.
+
+    The watch is kept without Python's lock, so that a decoder that never gives it back ends too.
+    """
+
+    def __init__(self, function: Callable[..., Result], seconds: float = SECONDS) -> None:
+        self._function, self._seconds = function, seconds
+
+    def __enter__(self) -> Watched[Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def __call__(self, *arguments: Any) -> Result:
+        faulthandler.dump_traceback_later(self._seconds, exit=True)
+        try:
+            return self._function(*arguments)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 class Isolated(Generic[Result]):

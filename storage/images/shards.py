@@ -30,11 +30,13 @@ from PIL import Image
 from storage.errors import StoreError
 from storage.files import open_files
 from storage.images.decoding import MAX_PIXELS, Decoded, Rejected, centre_crop, decode, lossless_webp
-from storage.images.isolation import Crashed, Isolated
+from storage.images.isolation import Care, Crashed, Isolated, Watched
 from storage.images.sources import Entry, read_entries
 
 TRAIN, HELD_OUT = "train", "held_out"
 READERS = 8
+
+GUARDS: dict[Care, Callable[..., Any]] = {"none": nullcontext, "watched": Watched, "isolated": Isolated}
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -100,11 +102,12 @@ def split_of(group: str, held_out: float) -> str:
     return HELD_OUT if place < held_out else TRAIN
 
 
-def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan, isolated: bool = False) -> ShardResult:
+def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan, care: Care = "none") -> ShardResult:
     """Writes shard `number` of the artifact at `root` from its slice of the listing, whole or not at all.
 
     The same slice gives the same bytes. A slice without a usable picture leaves no tar, only its part of the index.
-    With `isolated`, pictures are decoded in a process of its own: one that kills it is listed with that reason.
+    With care "watched" this process ends where a picture takes minutes, with "isolated" pictures are decoded in a process
+    of its own: one that kills it, or takes minutes, is listed with that reason.
     """
     files, shard = open_files(root), shard_name(number)
     numbers = {name: place for place, name in enumerate(plan.classes)}
@@ -112,7 +115,7 @@ def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan, i
     buffer = io.BytesIO()
     with (
         tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar,
-        Isolated(_prepare) if isolated else nullcontext(_prepare) as prepare,
+        GUARDS[care](_prepare) as prepare,
     ):
         for entry, data in zip(entries, _contents(entries, plan), strict=True):
             picture = _prepared(prepare, entry, data, plan)

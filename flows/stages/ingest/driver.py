@@ -14,12 +14,13 @@ from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
 from flows.stages.ingest.stage import STAGE, shipped_content
+from storage.images.isolation import Care
 from storage.images.shards import ShardPlan, done_shards, write_index, write_shard
 from storage.images.sources import list_source
 
 REASONS_SHOWN = 5
 CRASHES = (WorkerCrashedError, OutOfMemoryError)
-"""How a task ends, after Ray's retries, when a picture takes down whoever decodes it."""
+"""How a task ends, after Ray's retries, when a picture takes down whoever decodes it, or takes minutes."""
 
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:
@@ -42,14 +43,14 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     reserved = reserve_alongside(STAGE.resources(context.recipe.cluster))
     write: Any = ray.remote(write_shard).options(**reserved.options(), max_retries=3)
 
-    def start(number: int, isolated: bool) -> Any:
-        return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, isolated)
+    def start(number: int, care: Care) -> Any:
+        return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, care)
 
-    for result in under_way((start(n, False) for n in missing), 2 * reserved.actors, CRASHES):
+    for result in under_way((start(n, "watched") for n in missing), 2 * reserved.actors, CRASHES):
         progress.advance(result.kept + result.rejected)
     if crashed := sorted(set(missing) - done_shards(root)):
         progress.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
-    for result in under_way((start(n, True) for n in crashed), 2 * reserved.actors):
+    for result in under_way((start(n, "isolated") for n in crashed), 2 * reserved.actors):
         progress.advance(result.kept + result.rejected)
     index = write_index(root, shards, plan)
     return _made(index, progress)

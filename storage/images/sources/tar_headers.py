@@ -24,6 +24,8 @@ EMPTY = bytes(BLOCK)
 
 FILE, LINKS, FOLDER = b"0\x007", b"12", b"5"
 HAS_NO_DATA = b"123456"
+KEYS, SPARSE = (b"path", b"size"), b"GNU.sparse"
+"""Of PAX's records."""
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
 
@@ -137,19 +139,24 @@ def _number(field: bytes) -> int | None:
 
 
 def _extend(known: dict[str, bytes], kind: bytes, body: bytes) -> None:
-    """Takes the names and sizes that a header states of the next one."""
+    """Takes the name and size that a header states of the next one, and whether that is sparse."""
     if kind in b"LK":
-        known["path" if kind == b"L" else "linkpath"] = body.partition(b"\0")[0]
+        if kind == b"L":
+            known["path"] = body.partition(b"\0")[0]
         return
-    while body:
-        digits, space, _ = body.partition(b" ")
-        length = int(digits) if space and digits.isdigit() and len(digits) < 8 else 0
-        record = body[len(digits) + 1 : length]
-        if length <= len(digits) + 1 or length > len(body) or not record.endswith(b"\n"):
+    place = 0
+    while place < len(body):
+        space = body.find(b" ", place, place + 8)
+        digits = body[place:space] if space > place else b""
+        end = place + int(digits) if digits.isdigit() else 0
+        if end <= space + 1 or end > len(body) or body[end - 1 : end] != b"\n":
             return  # padding, or no records
-        key, _, value = record[:-1].partition(b"=")
-        known[key.decode("utf-8", "replace")] = value
-        body = body[length:]
+        key, _, value = body[space + 1 : end - 1].partition(b"=")
+        if key in KEYS:  # nothing else is kept: an archive may state any number of things for all its members
+            known[key.decode()] = value
+        elif key.startswith(SPARSE):
+            known[SPARSE.decode()] = b""
+        place = end
 
 
 def _member(block: bytes, kind: bytes, data: int, size: int, known: dict[str, bytes]) -> Member:
@@ -165,5 +172,5 @@ def _member(block: bytes, kind: bytes, data: int, size: int, known: dict[str, by
         size = 0
     if kind == b"\0" and path.endswith(b"/"):
         kind = FOLDER
-    sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in known)
+    sparse = kind == b"S" or SPARSE.decode() in known
     return Member(path.decode("utf-8", "surrogateescape"), kind, data, size, sparse)

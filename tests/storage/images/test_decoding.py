@@ -86,6 +86,18 @@ def test_a_bomb_is_not_decoded() -> None:
     assert pixels(encoded(picture(30, 20), "PNG"), max_pixels=600).shape == (20, 30, 3)
 
 
+@pytest.mark.timeout(30)
+def test_passes_without_end_over_a_picture() -> None:
+    """Each is stated in 14 bytes, and goes over four million pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert isinstance(decode(data, 4_000_000), Decoded)
+    many = decode(data[:-2] + scan * 50_000 + data[-2:], 4_000_000)
+    assert isinstance(many, Rejected) and many.reason.startswith("too many passes over 2000x2000")
+
+
 def test_what_is_allowed_is_decoded_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow refuses what is twice its own limit, which is a global of its module."""
     big = encoded(Image.new("L", (14_000, 13_000)), "PNG")

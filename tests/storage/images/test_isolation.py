@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +56,24 @@ def test_a_picture_that_kills_the_decoder_is_listed_and_the_others_are_kept(
     (source / "3.png").write_bytes((source / "3.png").read_bytes() + b"POISON")
     listing = list_source(str(source))
     plan = ShardPlan(str(source), 8, 0.0)
-    assert write_shard(images, 0, listing.slice(0, 6), plan, isolated=True) == (5, 1)
+    assert write_shard(images, 0, listing.slice(0, 6), plan, care="isolated") == (5, 1)
     write_index(images, 1, plan)
     rows = {row["path"]: row["reason"] for row in read_index(images).to_pylist()}
     assert rows.pop("3.png") == "the decoder ended with SIGSEGV" and set(rows.values()) == {None}
     assert [p.image[0, 0, 0] for p in read_shard(images, "shard-000000")] == [0, 40, 80, 160, 200]
+
+
+def test_a_process_that_is_held_up_ends() -> None:
+    """In a process of its own, since it ends; that of a picture in time goes on."""
+    program = (
+        "import time\n"
+        "from storage.images.isolation import Watched\n"
+        "with Watched(time.sleep, seconds=1) as watched:\n"
+        "    watched(0)\n"
+        "    time.sleep(1.5)\n"
+        "    print('in time', flush=True)\n"
+        "    watched(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout) == (1, "in time\n")
+    assert "Timeout" in ended.stderr

@@ -46,6 +46,7 @@ def read(data: bytes) -> tuple[list[Member], str]:
 
 GOOD = header("good.png", 3) + padded(b"abc")
 END = bytes(1024)
+TERABYTE = b"\x80" + (1 << 40).to_bytes(11, "big")
 
 
 def test_members_are_those_of_tarfile() -> None:
@@ -72,9 +73,24 @@ def test_members_are_those_of_tarfile() -> None:
         header("x", b"words here!!"),
         header("x", 30, b"x") + padded(b"17 size=-1000000\n"),
         header("x", 30, b"x") + padded(b"99999999999999999999 size=1\n"),
+        header("x", 30, b"x") + padded(b"30 size=100000000000000000000\n") + GOOD,
+        header("x", TERABYTE, b"K"),
+        header("x", b"-0000000001\0"),
         header("x", 10, b"L") + padded(b"name"),
     ],
-    ids=["pax of GB", "long name of MB", "negative", "beyond", "words", "pax negative", "pax length", "cut"],
+    ids=[
+        "pax of GB",
+        "long name of MB",
+        "negative",
+        "beyond",
+        "words",
+        "pax negative",
+        "pax length",
+        "pax 1e20",
+        "link of TB",
+        "minus",
+        "cut",
+    ],
 )
 def test_sizes_that_cannot_be(data: bytes) -> None:
     found, problem = read(GOOD + data)
@@ -87,6 +103,20 @@ def test_headers_that_nest() -> None:
     found, problem = read(GOOD + long_name * 5000 + GOOD + END)
     assert len(found) == 1 and problem.startswith("broken tar: a header at byte")
     assert len(read((long_name + header("x", 0)) * 40 + END)[0]) == 40
+
+
+def test_a_link_that_announces_a_terabyte_hides_nothing() -> None:
+    found, problem = read(header("x", TERABYTE, b"2") + GOOD + END)
+    assert [(member.name, member.size) for member in found] == [("x", 0), ("good.png", 3)] and problem == ""
+
+
+@pytest.mark.timeout(30)
+def test_records_without_number_take_no_time() -> None:
+    """Each member states more for all that follow: copying it for each would take hours."""
+    records = b"".join(b"%d k%06d=1\n" % (13, number) for number in range(80_000))
+    shared = header("x", len(records), b"g") + padded(records)
+    found, problem = read(shared * 2 + GOOD * 3000 + END)
+    assert len(found) == 3000 and problem == ""
 
 
 def test_sparse_files_are_known() -> None:
