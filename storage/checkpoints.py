@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from storage.errors import Damaged, StoreError
 from storage.files import open_files
@@ -66,7 +66,7 @@ class CheckpointManifest(Versioned):
     training: str = ""  # fingerprint of the training
     code_version: str = ""
     mlflow_run: str = ""
-    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     lease: int = 0
     files: dict[str, FileRecord] = Field(default_factory=dict)  # filled in by `save`
     details: dict[str, Any] = Field(default_factory=dict)

@@ -25,3 +25,12 @@ class LeaseHeld(StoreError):
 
 class LeaseLost(StoreError):
     """The lease has passed to another holder: nothing may be committed under it any more."""
+
+
+def shown(value: object) -> str:
+    """What was found, as messages quote it: at most 80 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no numbers of more than 4,300 digits
+        text = f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from storage.errors import LeaseHeld, LeaseLost, StoreError
 from storage.files import Files
@@ -27,6 +27,7 @@ from storage.files import Files
 log = logging.getLogger(__name__)
 
 TTL = 30.0  # seconds without a sign of life
+LONGEST_TTL = 3600.0  # more is no lease of ours
 _BEATS = 10  # signs of life in a ttl: one may be late or lost without harm
 
 
@@ -34,11 +35,11 @@ class LeaseState(BaseModel):
     """What the lease's file says."""
 
     number: int
-    holder: str = "somebody"
+    holder: str = Field("somebody", max_length=500)
     process: str = ""  # machine, process space and pid, to recognise a dead process at once where that is possible
     token: str = ""
     counter: int = 0
-    ttl: float
+    ttl: float = Field(gt=0, le=LONGEST_TTL)
     released: bool = False
 
 
@@ -190,7 +191,8 @@ def _newest(files: Files, artifact: str) -> tuple[LeaseState | None, bytes]:
         except FileNotFoundError:  # a newer one came and cleared this away
             continue
         try:
-            return LeaseState.model_validate_json(raw), raw or b"empty"
+            state = LeaseState.model_validate_json(raw)
+            return state.model_copy(update={"number": number}), raw
         except ValidationError:  # just being created, or cut in half: whoever holds it will write it whole
             return LeaseState(number=number, ttl=TTL), raw or b"empty"
     return None, b""
@@ -212,7 +214,7 @@ def _process_space() -> str:
 def _surely_dead(state: LeaseState) -> bool:
     """Whether the holder ran here and is gone: then there is nothing to wait for."""
     space, _, pid = state.process.rpartition("/")
-    if not space or space != _process_space():
+    if not space or space != _process_space() or not re.fullmatch(r"[1-9]\d{0,8}", pid, re.ASCII):
         return False
     try:
         os.kill(int(pid), 0)

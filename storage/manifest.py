@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from storage.errors import Damaged
+from storage.errors import Damaged, shown
 
 FORMAT = 1
 
@@ -43,7 +43,7 @@ class Manifest(Versioned):
     times: dict[str, float] = Field(default_factory=dict)  # seconds, by phase
     code_version: str = ""
     mlflow_run: str = ""
-    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     lease: int = 0  # the number of the lease it was committed under
     details: dict[str, Any] = Field(default_factory=dict)
 
@@ -55,23 +55,27 @@ def parse(model: type[Document], data: bytes, path: str, remedy: str) -> Documen
     """Reads a versioned document, or raises Damaged, which names the file and what to do about it."""
     try:
         content = json.loads(data)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise Damaged(f"{path} is damaged (no whole JSON document): {remedy}") from problem
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise Damaged(
-            f"{path} has format version {version}, and this version of the project reads up to {FORMAT}: update it."
+            f"{path} has format version {shown(version)}, and this version of the project reads up to {FORMAT}: update it."
         )
     if isinstance(version, int) and version < FORMAT:
-        raise Damaged(f"{path} is of format version {version}, which is read no more (now {FORMAT}): {remedy}")
+        raise Damaged(f"{path} is of format version {shown(version)}, which is read no more (now {FORMAT}): {remedy}")
     if version != FORMAT:
-        raise Damaged(f"{path} has no known format version ({version!r}): {remedy}")
+        raise Damaged(f"{path} has no known format version ({shown(version)}): {remedy}")
     try:
-        return model.model_validate(content)
+        document = model.model_validate(content)
+        document.model_dump_json()  # what is nested too deep, or holds halves of characters, can be written nowhere
+        return document
     except ValidationError as problem:
         first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Damaged(f"{path} is damaged ({where}: {first['msg']}): {remedy}") from problem
+        where = ".".join(str(part) for part in first["loc"])[:80]
+        raise Damaged(f"{path} is damaged ({where}: {first['msg'][:200]}): {remedy}") from problem
+    except ValueError as problem:
+        raise Damaged(f"{path} is damaged (values that JSON cannot hold): {remedy}") from problem
 
 
 def fingerprint(stage: str, version: int, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

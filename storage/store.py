@@ -95,7 +95,7 @@ class Store:
         """Damaged if the file is not whole."""
         try:
             return json.loads(self.files.read(path))
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise Damaged(f"{path} is damaged (no whole JSON document): remove it and run again.") from problem
 
     def write_json(self, path: str, value: Any) -> None:

@@ -79,7 +79,7 @@ def pinned_steps(training: Entry, entries: dict[str, Entry]) -> set[int]:
             continue
         manifests = [entry.manifest, *(checkpoint.manifest for checkpoint in entry.checkpoints)]
         text = "\n".join(manifest.model_dump_json() for manifest in manifests if manifest)
-        named = rf"{re.escape(training.folder)}/checkpoints/step-(\d+)|\bearlier:(\d+)"  # the latter as a guide
+        named = rf"{re.escape(training.folder)}/checkpoints/step-(\d{{1,18}})|\bearlier:(\d{{1,18}})"  # the latter as a guide
         pinned |= {int(found[1] or found[2]) for found in re.finditer(named, text)}
         if entry.manifest and isinstance(step := entry.manifest.parameters.get("step"), int):
             pinned.add(step)
