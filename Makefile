@@ -5,6 +5,7 @@ READY := $(VENV)/.ready
 RECIPE ?= emoji
 ARGS ?=
 TRIALS ?= tests
+FUZZ ?= 800
 
 .PHONY: setup demo cluster test bench-gpu trials lint lock clean
 
@@ -30,6 +31,9 @@ test: setup
 
 bench-gpu: setup
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/gpu.py $(ARGS)
+
+fuzz: setup
+	FUZZ=$(FUZZ) $(VENV)/bin/python -m pytest -n 2 --timeout=3600 tests/fuzz
 
 trials: setup
 	$(VENV)/bin/python -m pytest -m trials $(TRIALS)

@@ -1,0 +1,61 @@
+"""What lies beside pictures, damaged: learnt from, or Unreadable."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import Refused
+from storage.images.sources import list_source, read_entries
+from storage.images.sources.neighbours import Unreadable, from_list, from_side_file
+from tests.fuzz.mutation import given_many, mutated, within_memory
+
+OBJECT = b'{"label": 3, "class": "cat", "caption": ["a cat", "b"], "group": null, "text": "\\ud83d", "n": 1e400}'
+LISTS = {
+    "dataset.json": b'{"labels": [["a/b.png", 3], ["c.png", -1]], "x": [1, 2.5, true]}',
+    "metadata.csv": b'file_name,label,text\na.png,3,"one, two"\n"b.png",dog,\n',
+    "metadata.jsonl": OBJECT + b'\n{"file_name": "a.png", "label": 1}\n',
+}
+
+
+def table() -> bytes:
+    images = pa.array([{"bytes": b"one", "path": "a"}, {"bytes": None, "path": None}] * 4)
+    buffer = io.BytesIO()
+    columns = pa.table({"image": images, "label": list(range(8)), "text": ["words"] * 8})
+    pq.write_table(columns.replace_schema_metadata({"huggingface": '{"info": {"features": {}}}'}), buffer)
+    return buffer.getvalue()
+
+
+@given_many(2.0)
+@given(mutated([OBJECT, b"12", b"a caption"]), st.sampled_from(("json", "cls", "txt")))
+def test_damaged_side_files(data: bytes, suffix: str) -> None:
+    with suppress(Unreadable):
+        facts = from_side_file(suffix, data)
+        "".join(each or "" for each in (facts.label, facts.class_name, facts.caption, facts.group)).encode()
+
+
+@given_many(2.0)
+@given(mutated(list(LISTS.values())), st.sampled_from(sorted(LISTS)))
+def test_damaged_lists(data: bytes, name: str) -> None:
+    with suppress(Unreadable):
+        for path, facts in from_list(f"folder/{name}", data):
+            assert isinstance(path, str)
+            (facts.label or "").encode()
+
+
+@given_many()
+@given(mutated([table()]))
+def test_damaged_tables(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, within_memory(), suppress(Refused):
+        path = Path(folder) / "x.parquet"
+        path.write_bytes(data)
+        listing = list_source(str(path))
+        entries = [entry for entry in listing.slice(0, len(listing)) if entry.reason is None]
+        assert all(isinstance(each, bytes | OSError) for each in read_entries(entries, str(path)))
