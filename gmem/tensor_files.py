@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,8 @@ def _torch_load(path: Path) -> Any:
         zipped = file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are no zip archives
     if zipped:
         _check_archive(path)
-    with torch.serialization.safe_globals(BOOKKEEPING):
+    with torch.serialization.safe_globals(BOOKKEEPING), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protocols: whether it is read is told by the outcome
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,9 @@ EMBEDDED = {
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
+
+PATIENCE = 20.0
+"""Seconds to wait for an answer at a cluster's address."""
 
 _starting = threading.Lock()
 
@@ -105,11 +109,14 @@ def _init(cluster: Cluster) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
+            _require_listener(address, "cluster.address" if cluster.address else "RAY_ADDRESS")
             ray.init(address=address, runtime_env={"env_vars": WORKER}, **common)
         else:
             # Inherited, and not the job's own: those would keep Ray from starting workers ahead.
             with _environment(WORKER | EMBEDDED):
                 _embed(cluster, common)
+    except ClusterError:
+        raise
     except Exception as error:  # a node that is slow to start is told as a bare Exception
         where = f"the Ray cluster at {without_userinfo(address)}" if address else "an embedded Ray"
         raise ClusterError(f"{where} could not be joined ({str(error).splitlines()[0]}); see 'gmem doctor'") from error
@@ -117,6 +124,20 @@ def _init(cluster: Cluster) -> None:
         if threading.current_thread() is threading.main_thread():
             # Ray puts its own there, which ends the process without a word.
             signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _require_listener(address: str, named_by: str) -> None:
+    """ClusterError where nobody listens at HOST:PORT: Ray itself would try for five minutes, line by line."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():  # auto, or a name of Ray's own
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {without_userinfo(address)[:80]}, which {named_by} names ({error}); start it, or "
+            f"unset {named_by} to run on this machine"
+        ) from error
 
 
 def _embed(cluster: Cluster, common: dict[str, Any]) -> None:

@@ -1,0 +1,36 @@
+"""Addresses at which no Ray listens."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from flows.cluster.connection import connected
+from flows.cluster.errors import ClusterError
+from flows.recipe.model import Cluster
+
+
+@pytest.fixture
+def unused() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("named_by", ["cluster.address", "RAY_ADDRESS"])
+def test_nobody_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch, unused: str, named_by: str) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named_by == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", unused)
+    cluster = Cluster(address=unused if named_by == "cluster.address" else None)
+    sentence = f"at {unused}, which {named_by} names .*; start it, or unset {named_by}"
+    with pytest.raises(ClusterError, match=sentence), connected(cluster):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999999", "no such host:6379"])
+def test_an_address_that_cannot_be(address: str) -> None:
+    with pytest.raises(ClusterError, match="no Ray cluster answers"), connected(Cluster(address=address)):
+        pass
