@@ -102,7 +102,10 @@ class Result:
         if not isinstance(protocol, dict):
             raise ValueError("This is no result: it must be a JSON object with a protocol.")
         _expect(set(values), {entry.name for entry in fields(cls)}, "result")
-        return cls(**{**values, "protocol": Protocol.from_dict(protocol)})
+        try:
+            return cls(**{**values, "protocol": Protocol.from_dict(protocol)})
+        except (TypeError, OverflowError) as error:
+            raise ValueError("This is no result: its value is no number.") from error
 
 
 @dataclass(frozen=True)
@@ -137,5 +140,9 @@ def compare(a: Result, b: Result, allow: Collection[str] = ()) -> Comparison:
 def _expect(given: set[str], wanted: set[str], what: str) -> None:
     if given != wanted:
         parts = [f"lacks {', '.join(sorted(wanted - given))}"] if wanted - given else []
-        parts += [f"does not know {', '.join(sorted(given - wanted))}"] if given - wanted else []
+        parts += (
+            [f"does not know {', '.join(str(name)[:25] for name in sorted(given - wanted)[:3])}"]
+            if given - wanted
+            else []
+        )
         raise ValueError(f"This is no {what} of this version: it {' and '.join(parts)}.")

@@ -6,6 +6,7 @@ Hypothesis draws from a seed of the test's own name.
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -61,6 +62,33 @@ def mutated(draw: st.DrawFn, whole: list[bytes], most: int = 6) -> bytes:
             case "insert":
                 data[place:place] = draw(st.binary(max_size=8))
     return bytes(data)
+
+
+LEAVES = (
+    st.none() | st.booleans() | st.floats() | st.text(st.characters(), max_size=5) | st.sampled_from((10**30, "\ud800"))
+)
+VALUES = st.recursive(
+    LEAVES | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+)
+
+
+@st.composite
+def rewritten(draw: st.DrawFn, whole: list[bytes]) -> bytes:
+    """One of the JSON documents, sound, with a few values exchanged for anything that JSON can say."""
+    document = json.loads(draw(st.sampled_from(whole)))
+    for _ in range(draw(st.integers(1, 3))):
+        place = document
+        while True:
+            keys = sorted(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(place[key], dict | list) and place[key] and draw(st.booleans()):
+                place = place[key]
+                continue
+            place[key] = draw(VALUES)
+            break
+    return json.dumps(document).encode()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from storage.manifest import Input, Manifest, parse
 from storage.retention.clean import clean
 from storage.retention.inventory import usage
 from storage.store import Store
-from tests.fuzz.mutation import given_many, is_one_sentence, mutated, within_memory
+from tests.fuzz.mutation import given_many, is_one_sentence, mutated, rewritten, within_memory
 
 ZEROS = "0" * 12
 MANIFEST = Manifest(
@@ -47,7 +47,7 @@ def report() -> bytes:
 @pytest.mark.parametrize("model", [Manifest, CheckpointManifest])
 def test_damaged_documents(model: type[Any]) -> None:
     @given_many()
-    @given(mutated([MANIFEST, CHECKPOINT, *ODD]))
+    @given(mutated([MANIFEST, CHECKPOINT, *ODD]) | rewritten([MANIFEST, CHECKPOINT]))
     def check(data: bytes) -> None:
         try:
             parse(model, data, "manifest.json", "remove it.").model_dump_json()
@@ -58,7 +58,11 @@ def test_damaged_documents(model: type[Any]) -> None:
 
 
 @given_many(0.5)
-@given(mutated([MANIFEST, *ODD]), mutated([CHECKPOINT, *ODD]), mutated([LEASE, *ODD]))
+@given(
+    mutated([MANIFEST, *ODD]) | rewritten([MANIFEST]),
+    mutated([CHECKPOINT, *ODD]) | rewritten([CHECKPOINT]),
+    mutated([LEASE, *ODD]) | rewritten([LEASE]),
+)
 def test_a_store_with_damaged_documents(manifest: bytes, checkpoint: bytes, lease: bytes) -> None:
     with tempfile.TemporaryDirectory() as root, within_memory(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(leases, "TTL", 0.05)
@@ -79,7 +83,7 @@ def test_a_store_with_damaged_documents(manifest: bytes, checkpoint: bytes, leas
 
 
 @given_many()
-@given(mutated([report(), *ODD]))
+@given(mutated([report(), *ODD]) | rewritten([report()]))
 def test_damaged_results(data: bytes) -> None:
     try:
         Result.from_json(data.decode(errors="replace"))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from storage.errors import Refused
 from storage.images.sources import list_source, read_entries
 from storage.images.sources.neighbours import Unreadable, from_list, from_side_file
-from tests.fuzz.mutation import given_many, mutated, within_memory
+from tests.fuzz.mutation import given_many, mutated, rewritten, within_memory
 
-OBJECT = b'{"label": 3, "class": "cat", "caption": ["a cat", "b"], "group": null, "text": "\\ud83d", "n": 1e400}'
+OBJECT = b'{"label": 3, "class": "cat", "caption": ["a cat", "b"], "group": null, "text": "\\ud83d", "n": 5}'
 LISTS = {
     "dataset.json": b'{"labels": [["a/b.png", 3], ["c.png", -1]], "x": [1, 2.5, true]}',
     "metadata.csv": b'file_name,label,text\na.png,3,"one, two"\n"b.png",dog,\n',
@@ -34,7 +34,7 @@ def table() -> bytes:
 
 
 @given_many(2.0)
-@given(mutated([OBJECT, b"12", b"a caption"]), st.sampled_from(("json", "cls", "txt")))
+@given(mutated([OBJECT, b"12", b"a caption"]) | rewritten([OBJECT]), st.sampled_from(("json", "cls", "txt")))
 def test_damaged_side_files(data: bytes, suffix: str) -> None:
     with suppress(Unreadable):
         facts = from_side_file(suffix, data)
@@ -42,7 +42,7 @@ def test_damaged_side_files(data: bytes, suffix: str) -> None:
 
 
 @given_many(2.0)
-@given(mutated(list(LISTS.values())), st.sampled_from(sorted(LISTS)))
+@given(mutated(list(LISTS.values())) | rewritten([LISTS["dataset.json"], OBJECT]), st.sampled_from(sorted(LISTS)))
 def test_damaged_lists(data: bytes, name: str) -> None:
     with suppress(Unreadable):
         for path, facts in from_list(f"folder/{name}", data):
