@@ -19,8 +19,9 @@ from flows.engine.context import Context
 from flows.stages.train.channel import Channel
 from flows.stages.train.driver import _relay
 from flows.stages.train.preemption import Notice
+from flows.stages.train.recovery import SKIPS_ALLOWED
 from flows.stages.train.stage import STAGE
-from flows.stages.train.worker import SKIPS_ALLOWED, Worker, loop
+from flows.stages.train.worker import Worker, loop
 from gmem.settings import SIZES
 from gmem.threads import one_thread
 from storage import checkpoints
@@ -169,11 +170,11 @@ def test_after_several_bad_steps_it_goes_back_and_draws_anew_the_same_when_inter
     trainings, whole: Context
 ) -> None:
     def spoil(worker: Worker) -> bool:
-        return worker.attempt == 0 and worker.learner.steps >= 5
+        return worker.recovery.attempt == 0 and worker.learner.steps >= 5
 
     context = trainings.job(steps=14)
     worker = train(context, spoil=spoil)
-    assert worker.attempt == 1 and "back to step 4" in notes(worker) and steps(context)[-1] == 14
+    assert worker.recovery.attempt == 1 and "back to step 4" in notes(worker) and steps(context)[-1] == 14
     assert saved(context, 12)[1]["attempt"] == 1
     assert same(saved(context, 4)[0], saved(whole, 4)[0]) and not same(saved(context, 8)[0], saved(whole, 8)[0])
     returned = client(context.tracking_uri).get_metric_history(context.run_id, "events/returned")
@@ -244,7 +245,9 @@ class Rank:
         if bad and rank == 1:
             first = next(iter(worker.learner.parameters.values()))
             first.register_hook(
-                lambda gradient: gradient * (math.nan if worker.attempt == 0 and worker.learner.steps >= 5 else 1)
+                lambda gradient: (
+                    gradient * (math.nan if worker.recovery.attempt == 0 and worker.learner.steps >= 5 else 1)
+                )
             )
         try:
             worker.run()
