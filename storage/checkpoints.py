@@ -24,8 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, Field
 
+from storage.checkpoint_files import REMEDY, FileRecord, grouped, record_of, scratch_of, verified
 from storage.errors import Damaged, StoreError
 from storage.files import open_files
 from storage.files.faults import translate_errors
@@ -37,17 +38,10 @@ if TYPE_CHECKING:  # plans and tables read manifests alone, which needs no torch
 
 log = logging.getLogger(__name__)
 
-REMEDY = "remove this checkpoint's folder; training then continues from the one before."
-
 _sound: dict[tuple[str, datetime], bool] = {}
 """Whether what this process saved or compared with its hashes was whole: to read it again may take minutes."""
 
 _STEP = re.compile(r"step-(\d{8,})")
-
-
-class FileRecord(BaseModel):
-    sha256: str
-    bytes: int
 
 
 class CheckpointManifest(Versioned):
@@ -120,11 +114,11 @@ def save(
     if there := _same(uri, records):
         return there
     remove(uri)
-    with translate_errors("written", uri), tempfile.TemporaryDirectory(prefix="gmem-", dir=_scratch(uri)) as scratch:
-        for group, content in _groups(tensors).items():
+    with translate_errors("written", uri), tempfile.TemporaryDirectory(prefix="gmem-", dir=scratch_of(uri)) as scratch:
+        for group, content in grouped(tensors).items():
             local = Path(scratch) / f"{group}.safetensors"
             save_file(content, local, metadata={"step": str(step)})
-            records[local.name] = _record(local)
+            records[local.name] = record_of(local)
             files.upload(local, f"{uri}/{local.name}", move=True)
     files.write(f"{uri}/progress.json", text)
     done = manifest.model_copy(update={"step": step, "files": records})
@@ -292,46 +286,12 @@ def is_sound(checkpoint: Checkpoint) -> bool:
     return _sound[checkpoint.key]
 
 
-def _groups(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition(".")
-        if not name or not re.fullmatch(r"[a-z_]+", group):
-            raise ValueError(f"The tensor {key!r} belongs to no group: name it <group>.<name>.")
-        groups.setdefault(group, {})[name] = _alone(tensor)
-    return groups
-
-
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, contiguous, and not a part of a larger storage, which would be refused."""
-    tensor = tensor.detach().to("cpu").contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _scratch(uri: str) -> str | None:
-    """Where the files are put together: on the store's own disk, which was sized for them, if it has one."""
-    if uri.startswith("s3://"):
-        return None
-    Path(uri).mkdir(parents=True, exist_ok=True)
-    return uri
-
-
-def _record(local: Path) -> FileRecord:
-    with open(local, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return FileRecord(sha256=digest.hexdigest(), bytes=local.stat().st_size)
-
-
 @contextmanager
 def _verified(checkpoint: Checkpoint, name: str) -> Iterator[Path]:
-    """A local file with the content of this one, which has been compared with its hash."""
-    path = f"{checkpoint.uri}/{name}"
+    """As `verified`; that the checkpoint is damaged is remembered."""
     try:
-        with translate_errors("read", path), open_files(path).local_copy(path) as local:
-            if _record(local) != checkpoint.manifest.files[name]:
-                _sound[checkpoint.key] = False
-                raise Damaged(f"{path} is damaged (its hash differs from the manifest's): {REMEDY}")
+        with verified(f"{checkpoint.uri}/{name}", checkpoint.manifest.files[name]) as local:
             yield local
-    except FileNotFoundError as problem:
+    except Damaged:
         _sound[checkpoint.key] = False
-        raise Damaged(f"{path} is missing: {REMEDY}") from problem
+        raise
