@@ -36,6 +36,7 @@ MANIFEST = Manifest(
 ).model_dump_json().encode()  # fmt: skip
 CHECKPOINT = CheckpointManifest(step=1, network={"depth": 1}, latent_mean=[0.5]).model_dump_json().encode()
 LEASE = LeaseState(number=1, ttl=0.05, holder="me", process="a/b/1").model_dump_json().encode()
+HERE = LEASE.replace(b"a/b/1", f"{leases._process_space()}/1".encode()).replace(b"0.05", b"0.02")
 ODD = [b'{"a": ' * 2000, b"[" * 2000, b"9" * 5000, b'{"format_version": 1, "x": "\\ud800"}', b"-1e999", b"NaN"]
 WORDS = {field.name: "x" if "str" in str(field.type) else 3 for field in fields(Protocol)}
 
@@ -80,6 +81,20 @@ def test_a_store_with_damaged_documents(manifest: bytes, checkpoint: bytes, leas
         if state is None or state.ttl < 0.1:  # else it would be watched for so long
             clean(store)
             clean(store, keep=1)
+
+
+@given_many()
+@given(mutated([HERE, *ODD], most=2) | rewritten([HERE]))
+def test_damaged_leases(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as artifact, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leases, "TTL", 0.02)
+        (Path(artifact) / "lease").mkdir()
+        (Path(artifact) / "lease" / "00000001.json").write_bytes(data)
+        files = open_files(artifact)
+        state = leases.current(files, artifact)
+        assert state is not None and state.number == 1
+        if state.ttl < 0.1:  # else it would be watched for so long
+            assert not leases.alive(files, artifact)
 
 
 @given_many()
