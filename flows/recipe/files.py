@@ -39,7 +39,7 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"recipe {recipe[:80]}: {_sentence(error)}") from None
+        raise RecipeError(f"recipe {_printable(recipe)}: {_sentence(error)}") from None
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -53,17 +53,23 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise RecipeError(f"{shown(pair)} is not of the form KEY=VALUE, such as train.steps=2000")
         *sections, last = key.strip().split(".")
+        named = _printable(key.strip())
         try:
             value = _value(text, _is_text((*sections, last)))
         except NotYaml as error:
-            raise RecipeError(f"the value of {key[:80]} is no YAML ({error}); quote it, or give another") from None
+            raise RecipeError(f"the value of {named} is no YAML ({error}); quote it, or give another") from None
         place = result
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise RecipeError(f"{key[:80]} is set both as a value and as a section; keep one of them")
+                raise RecipeError(f"{named} is set both as a value and as a section; keep one of them")
         place[last] = value
     return result
+
+
+def _printable(name: str) -> str:
+    """A key, a recipe or another name as messages quote it: on one line, at most 80 characters."""
+    return name[:80] if name[:80].isprintable() else shown(name)
 
 
 def _value(text: str, is_text: bool) -> Any:
@@ -98,16 +104,16 @@ def _layers(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not _is_file(path):
         near = difflib.get_close_matches(recipe[:80], names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}, or name a .yaml file"
-        raise RecipeError(f"recipe '{recipe[:80]}' does not exist; {hint}")
+        raise RecipeError(f"recipe {shown(recipe)} does not exist; {hint}")
     if str(path) in seen:
-        raise RecipeError(f"recipe {recipe[:80]} extends itself; remove one 'extends'")
+        raise RecipeError(f"recipe {_printable(recipe)} extends itself; remove one 'extends'")
     try:
         values = read_yaml(_text_of(path)) or {}
     except NotYaml as error:
-        raise RecipeError(f"recipe {recipe[:80]} is not valid YAML: {error}; correct it there") from None
+        raise RecipeError(f"recipe {_printable(recipe)} is not valid YAML: {error}; correct it there") from None
     if not isinstance(values, dict):
         raise RecipeError(
-            f"recipe {recipe[:80]} is not a mapping of sections; see 'gmem recipe show emoji' for the form"
+            f"recipe {_printable(recipe)} is not a mapping of sections; see 'gmem recipe show emoji' for the form"
         )
     base = values.pop("extends", None)
     own = {"name": path.stem} | values
@@ -140,7 +146,7 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _sentence(error: ValidationError) -> str:
     """The first problem of a validation, in one sentence with its key and a remedy."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])[:80]
+    key = _printable(".".join(str(part) for part in first["loc"]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])

@@ -30,7 +30,7 @@ LEFT_BEHIND = {
     "system volume information", "__pycache__",
 }  # fmt: skip
 MAX_ADDRESS = 4096
-MAX_NAMES = 1_000_000
+MAX_NAMES = 250_000
 """That braces may stand for."""
 VARIABLE = r"\$(\w|\{\w+\})"
 MAX_VISITS = 16

@@ -125,6 +125,8 @@ LONG = "x" * 100_000
         "data={source: [1]}",
         "evaluate.further_encoders={a: [b]}",
         "..=1",
+        "a\nb=[",
+        "train.a\nb=1",
         "train.=1",
     ],
     ids=lambda pair: pair[:30],
@@ -136,7 +138,7 @@ def test_values_that_cannot_be_are_quoted_short(pair: str) -> None:
 
 
 def test_names_that_no_recipe_has() -> None:
-    for name in (LONG, f"{LONG}.yaml", "a\0b.yaml", "/", ""):
+    for name in (LONG, f"{LONG}.yaml", "a\0b.yaml", "a\nb", "/", ""):
         with pytest.raises(RecipeError) as refusal:
             load(name)
         assert len(str(refusal.value)) < 450

@@ -220,9 +220,9 @@ def test_sources_that_cannot_be_read_at_random(seen: type, source: str) -> None:
         ("zip://x::/none.zip", "another address that fsspec knows"),
         ("x" * 10_000, "no address that can exist"),
         ("a\0b", "no address that can exist"),
-        ("{1..100000000}.tar", "more than 1,000,000 files"),
-        ("{1..99999}{1..99999}.tar", "more than 1,000,000 files"),
-        ("{0,1}" * 40, "more than 1,000,000 files"),
+        ("{1..100000000}.tar", "more than 250,000 files"),
+        ("{1..99999}{1..99999}.tar", "more than 250,000 files"),
+        ("{0,1}" * 40, "more than 250,000 files"),
     ],
     ids=lambda text: text[:20].replace("\0", "0"),
 )
