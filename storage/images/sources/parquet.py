@@ -21,6 +21,8 @@ from storage.images.sources.labels import folder_label
 from storage.images.sources.neighbours import Facts, from_record
 
 READERS = 4
+DAMAGED = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What pyarrow raises of a table; names of columns, too, may be no text."""
 LOOKED_INTO = 8
 ROWS = 64
 IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
@@ -62,7 +64,7 @@ class Parquet:
                     for data in _pictures(table, columns.image if isinstance(columns, _Columns) else "", rows):
                         yield data
                         read += 1
-            except (OSError, pa.ArrowException) as error:
+            except DAMAGED as error:
                 yield from [_lost(error)] * (len(rows) - read)
 
 
@@ -97,7 +99,7 @@ def _columns_of(place: Place, file: File) -> _Columns | str:
     try:
         with place.filesystem.open(file.name, "rb") as handle:
             return _columns(pq.read_schema(handle))
-    except (OSError, pa.ArrowException) as error:
+    except DAMAGED as error:
         return _unreadable(place, error)
 
 
@@ -155,7 +157,7 @@ def _entries(place: Place, file: File) -> list[Entry]:
             table = pq.ParquetFile(handle)
             told = [name for name in (columns.label, *columns.texts) if name]
             rows = table.read(columns=told).to_pylist() if told else [{}] * table.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except DAMAGED as error:
         return [Entry(file.path, file.name, size=file.size, reason=_unreadable(place, error))]
     return [_entry(place, file, number, _facts(row, columns)) for number, row in enumerate(rows)]
 

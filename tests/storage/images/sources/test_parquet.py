@@ -71,3 +71,13 @@ def test_pages_damaged_since_they_were_listed(tmp_path: Path, seen: type, pictur
     path.write_bytes(data)
     reasons = [row["reason"] for row in found.rows(tmp_path / "out") if not row["kept"]]
     assert reasons and all(reason.startswith(("unreadable: damaged table", "broken", "not a")) for reason in reasons)
+
+
+def test_a_column_whose_name_is_no_text(tmp_path: Path, seen: type, picture: Callable) -> None:
+    """Found by damaging tables at random; in the file's own schema, beside which lies Arrow's, whose name is whole."""
+    columns = pa.table({"image": [picture(0)], "labelled": [1]})
+    pq.write_table(columns, tmp_path / "x.parquet")
+    data = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data.replace(b"labelled", b"\x80abelled"))
+    (reason,) = seen(tmp_path / "x.parquet").reasons.values()
+    assert reason.startswith("unreadable: damaged table")
