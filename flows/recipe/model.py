@@ -173,6 +173,9 @@ class Train(Section, settings.LearnerConfig):
     distance_every: int = operational(0, "steps between small Fréchet distances on fixed seeds; 0: none", ge=0)
     checkpoint_every: int = operational(5000, "steps between checkpoints", ge=1)
     checkpoint_minutes: float = operational(30, "minutes between checkpoints", gt=0)
+    checkpoint_at: list[Annotated[int, Field(ge=1)]] = operational(
+        [], "further steps with a checkpoint; these are kept, to be evaluated by lower train.steps"
+    )
     keep: int = operational(3, "newest checkpoints kept, beside the best", ge=1)
     memory_gib: float = operational(8, "training data up to this size is held in memory by each worker", ge=0)
 

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from flows.engine.context import Context
+from flows.stages.train.clock import Clock
 from flows.stages.train.preview import Preview
 from flows.stages.train.setup import batch_of, open_data
 from gmem.batch import draw
@@ -31,7 +32,7 @@ SAVE_ATTEMPTS, SAVE_PAUSE = 5, 10.0
 class Observer:
     """The training as others see it. `stop`: the driver wants a tidy end; `owed`: a checkpoint is due."""
 
-    def __init__(self, context: Context, channel: Any, data: TrainingTable, learner: Learner) -> None:
+    def __init__(self, context: Context, channel: Any, data: TrainingTable, learner: Learner, clock: Clock) -> None:
         self.context, self.recipe, self.channel, self.data, self.learner = (
             context,
             context.recipe,
@@ -39,7 +40,7 @@ class Observer:
             data,
             learner,
         )
-        self.artifact = context.artifact("training")
+        self.clock, self.artifact = clock, context.artifact("training")
         self.held_out_data = open_data(context, "held_out")
         self.preview = Preview(self.recipe, data, learner.ema)
         self.held_out: tuple[int, float] | None = None  # the last measurement's step and loss
@@ -88,14 +89,14 @@ class Observer:
         `progress` is what a resumed training needs besides weights.
         """
         train, done = self.recipe.train, self.learner.steps
-        last = done == train.steps
-        if last or not done % train.held_out_every or not done % train.checkpoint_every:
+        last, named = done == train.steps, done in train.checkpoint_at
+        if last or named or not done % train.held_out_every or not done % train.checkpoint_every:
             self.measure()
         if (train.sample_every and done % train.sample_every == 0) or last:
             self.context.run.image("samples", self.preview.grid(), done)
         if train.distance_every and done % train.distance_every == 0:
             self.context.run.metrics({"fd_preview": self.preview.distance()}, step=done)
-        self.owed = self.due() or done % train.checkpoint_every == 0
+        self.owed = self.due() or named or done % train.checkpoint_every == 0
         if last or (self.owed and ready):
             self.save(progress, attempts=SAVE_ATTEMPTS if last else 1)
 
@@ -144,7 +145,8 @@ class Observer:
         tensors, learner = self.learner.state()
         save(self.artifact, self.learner.steps, tensors, progress | {"learner": learner}, self._manifest())
         earlier = self.recipe.sample.earlier  # a guide for sampling
-        prune(self.artifact, self.recipe.train.keep, {self.learner.steps, *(() if earlier is None else (earlier,))})
+        named = {*self.recipe.train.checkpoint_at, *(() if earlier is None else (earlier,))}
+        prune(self.artifact, self.recipe.train.keep, named | {self.learner.steps})
         self.owed, self.saved = False, time.monotonic()
 
     def _manifest(self) -> CheckpointManifest:
@@ -163,5 +165,5 @@ class Observer:
             code_version=installed("gmem-pipeline"),
             mlflow_run=self.context.run_id,
             lease=self.context.leases["training"],
-            details={"start_from": self.recipe.train.start_from},
+            details={"start_from": self.recipe.train.start_from, "seconds": self.clock.trained},
         )

@@ -26,11 +26,13 @@ class Recovery:
         self.returned_to = self.failed_at = -1
         self.returns = 0
 
-    def resume(self) -> None:
-        """Goes on from the newest checkpoint, if there is one."""
+    def resume(self) -> float:
+        """Goes on from the newest checkpoint, if there is one; how many seconds the steps up to it took."""
         found = self.agreement.newest()
-        if found:
-            self._restore(found)
+        if found is None:
+            return 0.0
+        self._restore(found)
+        return float(found[0].manifest.details.get("seconds", 0.0))
 
     def progress(self) -> dict[str, Any]:
         """What a resumed training needs besides weights."""

@@ -11,7 +11,8 @@ from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK, PATCHES
 from flows.stages.latents.stage import LATENTS
-from storage.checkpoints import Checkpoint, best, latest
+from storage.checkpoints import Checkpoint, all_checkpoints, best_of, latest
+from storage.errors import StoreError
 from storage.store import Artifact
 
 VERSION = 1
@@ -33,8 +34,19 @@ def _reached(plan: Plan, artifact: Artifact) -> bool:
 
 
 def chosen_checkpoint(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
-    """What evaluation and sampling take of a training: the latest, or the one of the least held-out loss."""
-    return best(artifact) if recipe.evaluate.checkpoint == "best" else latest(artifact)
+    """What evaluation and sampling take of a training: the latest, or the one of the least held-out loss.
+
+    Steps beyond `train.steps` are another run's wish. StoreError where nothing is left of a training's first steps.
+    """
+    there, steps = all_checkpoints(artifact), recipe.train.steps
+    within = [each for each in there if each.step <= steps]
+    if there and not within:
+        kept = ", ".join(f"{each.step:,}" for each in there)
+        raise StoreError(
+            f"of the first {steps:,} steps of {artifact.uri} no checkpoint is kept (kept are {kept}); raise train.steps, "
+            f"or train anew with train.checkpoint_at=[{steps}]"
+        )
+    return best_of(within) if recipe.evaluate.checkpoint == "best" else next(reversed(within), None)
 
 
 def _pins(context: Context) -> dict[str, int]:

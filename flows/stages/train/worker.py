@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from flows.cluster.workers import set_threads_and_device
 from flows.engine.context import Context
 from flows.stages.train.agreement import Agreement
+from flows.stages.train.clock import Clock
 from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
@@ -65,10 +65,11 @@ class Worker:
             micro_batch=train.micro_batch,
             compile=train.compile,
         )
-        self.observer = Observer(context, channel, self.data, self.learner) if rank == 0 else None
+        self.clock = Clock()
+        self.observer = Observer(context, channel, self.data, self.learner, self.clock) if rank == 0 else None
         self.agreement.observer = self.observer
         self.recovery = Recovery(self.learner, self.guard, self.agreement, self._fresh)
-        self.recovery.resume()
+        self.clock.trained = self.recovery.resume()
 
     def _fresh(self) -> Network:
         torch.manual_seed(self.recipe.train.seed)
@@ -76,7 +77,7 @@ class Worker:
 
     def run(self) -> None:
         """Trains to the last step, or until somebody asks for an end."""
-        steps, why, clock = self.recipe.train.steps, "", Clock()
+        steps, why, clock = self.recipe.train.steps, "", self.clock
         if self.observer:
             self.observer.begin()
 
@@ -134,35 +135,10 @@ class Worker:
         train, done, due = self.recipe.train, self.learner.steps, bool(self.agreement.wishes.checkpoint)
         every = (train.held_out_every, train.sample_every, train.distance_every, train.checkpoint_every)
         whole = not self.learner.parallel.sharded
-        return whole or due or done == train.steps or any(steps and done % steps == 0 for steps in every)
+        named = done == train.steps or done in train.checkpoint_at
+        return whole or due or named or any(steps and done % steps == 0 for steps in every)
 
 
 def share(total: int, rank: int, world: int) -> slice:
     """The rows of a batch that are this worker's; shares differ by one row where they do not divide it."""
     return slice(total * rank // world, total * (rank + 1) // world)
-
-
-class Clock:
-    """Where the time goes between two logs."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-        self.spent: dict[str, float] = {}
-        self.steps = 0
-
-    def lap(self, part: str) -> None:
-        now = time.monotonic()
-        self.spent[part] = self.spent.get(part, 0.0) + now - self.last
-        self.last = now
-        self.steps += part == "compute"
-
-    def rate(self) -> float:
-        """Steps a second since the last log, without the time for measuring, showing and saving."""
-        return self.steps / max(self.spent["data"] + self.spent["compute"], 1e-9)
-
-    def shares(self) -> dict[str, float]:
-        """Share of each part, and a new start."""
-        total = max(sum(self.spent.values()), 1e-9)
-        shares = {f"time/{part}": seconds / total for part, seconds in self.spent.items()}
-        self.spent, self.steps, self.last = {}, 0, time.monotonic()
-        return shares

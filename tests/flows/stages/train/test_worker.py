@@ -133,6 +133,18 @@ def test_an_interrupted_training_ends_with_the_same_bits(trainings, whole: Conte
     assert {name.split(".")[0] for name in saved(context)[0]} == {"network", "ema", "optimiser"}
 
 
+def test_checkpoints_at_named_steps_stay_and_count_the_seconds_of_all_attempts(trainings, whole: Context) -> None:
+    named = {"checkpoint_at": [1, 3], "keep": 1}
+    context = trainings.job(**named)
+    train(context, after=5)
+    train(again(trainings, context, **named))
+    assert {1, 3, 8} <= set(steps(context)) and same(saved(context)[0], saved(whole)[0])
+    there = checkpoints.all_checkpoints(context.artifact("training"))
+    seconds = [each.manifest.details["seconds"] for each in there]
+    assert seconds[0] > 0 and seconds == sorted(seconds)
+    assert all(each.manifest.held_out_loss is not None for each in there if each.step in (1, 3, 8))
+
+
 def test_micro_batches_only_round_differently(trainings, whole: Context) -> None:
     context = trainings.job(micro_batch=2)
     train(context)
