@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import bank, doctor, explore, measure, pretrain, published, recipe, run, sample, store
+from flows.commands import bank, doctor, experiments, explore, measure, pretrain, published, recipe, run, sample, store
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
 SILENT = {
@@ -21,6 +21,7 @@ SILENT = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -40,6 +41,9 @@ app.command("sample")(sample.sample)
 app.command("explore")(explore.explore)
 app.command("evaluate")(measure.evaluate)
 app.command("compare")(measure.compare)
+app.command("compare-arms")(experiments.compare_arms)
+app.command("sweep")(experiments.sweep)
+app.command("results")(experiments.results)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bank.app, name="bank")

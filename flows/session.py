@@ -55,10 +55,15 @@ def session(recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Iterat
         yield running
         return
     with ExitStack() as stack:
-        new = Session(Plan(_patient(load(recipe, overrides_of(overrides)))), stack)
+        new = Session(planned(recipe, overrides_of(overrides)), stack)
         token = _current.set(new)
         stack.callback(_current.reset, token)
         yield new
+
+
+def planned(recipe: str, overrides: dict[str, Any]) -> Plan:
+    """A recipe, with nested overrides, on its store, as this flow's run goes about it."""
+    return Plan(_patient(load(recipe, overrides)))
 
 
 def _patient(recipe: Recipe) -> Recipe:
@@ -76,11 +81,16 @@ def prefect_tags() -> dict[str, str]:
 def run(stage: Stage, recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Result:
     """The body of every stage's flow."""
     with session(recipe, overrides) as current:
-        minutes = getattr(current.plan.recipe.cluster, stage.name).minutes
-        limit = None if minutes is None else 60 * minutes
-        result = attempt.with_options(task_run_name=stage.name, timeout_seconds=limit)(stage, current)
+        result = attempted(stage, current, stage.name)
         publish(result, current.tracking)
         return result
+
+
+def attempted(stage: Stage, current: Session, name: str) -> Result:
+    """A stage as a task of this name, within the recipe's limit of time."""
+    minutes = getattr(current.plan.recipe.cluster, stage.name).minutes
+    limit = None if minutes is None else 60 * minutes
+    return attempt.with_options(task_run_name=name, timeout_seconds=limit)(stage, current)
 
 
 def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
@@ -155,12 +165,18 @@ def _measured(result: Result) -> str:
 
 def _show_pictures(result: Result) -> None:
     for title, picture in result.pictures.items():
-        create_image_artifact(image_url=_inline(picture), key=f"{result.stage}-{title}", description=title)
+        show_picture(_read(picture), f"{result.stage}-{title}", title)
 
 
-def _inline(uri: str) -> str:
+def show_picture(png: bytes, key: str, title: str) -> None:
     """The picture itself as a data URL, so that it shows wherever the server runs."""
+    inline = "data:image/png;base64," + base64.b64encode(png).decode()
+    create_image_artifact(image_url=inline, key=key, description=title)
+
+
+def _read(uri: str) -> bytes:
     import fsspec
 
     with fsspec.open(uri, "rb") as stream:
-        return "data:image/png;base64," + base64.b64encode(stream.read()).decode()
+        content: bytes = stream.read()
+        return content

@@ -63,16 +63,16 @@ def _computed(recipe: str, chosen: dict[str, Any], plan: Plan) -> list[Result]:
     from flows.pipeline import pipeline
 
     wait()
-    return _followed(pipeline, recipe, chosen)
+    return followed(pipeline, recipe, chosen)
 
 
-def _followed(flow: Any, recipe: str, chosen: dict[str, Any]) -> Any:
-    """What a flow returns; says where Prefect shows its run."""
+def followed(flow: Any, recipe: str, chosen: dict[str, Any], **parameters: Any) -> Any:
+    """What a flow of a recipe returns; says where Prefect shows its run."""
     from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
     from flows.recipe.form import Overrides
 
-    state: State[Any] = flow(recipe, Overrides(**chosen), return_state=True)
+    state: State[Any] = flow(recipe, overrides=Overrides(**chosen), **parameters, return_state=True)
     start, address = "", PREFECT_UI_URL.value()
     if not PREFECT_API_URL.value():  # its own server ended with the run, and any other shows what it wrote
         start, address = "'prefect server start', then ", "http://127.0.0.1:4200"
@@ -112,7 +112,7 @@ def stage(
     from flows.pipeline import FLOWS
 
     wait()
-    result = _followed(FLOWS[name], recipe, chosen)
+    result = followed(FLOWS[name], recipe, chosen)
     summary([result], time.monotonic() - start, _mlflow(plan), tell if json else show)
     if json:
         print_json(asdict(result))

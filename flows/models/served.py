@@ -10,6 +10,7 @@ No object is pickled: the model's folder holds weights, the recipe, and two line
 from __future__ import annotations
 
 import io
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,14 +64,16 @@ def save(network: Path, target: Path, recipe: Recipe) -> None:
     (network / "recipe.json").write_text(recipe.model_dump_json(indent=1))
     code = network.with_name("gmem_model.py")
     code.write_text(CODE)
-    mlflow.pyfunc.save_model(
-        target,
-        python_model=str(code),
-        artifacts={"network": str(network)},
-        signature=ModelSignature(INPUTS, OUTPUTS),
-        pip_requirements=[f"gmem-pipeline=={version('gmem-pipeline')}"],
-        model_config={"store": recipe.store},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hints at type hints and examples, in place of which there is the signature
+        mlflow.pyfunc.save_model(
+            target,
+            python_model=str(code),
+            artifacts={"network": str(network)},
+            signature=ModelSignature(INPUTS, OUTPUTS),
+            pip_requirements=[f"gmem-pipeline=={version('gmem-pipeline')}"],
+            model_config={"store": recipe.store},
+        )
 
 
 class Sampler(PythonModel):

@@ -35,11 +35,11 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> Recipe:
 
     Raises RecipeError with one sentence that names the key and the remedy.
     """
-    values = _merge(_layers(recipe, ()), overrides or {})
+    values = merged(_layers(recipe, ()), overrides or {})
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"recipe {_printable(recipe)}: {_sentence(error)}") from None
+        raise RecipeError(f"recipe {_printable(recipe)}: {sentence(error, Recipe)}") from None
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -52,18 +52,30 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"{shown(pair)} is not of the form KEY=VALUE, such as train.steps=2000")
-        *sections, last = key.strip().split(".")
-        named = _printable(key.strip())
-        try:
-            value = _value(text, _is_text((*sections, last)))
-        except NotYaml as error:
-            raise RecipeError(f"the value of {named} is no YAML ({error}); quote it, or give another") from None
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise RecipeError(f"{named} is set both as a value and as a section; keep one of them")
-        place[last] = value
+        result |= {key.strip(): typed(key.strip(), text)}
+    for key in result:
+        if any(other.startswith(f"{key}.") for other in result):
+            raise RecipeError(f"{_printable(key)} is set both as a value and as a section; keep one of them")
+    return nested(result)
+
+
+def typed(key: str, text: str) -> Any:
+    """The value that a text stands for under a dotted key of the recipe."""
+    try:
+        return _value(text, _is_text(tuple(key.split("."))))
+    except NotYaml as error:
+        raise RecipeError(f"the value of {_printable(key)} is no YAML ({error}); quote it, or give another") from None
+
+
+def nested(changes: dict[str, Any]) -> dict[str, Any]:
+    """Values under dotted keys, such as `train.steps`, as the nested dictionary they stand for."""
+    result: dict[str, Any] = {}
+    for key, value in changes.items():
+        *sections, last = str(key).split(".")
+        place = {last: value}
+        for section in reversed(sections):
+            place = {section: place}
+        result = merged(result, place)
     return result
 
 
@@ -117,7 +129,7 @@ def _layers(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         )
     base = values.pop("extends", None)
     own = {"name": path.stem} | values
-    return _merge(_layers(str(base), (*seen, str(path))), own) if base else own
+    return merged(_layers(str(base), (*seen, str(path))), own) if base else own
 
 
 def _is_file(path: Path) -> bool:
@@ -135,21 +147,22 @@ def _text_of(path: Path) -> str:
             raise NotYaml("it is no text in UTF-8") from None
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as one; where both have a value, that of `top`."""
+    result = dict(base)
     for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first problem of a validation, in one sentence with its key and a remedy."""
+def sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a model's validation, in one sentence with its key and a remedy."""
     first = error.errors(include_url=False)[0]
     key = _printable(".".join(str(part) for part in first["loc"]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
+        known = _fields_at(model, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         return f"unknown key {key}; {f'did you mean {near[0]}?' if near else 'known there: ' + ', '.join(known)}{more}"
     if first["type"] == "value_error":
@@ -158,8 +171,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{key} is {shown(first['input'])}, but {message.replace('input should', 'it should')}{more}"
 
 
-def _fields_at(place: tuple[int | str, ...]) -> list[str]:
-    model: Any = Recipe
+def _fields_at(model: Any, place: tuple[int | str, ...]) -> list[str]:
     for part in place:
         model = model.model_fields[str(part)].annotation
     return list(model.model_fields)

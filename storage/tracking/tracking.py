@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """MLflow shows what belongs to training, and not what belongs to agents and prompts."""
+EXPERIMENT = "experiment"
+"""What `gmem.kind` says of the run of an experiment."""
 PROCESS = "gmem.process"
 """Tag of a run: the process that writes it, by which others see that it was killed."""
 NAME_LENGTH = 120
@@ -111,6 +114,31 @@ class Tracking:
         )
         with self._run(cut(f"pipeline {self.experiment} {told}".rstrip(), NAME_LENGTH), parameters, said) as run:
             yield run.id
+
+    @contextmanager
+    def experiment_run(self, name: str, parameters: Mapping[str, Any], parent: str | None = None) -> Iterator[Run]:
+        """A run that others hang below: of a whole experiment, or with a parent of one of its trials."""
+        tags = {"gmem.kind": "trial", "mlflow.parentRunId": parent} if parent else {"gmem.kind": EXPERIMENT}
+        with self._run(cut(name, NAME_LENGTH), parameters, tags) as run:
+            yield run
+
+    def latest_experiments(self) -> dict[str, str]:
+        """The newest finished run of every experiment of this recipe, by the experiment's name."""
+        query = f"tags.`gmem.kind` = '{EXPERIMENT}' and attributes.status = 'FINISHED'"
+        found = client(self.uri).search_runs([self._experiment_id()], query, order_by=["attributes.end_time DESC"])
+        newest: dict[str, str] = {}
+        for run in found:
+            newest.setdefault(run.info.run_name, run.info.run_id)
+        return newest
+
+    def text(self, run_id: str, name: str) -> str:
+        """The content of a file of a run; TrackingError where there is none, or MLflow does not answer."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
+                return Path(client(self.uri).download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
+        except problems() as problem:
+            text = f"run {run_id} in MLflow at {self.uri} gave no {name} ({problem})"
+            raise TrackingError(without_userinfo(text)) from problem
 
     def conclude(self, parent: str, metrics: Mapping[str, float], step: int | None) -> None:
         """Puts what a stage came to beside the parameters of the pipeline's run, so that runs are compared in one table."""

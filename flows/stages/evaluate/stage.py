@@ -35,6 +35,12 @@ def memorisation_detector(evaluate: Evaluate) -> str:
     return next(iter(named_encoders(evaluate)), INCEPTION)
 
 
+def distance_metric(evaluate: Evaluate) -> str:
+    """The Fréchet distance by which networks are ranked: in the features of that detector."""
+    detector = memorisation_detector(evaluate)
+    return "fid" if detector == INCEPTION else f"fd-{detector}"
+
+
 def _detectors(evaluate: Evaluate) -> dict[str, Any]:
     return {
         "encoders": {name: WeightsRef.parse(source).identity() for name, source in named_encoders(evaluate).items()},

@@ -1,0 +1,138 @@
+"""``gmem compare-arms``, ``gmem sweep``, ``gmem results``: what changes of a recipe are worth, measured alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
+from flows.console import new_table, show, tell
+from storage.errors import Refused
+
+if TYPE_CHECKING:
+    from flows.experiments.results import Findings
+
+Seeds = Annotated[
+    list[int] | None, typer.Option("--seed", min=0, help="of the trainings, each with every arm; repeatable")
+]
+Steps = Annotated[
+    list[int] | None, typer.Option("--step", min=1, help="training steps at which every arm is measured; repeatable")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="folder for the plots, the findings as JSON and as a page; none: MLflow alone")
+]
+
+
+def compare_arms(
+    recipe: RecipeName,
+    experiment: Annotated[
+        str,
+        typer.Argument(metavar="EXPERIMENT", help="a shipped experiment's name, such as emoji-memory, or a YAML file"),
+    ],
+    out: Out = None,
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
+    """Trains and measures every arm of an experiment alike: distances over steps, and how much sooner each gets there."""
+    _run(recipe, experiment, out, set, store, json)
+
+
+def sweep(
+    recipe: RecipeName = "emoji",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B,…", help="values of a key of the recipe, such as sample.guidance=1,1.5,2; repeatable"
+        ),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="URI", help="a checkpoint, training or imported network; none: the recipe's")
+    ] = None,
+    step: Steps = None,
+    seed: Seeds = None,
+    name: Annotated[str, typer.Option(help="of the sweep, in MLflow and in RESULTS.md")] = "sweep",
+    out: Out = None,
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
+    """Measures every combination of values of some keys of a recipe, such as its sampler's; trains only what it must."""
+    if not grid:
+        raise Refused("name what to vary: --grid KEY=A,B,…, such as --grid sample.steps=5,10,20")
+    experiment: dict[str, Any] = {
+        "name": name,
+        "grid": {key: _values(key, values) for key, values in (_parted(each) for each in grid)},
+        "common": {"evaluate": {"network": network}} if network else {},
+        "steps": step or [],
+        "seeds": seed or [],
+    }
+    _run(recipe, experiment, out, set, store, json)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    key, equals, values = text.partition("=")
+    if not equals or not values:
+        raise Refused(f"--grid {text[:80]!r} is not of the form KEY=A,B,…, such as sample.steps=5,10,20")
+    return key.strip(), values
+
+
+def _values(key: str, text: str) -> list[Any]:
+    from flows.recipe.files import typed
+
+    return [typed(key, value) for value in text.split(",")]
+
+
+def _run(
+    recipe: str,
+    experiment: str | dict[str, Any],
+    out: Path | None,
+    pairs: list[str] | None,
+    store: str | None,
+    json: bool,
+) -> None:
+    from flows.commands.run import followed
+    from flows.experiments import design
+    from flows.experiments.flow import compare_arms as flow
+    from flows.experiments.results import lines, table, write
+
+    design.load(experiment)
+    resolved(recipe, pairs, store)
+    found: Findings = followed(flow, recipe, overrides(pairs, store), experiment=experiment)
+    say = tell if json else show
+    columns, rows = table(found)
+    drawn = new_table(*columns, title=f"{found.design.name}: {found.metric}, by the split of the snippets")
+    for row in rows:
+        drawn.add_row(*row)
+    say(drawn)
+    for line in lines(found):
+        say(line)
+    say(f"MLflow: run {found.run_id}")
+    if out:
+        say(f"page: {write([found], out / 'RESULTS.md', out)}")
+    if json:
+        print_json(asdict(found))
+
+
+def results(
+    recipe: RecipeName = "emoji",
+    out: Annotated[Path, typer.Option(help="the page that is written")] = Path("RESULTS.md"),
+    figures: Annotated[Path, typer.Option(help="folder for its plots")] = Path("docs/results"),
+    set: Set = None,
+    store: StoreUri = None,
+) -> None:
+    """Writes what a recipe's experiments found as one page, from MLflow: the newest run of each that came to its end."""
+    from flows.engine.stage import Plan
+    from flows.experiments.results import Findings, write
+    from storage.tracking.tracking import Tracking
+
+    plan = Plan(resolved(recipe, set, store))
+    tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
+    runs = tracking.latest_experiments()
+    if not runs:
+        raise Refused(f"no experiment of recipe {plan.recipe.name} has come to its end; run 'gmem compare-arms' first")
+    found = [Findings.from_json(tracking.text(run, "findings.json")) for _, run in sorted(runs.items())]
+    show(f"{len(found)} experiments: {write(found, out, figures)}")

@@ -1,0 +1,183 @@
+"""An experiment as a Prefect flow: every arm trained and measured alike, and what comes of it in one place."""
+
+# No postponed annotations here: Prefect makes a flow's form from its signature wherever it is served or deployed.
+
+import os
+import platform
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from typing import Any
+
+from prefect import flow, tags
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
+
+from flows.cluster.address import jobs_address
+from flows.cluster.connection import connected
+from flows.console import tell
+from flows.engine.context import Result
+from flows.engine.stage import Plan, Stage
+from flows.experiments import design
+from flows.experiments.curves import Point
+from flows.experiments.design import Trial
+from flows.experiments.plots import distances
+from flows.experiments.results import Findings, markdown, table
+from flows.recipe.files import merged
+from flows.recipe.form import Overrides, overrides_of
+from flows.session import Session, attempted, planned, show_picture
+from flows.stages.chain import STAGES
+from flows.stages.evaluate.comparison import read_report
+from flows.stages.evaluate.stage import STAGE as EVALUATE
+from flows.stages.evaluate.stage import distance_metric
+from flows.stages.ingest.stage import IMAGES
+from flows.stages.train.stage import TRAINING
+from storage.checkpoints import all_checkpoints, at
+from storage.errors import Refused
+from storage.images.shards import HELD_OUT, TRAIN
+from storage.tracking.tracking import Run, Tracking
+
+PLOT, FINDINGS = "distances.png", "findings.json"
+"""Files in the experiment's run in MLflow."""
+SPLITS = (TRAIN, HELD_OUT)
+
+Trials = list[tuple[Trial, list[Plan]]]
+"""Each with a plan for every step at which it is measured, the last step first: it trains for all of them."""
+
+
+@flow(name="compare-arms", persist_result=False)
+def compare_arms(
+    recipe: str = "emoji", experiment: str | dict[str, Any] = "emoji-memory", overrides: Overrides | None = None
+) -> Findings:
+    """Trains and measures every arm of an experiment alike, and tells what each change of the recipe is worth."""
+    chosen, base = design.load(experiment), overrides_of(overrides)
+
+    # Every arm's every plan is made before anything is computed, so that what cannot be is refused at once.
+    trials = _trials(recipe, chosen, base)
+    first = trials[0][1][0]
+    tracking = Tracking.open(first.recipe.tracking.uri, first.store, first.recipe.name)
+
+    with ExitStack() as stack, tags(first.recipe.name):
+        run = stack.enter_context(tracking.experiment_run(chosen.name, chosen.model_dump()))
+        if not jobs_address(first.recipe.cluster) and _anything_missing(trials):
+            stack.enter_context(connected(first.recipe.cluster))  # once for all arms
+        points = []
+        for number, (trial, plans) in enumerate(trials, 1):
+            told = f"{chosen.name}: trial {number} of {len(trials)}, {trial.name}"
+            get_run_logger().info(told)
+            tell(told)
+            points += _measured(trial, plans, tracking, run.id)
+        found = Findings(
+            experiment=chosen.model_dump(),
+            recipe=recipe,
+            overrides={key: value for key, value in base.items() if key != "store"},
+            metric=distance_metric(first.recipe.evaluate),
+            points=points,
+            floors=_floors(points, distance_metric(first.recipe.evaluate)),
+            made=datetime.now(UTC).date().isoformat(),
+            hardware=f"{os.cpu_count()} CPUs ({platform.machine()})",
+            versions={name: installed(name) for name in ("gmem-pipeline", "torch")},
+            run_id=run.id,
+        )
+        _publish(found, run)
+        return found
+
+
+def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> Trials:
+    """Raises Refused where the store holds a training without the checkpoints that are to be measured."""
+    made: Trials = []
+    source: tuple[Any, str] | None = None
+    steps: list[int] | list[None] = sorted(chosen.steps, reverse=True) or [None]
+    for trial in chosen.trials():
+        plans = []
+        for step in steps:
+            plan = planned(recipe, merged(base, trial.at(step)))
+            if source and source[0] == plan.recipe.data:
+                plan.source_fingerprint = source[1]  # listed once, for a source may have millions of files
+            source = plan.recipe.data, plan.source_fingerprint
+            _require_checkpoint(trial, plan)
+            plans.append(plan)
+        made.append((trial, plans))
+    return made
+
+
+def _require_checkpoint(trial: Trial, plan: Plan) -> None:
+    if plan.recipe.evaluate.network or not plan.done(TRAINING):
+        return
+    kept = [each.step for each in all_checkpoints(plan.artifact(TRAINING))]
+    if plan.recipe.train.steps not in kept:
+        raise Refused(
+            f"the training of {trial.name} is in {plan.store.root} already, and of its checkpoints only those at steps "
+            f"{', '.join(map(str, kept))[:80]}, not at {plan.recipe.train.steps}; give the experiment other seeds, steps or store"
+        )
+
+
+def _needed(plan: Plan) -> list[Stage]:
+    """The stages that an evaluation rests on: a network from elsewhere needs no training."""
+    kinds = plan.fingerprints(EVALUATE)
+    return [stage for stage in STAGES if any(output.kind in kinds for output in stage.wanted(plan.recipe))]
+
+
+def _anything_missing(trials: Trials) -> bool:
+    return any(plan.missing(stage) for _, plans in trials for plan in plans for stage in _needed(plan))
+
+
+def _measured(trial: Trial, plans: list[Plan], tracking: Tracking, parent: str) -> list[Point]:
+    """Every evaluation of one trial, in order of steps, under a run of its own in MLflow."""
+    points = []
+    with tracking.experiment_run(trial.name, plans[0].recipe.model_dump(mode="json"), parent) as run:
+        for plan in plans:
+            with ExitStack() as stack:
+                current = Session(plan, stack)
+                current.parent = run.id
+                stages = _needed(plan) if plan is plans[0] else [EVALUATE]
+                made = [attempted(stage, current, f"{stage.name}: {trial.name}") for stage in stages]
+                points.append(_point(trial, plan, made[-1]))
+    return points[::-1]
+
+
+def _point(trial: Trial, plan: Plan, result: Result) -> Point:
+    recipe, metrics = plan.recipe, result.details["metrics"]
+    report = result.artifacts["report"]
+    calls = next(each.protocol.calls for each in read_report(report, plan.store))
+    step, epochs, seconds = result.details["step"], None, None
+    if not recipe.evaluate.network:
+        images = plan.artifact(IMAGES).manifest()
+        assert images is not None, "the training was made of them"
+        epochs = step * recipe.train.batch / images.counts[TRAIN]
+        seconds = at(plan.artifact(TRAINING), step).manifest.details.get("seconds")
+    return Point(
+        arm=trial.arm,
+        seed=trial.seed,
+        step=step,
+        epochs=epochs,
+        seconds=seconds,
+        calls=calls,
+        metrics=metrics,
+        report=plan.store.relative(report),
+    )
+
+
+def _floors(points: list[Point], metric: str) -> dict[str, float]:
+    """Of the tokenizer's reconstructions, which are the same for all arms but those of another tokenizer."""
+    keys = {split: f"{split}/floor/{metric}" for split in SPLITS}
+    return {split: points[0].metrics[key] for split, key in keys.items() if key in points[0].metrics}
+
+
+def _publish(found: Findings, run: Run) -> None:
+    """Table, plots and findings in MLflow and Prefect."""
+    run.artifact(FINDINGS, found.to_json().encode())
+    for key in found.distances:
+        split, title = (
+            key.partition("/")[0],
+            f"{found.design.name}: {found.metric} from {key.partition('/')[0]} snippets",
+        )
+        plot = distances(found.points, key, title.replace("_", "-"))
+        run.artifact(f"{split}-{PLOT}", plot)
+        show_picture(plot, f"{found.design.name.lower().replace('.', '-')}-{split.replace('_', '-')}", title)
+    columns, rows = table(found)
+    run.table("arms", [dict(zip(columns, row, strict=True)) for row in rows])
+    run.artifact("findings.md", markdown(found).encode())
+    create_markdown_artifact(
+        markdown(found), key="experiment", description=found.design.description or found.design.name
+    )

@@ -1,0 +1,82 @@
+"""Experiments as files: arms or a grid, and the trials that follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.experiments.design import load, names
+from flows.recipe.files import load as load_recipe
+from storage.errors import Refused
+
+ARMS = {
+    "baseline": "none",
+    "arms": {"memory": {}, "none": {"network.conditioning": "none", "train": {"align": 0}}},
+    "common": {"evaluate.memorisation": False},
+    "steps": [300, 100],
+    "seeds": [1, 2],
+}
+
+
+def test_every_arm_is_tried_with_every_seed_before_the_next_seed() -> None:
+    trials = list(load(ARMS).trials())
+    assert [trial.name for trial in trials] == ["memory, seed 1", "none, seed 1", "memory, seed 2", "none, seed 2"]
+    recipe = load_recipe("emoji", trials[3].at(100))
+    assert recipe.network.conditioning == "none" and recipe.train.align == 0 and not recipe.evaluate.memorisation
+    assert (recipe.train.seed, recipe.train.steps, recipe.train.checkpoint_at) == (2, 100, [100, 300])
+
+
+def test_a_grid_stands_for_every_combination() -> None:
+    sweep = load({"grid": {"sample.guidance": [1, 1.5], "sample.steps": [10, 20]}})
+    assert list(sweep.changes()) == [
+        "guidance 1, steps 10",
+        "guidance 1, steps 20",
+        "guidance 1.5, steps 10",
+        "guidance 1.5, steps 20",
+    ]
+    (trial, *_) = sweep.trials()
+    assert trial.name == "guidance 1, steps 10" and trial.at(None) == {"sample": {"guidance": 1, "steps": 10}}
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_experiments_change_what_recipes_have(name: str) -> None:
+    experiment = load(name)
+    assert experiment.description and experiment.name == name
+    for trial in experiment.trials():
+        for step in experiment.steps:
+            load_recipe("emoji", trial.at(step))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"arms": {}}, "either arms or a grid"),
+        ({"grid": {"sample.steps": [5]}}, "either arms or a grid"),
+        ({"baseline": "nothing"}, "baseline 'nothing' is no arm; the arms are memory, none"),
+        ({"steps": [100, 100]}, "hold the same number twice"),
+        ({"steps": [0]}, "steps.0 is 0"),
+        ({"seeds": ["x"]}, "seeds.0 is 'x'"),
+        ({"seed": [1]}, "unknown key seed; did you mean seeds?"),
+        ({"seeds": list(range(600))}, "1,200 trials"),
+        ({"name": "../up"}, "name is '../up'"),
+    ],
+)
+def test_what_is_no_experiment_is_refused_in_a_sentence(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused, match=r"^experiment [^\n]*$") as error:
+        load(ARMS | changed)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "arms: {a: ", "", "\x00"])
+def test_a_file_that_is_none_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    with pytest.raises(Refused, match=r"^experiment [^\n]*$"):
+        load(str(path))
+
+
+def test_an_unknown_name_is_told_with_those_there_are() -> None:
+    with pytest.raises(Refused, match="did you mean emoji-memory"):
+        load("emoji-memori")
