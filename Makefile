@@ -7,7 +7,7 @@ ARGS ?=
 TRIALS ?= tests
 FUZZ ?= 800
 
-.PHONY: setup demo cluster test bench-gpu trials lint lock clean
+.PHONY: setup demo cluster test results bench-gpu trials lint lock clean
 
 setup: $(READY)
 
@@ -28,6 +28,10 @@ cluster: setup
 test: setup
 	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder -m "not trials and not benchmark"
 	$(VENV)/bin/python -m pytest -m benchmark
+
+results: setup
+	$(VENV)/bin/gmem compare-arms emoji emoji-memory $(ARGS)
+	$(VENV)/bin/gmem results emoji $(ARGS)
 
 bench-gpu: setup
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/gpu.py $(ARGS)

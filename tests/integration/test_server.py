@@ -22,6 +22,7 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.experiments.design import names as experiments
 from flows.recipe.files import assignments
 from flows.recipe.files import names as recipes
 from flows.stages.chain import STAGES
@@ -116,7 +117,8 @@ def server(surroundings: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 def test_every_flow_is_deployed_with_the_recipe_as_its_form(server: Server) -> None:
     found = {f"{d['name']}": d for d in server.ask("deployments/filter")}
-    assert set(found) == {stage.name for stage in STAGES} | set(recipes())  # one for each stage, one for each recipe
+    # One for each stage, one for each recipe, one for each experiment.
+    assert set(found) == {stage.name for stage in STAGES} | set(recipes()) | set(experiments())
     form = found["emoji"]["parameter_openapi_schema"]
     assert "steps" in form["definitions"]["TrainOverrides"]["properties"]
     assert not any(schedule["active"] for schedule in found["emoji"]["schedules"])
