@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRAINING, SAMPLING = 1, 2  # purposes
+TRAINING, SAMPLING, PRIOR_TRAINING, PRIOR_SAMPLING = 1, 2, 3, 4  # purposes
 
 
 def stream(seed: int, purpose: int, step: int, place: int) -> np.random.Generator:

@@ -257,3 +257,23 @@ class SamplerConfig(Settings):
             return name
         last = "none" if self.last == "none" else f"{self.last} {self.last_size:g}"
         return f"{name} diffusion {self.diffusion} norm {self.diffusion_norm:g} last {last}"
+
+
+# --- prior -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PriorConfig(Settings):
+    """How the distribution of the snippets is learned."""
+
+    SECTION: ClassVar[str] = "prior"
+
+    width: Annotated[int, Ge(8), Doc("numbers in a hidden layer")] = 512
+    depth: Annotated[int, Ge(1), Doc("residual blocks")] = 3
+    batch: Annotated[int, Ge(1), Doc("snippets a step")] = 256
+    lr: Annotated[float, Gt(0), Doc("learning rate of AdamW after a warm-up of 100 steps")] = 1e-3
+    ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights, reached by a ramp")] = 0.999
+    drop: Annotated[float, Ge(0), Le(1), Doc("share of class labels dropped, which trains drawing without a class")] = (
+        0.2
+    )
+    seed: Annotated[int, Ge(0), Doc("of every draw in training")] = 0
