@@ -11,19 +11,18 @@ from gmem.metrics.adm import AdmReference
 from gmem.metrics.frechet import frechet_distance
 from gmem.metrics.inception import DETECTOR
 from gmem.metrics.kernel import kernel_distance
-from gmem.metrics.manifold import PrecisionRecall, precision_recall
+from gmem.metrics.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS, Overlap, overlap
 from gmem.metrics.memorisation import Memorisation
 from gmem.metrics.protocol import Protocol, Result
 from gmem.metrics.score import inception_score
 from gmem.metrics.statistics import Gaussian
 from gmem.metrics.sums import FeatureSums
 
-NEIGHBOURS = 3
-FEWEST = NEIGHBOURS + 1
-"""Members on each side below which there are no third neighbours, and no two halves for the kernel distance."""
+FEWEST = 4
+"""Members on each side below which there are no two halves for the kernel distance."""
 SPLITS = 10
 
-Manifolds = Callable[[NDArray, NDArray, int], PrecisionRecall]  # samples [N, D], reference [M, D], neighbours
+Overlaps = Callable[[NDArray, NDArray], Overlap]  # samples [N, D], reference [M, D]
 
 
 def measure(
@@ -31,7 +30,7 @@ def measure(
     reference: FeatureSums | AdmReference,
     protocol: Protocol,
     subject: str = "",
-    manifolds: Manifolds = precision_recall,
+    overlaps: Overlaps = overlap,
     features: FeatureSums | None = None,
     kernel_subsets: int = 100,
 ) -> list[Result]:
@@ -41,14 +40,14 @@ def measure(
     On the FID Inception network they bear their usual names (fid, sfid, kid, ...), on any other detector their
     family's, so that nobody takes one for the other (fd-NAME, kd-NAME, ...). ADM files hold no features: metrics that
     need the reference's take them from `features` or are left out. So are metrics for which there are too few samples
-    (below 4, and below 10 for the Inception Score).
+    (below 4 for the kernel distance, 6 for precision and recall, 10 for the Inception Score).
 
     Args:
         samples: features of the generated pictures, one detector's.
         reference: the same detector's features of real pictures, or an ADM file's statistics.
         protocol: detector, reference, sampler and all else that the numbers depend on; goes into every result.
         subject: what was measured, for people.
-        manifolds: finds precision and recall, the costliest of all, such as where a GPU is.
+        overlaps: finds precision and recall, the costliest of all, such as where a GPU is.
         features: of an ADM file's own pictures.
         kernel_subsets: subsets of the kernel distance.
 
@@ -76,7 +75,7 @@ def measure(
     ]
     if pictures and "pool" in samples.kept and "pool" in pictures.kept and min(samples.count, pictures.count) >= FEWEST:
         counted = replace(protocol, reference_count=pictures.count)
-        results += _between_features(samples, pictures, counted, manifolds, kernel_subsets)
+        results += _between_features(samples, pictures, counted, overlaps, kernel_subsets)
     if "logits" in samples.kept and samples.count >= SPLITS:
         score = inception_score(samples.features("logits"), SPLITS)
         results.append(Result("inception_score", score.value, protocol, details={"deviation": score.deviation}))
@@ -101,7 +100,7 @@ def _frechet(samples: FeatureSums, moments: dict[str, Gaussian], stream: str, pr
 
 
 def _between_features(
-    samples: FeatureSums, reference: FeatureSums, protocol: Protocol, manifolds: Manifolds, kernel_subsets: int
+    samples: FeatureSums, reference: FeatureSums, protocol: Protocol, overlaps: Overlaps, kernel_subsets: int
 ) -> list[Result]:
     x, y = samples.features("pool"), reference.features("pool")
     kernel = kernel_distance(x, y, subsets=kernel_subsets)
@@ -114,7 +113,9 @@ def _between_features(
             details={"deviation": kernel.deviation, "subset": kernel.subset, "subsets": kernel.subsets},
         )
     ]
-    found = manifolds(x, y, NEIGHBOURS)
+    if min(len(x), len(y)) <= max(NEIGHBOURS, DENSITY_NEIGHBOURS):
+        return results
+    found = overlaps(x, y)
     for name, value in (("precision", found.precision), ("recall", found.recall)):
         results.append(Result(_named(name, name, protocol), value, protocol, details={"neighbours": NEIGHBOURS}))
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmem.metrics.statistics import Array, as_features
+from gmem.metrics.statistics import Array, GaussianStatistics, as_features
 from gmem.threads import one_thread
 
 _EPS = float(np.finfo(np.float64).eps)
+_SAME = 1e-9  # of the reference's variance: far above what rounding leaves, far below what other pictures do
 
 
 class Moments(Protocol):
@@ -68,6 +70,46 @@ def frechet_distance_of_features(x: Tensor | NDArray, y: Tensor | NDArray) -> fl
         cross = float(torch.linalg.svdvals(product).sum())
     traces = float(first[1].square().sum() + second[1].square().sum())
     return _assemble((first[0] - second[0]).numpy(), traces, cross)
+
+
+@dataclass(frozen=True)
+class FrechetRatio:
+    """`value` = distance / real_distance; both are of `count` pictures against the same reference."""
+
+    value: float
+    distance: float
+    real_distance: float
+    count: int
+
+
+def frechet_ratio(
+    samples: Tensor | NDArray, real: Tensor | NDArray, reference: Moments, seed: int = 2020
+) -> FrechetRatio | None:
+    """FDr: the distance of samples [N, D] to the reference, over that of other real pictures [M, D] to it.
+
+    1 is as good as real pictures, whatever the detector's scale and the reference's size. The distance of few pictures
+    comes out too high, so both are of equally many: where N and M differ, as many of the more are drawn by `seed`.
+    None where the real pictures are the reference's own, so that nothing but rounding lies between.
+
+    Raises ValueError on different dimensions, NaN or infinity, or fewer than two of either.
+    """
+    drawn = [as_features(samples, "The samples' features"), as_features(real, "The real pictures' features")]
+    count = min(len(rows) for rows in drawn)
+    distance, real_distance = (frechet_distance(_moments(_some(rows, count, seed)), reference) for rows in drawn)
+    if real_distance <= _SAME * float(np.trace(reference.cov)):
+        return None
+    return FrechetRatio(distance / real_distance, distance, real_distance, count)
+
+
+def _some(rows: NDArray, count: int, seed: int) -> NDArray:
+    """So many of the rows, in their order: the first ones may be of one kind."""
+    return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])]
+
+
+def _moments(rows: NDArray) -> GaussianStatistics:
+    statistics = GaussianStatistics(rows.shape[1])
+    statistics.update(rows)
+    return statistics
 
 
 def _centred(features: Tensor | NDArray, name: str) -> tuple[Tensor, Tensor]:

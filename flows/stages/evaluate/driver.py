@@ -21,7 +21,7 @@ from flows.stages.evaluate.references import open_adm
 from flows.stages.evaluate.report import Found
 from flows.stages.evaluate.stage import STAGE, memorisation_detector
 from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
-from gmem.metrics import Manifolds, Memorisation, Nearest, Sums, memorisation, precision_recall
+from gmem.metrics import Memorisation, Nearest, Overlaps, Sums, memorisation, overlap
 from storage.checkpoints import Checkpoint, at
 from storage.ids import sample_of
 from storage.images.shards import HELD_OUT, TRAIN, read_index
@@ -65,16 +65,16 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
             searched=searched,
             detectors=detectors,
             tokenizer=tokenizer,
-            manifolds=_manifolds(recipe, workers),
+            overlaps=_overlaps(recipe, workers),
         )
         return _made(found, plans)
 
 
-def _manifolds(recipe: Recipe, workers: list[Worker]) -> Manifolds:
-    """Precision and recall where the GPUs are: this process has none, though it may see one that Ray gave to a worker."""
+def _overlaps(recipe: Recipe, workers: list[Worker]) -> Overlaps:
+    """Neighbours are found where the GPUs are: this process has none, though it may see one that Ray gave to a worker."""
     if not STAGE.resources(recipe.cluster).gpus:
-        return precision_recall
-    return lambda *asked: ray.get(workers[0].call(Evaluator.manifolds, *asked))
+        return overlap
+    return lambda *asked: ray.get(workers[0].call(Evaluator.overlap, *asked))
 
 
 def _subject(context: Context) -> tuple[Checkpoint, Bank]:

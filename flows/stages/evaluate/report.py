@@ -19,15 +19,15 @@ from flows.stages.evaluate.stage import INCEPTION, memorisation_detector
 from flows.stages.evaluate.worker import Shares
 from gmem.metrics import (
     FeatureSums,
-    Manifolds,
     Memorisation,
+    Overlaps,
     Protocol,
     Result,
     Sums,
     guidance_text,
     measure,
     memorisation_results,
-    precision_recall,
+    overlap,
 )
 from storage.checkpoints import Checkpoint
 from storage.ids import sample_of
@@ -54,8 +54,8 @@ class Found:
     """Training pictures among which the nearest were searched."""
     detectors: dict[str, dict[str, str]]
     tokenizer: dict[str, Any]
-    manifolds: Manifolds = precision_recall
-    """Finds precision and recall: here on the CPU, since a GPU that can be seen here is another's."""
+    overlaps: Overlaps = overlap
+    """Finds precision, recall, density and coverage: here on the CPU, since a GPU that can be seen here is another's."""
 
 
 def name_of(checkpoint: Checkpoint) -> str:
@@ -90,7 +90,7 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
     pictures, subsets = found.references[split][detector], found.context.recipe.evaluate.kernel_subsets
     protocol = _protocol(found, split, detector, sums.count)
     file = found.file if detector == INCEPTION else None
-    how: dict[str, Any] = {"kernel_subsets": subsets, "manifolds": found.manifolds}
+    how: dict[str, Any] = {"kernel_subsets": subsets, "overlaps": found.overlaps}
     if file is None:
         return measure(sums, pictures, protocol, **how)
     against = replace(protocol, reference=file.name, reference_hash=file.sha256)

@@ -21,7 +21,7 @@ from flows.stages.evaluate.stage import memorisation_detector
 from flows.stages.extraction import Block
 from gmem.generator import Generator
 from gmem.memory import normalise
-from gmem.metrics import FeatureSums, Nearest, PrecisionRecall, Sums, precision_recall, read_sums, write_sums
+from gmem.metrics import FeatureSums, Nearest, Overlap, Sums, overlap, read_sums, write_sums
 from gmem.pixels import channels_first, channels_last, from_bytes
 from gmem.sampler import noise_for
 from gmem.tokenizer import standardise
@@ -127,9 +127,9 @@ class Evaluator:
         sums.update({"pool": found.features("pool")}, found.index)
         return sums
 
-    def manifolds(self, samples: NDArray, reference: NDArray, neighbours: int) -> PrecisionRecall:
-        """Precision and recall of features [N, D] against [M, D], on this worker's device."""
-        return precision_recall(samples, reference, neighbours, device=self.device)
+    def overlap(self, samples: NDArray, reference: NDArray) -> Overlap:
+        """Precision, recall, density and coverage of features [N, D] against [M, D], on this worker's device."""
+        return overlap(samples, reference, device=self.device)
 
     # --- samples -----------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gmem.metrics import Gaussian, GaussianStatistics, frechet_distance, frechet_distance_of_features
+from gmem.metrics import Gaussian, GaussianStatistics, frechet_distance, frechet_distance_of_features, frechet_ratio
 
 
 def _statistics(features: np.ndarray) -> GaussianStatistics:
@@ -93,3 +93,33 @@ def test_bad_input_is_one_sentence() -> None:
     a.scatter[0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         frechet_distance(a, a)
+
+
+def test_the_ratio_is_one_of_other_real_pictures_and_theirs_in_the_detectors_unit() -> None:
+    reference = _statistics(_features(3000, 16, 0))
+    real = _features(500, 16, 1)
+    ratio = lambda samples, scale=1.0: frechet_ratio(
+        scale * samples, scale * real, _statistics(scale * _features(3000, 16, 0))
+    )
+    as_good, worse = ratio(_features(500, 16, 2)), ratio(_features(500, 16, 2, shift=0.2))
+    assert as_good.value == pytest.approx(1, abs=0.3) and worse.value > 10
+    assert worse.value == pytest.approx(
+        frechet_distance(_statistics(_features(500, 16, 2, shift=0.2)), reference) / worse.real_distance
+    )
+    assert ratio(_features(500, 16, 2, shift=0.2), scale=4.0).value == pytest.approx(worse.value, rel=1e-6)
+
+
+def test_the_ratio_is_of_as_many_samples_as_real_pictures() -> None:
+    """Else 200 real pictures would lie far from the reference for being few, and many samples would look the better."""
+    reference, real, samples = _statistics(_features(4000, 16, 0)), _features(200, 16, 1), _features(4000, 16, 2)
+    found = frechet_ratio(samples, real, reference)
+    assert found.count == 200 and found.real_distance == frechet_distance(_statistics(real), reference)
+    assert found.value == pytest.approx(1, abs=0.4) and found == frechet_ratio(samples, real, reference)
+    assert frechet_distance(_statistics(samples), reference) < 0.2 * found.distance
+
+
+def test_the_references_own_pictures_give_no_ratio() -> None:
+    reference = _features(100, 16, 0)
+    assert frechet_ratio(_features(100, 16, 1), reference, _statistics(reference)) is None
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        frechet_ratio(_features(100, 16, 1), reference[:1], _statistics(reference))

@@ -30,7 +30,7 @@ from flows.stages.evaluate.report import Found
 from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, named_encoders
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.train.stage import TRAINING
-from gmem.metrics import precision_recall, random_inception, read_adm
+from gmem.metrics import overlap, random_inception, read_adm
 from gmem.network import Network
 from gmem.settings import NetworkConfig
 from storage.images.shards import ShardPlan, write_index, write_shard
@@ -415,7 +415,7 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     other = Chunk("train", 1, np.array([3, 4, 5]), ids[::-1].copy(), False)
     assert evaluator._kept(other) is None  # samples of other snippets are not taken for these
     near, far = (np.random.default_rng(seed).normal(size=(30, 6)) + seed for seed in (0, 1))
-    assert evaluator.manifolds(near, far, 3) == precision_recall(near, far, 3)
+    assert evaluator.overlap(near, far) == overlap(near, far)
     detectors, tokenizer = evaluator.identities()
     assert set(detectors) == {"emoji-evaluator"} and tokenizer["name"] == "shipped:emoji-tokenizer"
 
