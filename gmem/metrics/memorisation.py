@@ -14,6 +14,8 @@ from gmem.metrics.distances import blocks
 from gmem.metrics.statistics import Array, as_features
 from gmem.precision import multiplying
 
+COPY_QUANTILE = 0.01
+"""Of the held-out pictures' distances, that below which a sample is taken for a copy."""
 _CANDIDATES = 3  # of each block, ranked again exactly: rounding may swap neighbours that are nearly as near
 
 
@@ -119,11 +121,16 @@ class Memorisation:
     `ratio`: median distance of samples over that of held-out pictures, each to its nearest training picture. Near 1
     the samples keep the distance of new pictures; towards 0 they are copies.
     `closer`: share of samples nearer to training than 95 % of the held-out pictures are (0.05 if nothing is copied).
+    `copied`: share of samples taken for copies of a training picture: those more similar to one (here: at a smaller
+    distance from it) than 99 % of the held-out pictures are to any, which is nearer than `copy_distance`. New pictures
+    come to 0.01; where held-out pictures are themselves near-copies, as frames of one film are, so may samples be.
     `from_source`: how often the nearest training picture is the one whose snippet the sample was made from.
     """
 
     ratio: float
     closer: float
+    copied: float
+    copy_distance: float
     from_source: float | None
     distances: Array
     nearest: NDArray[np.int64]
@@ -143,11 +150,14 @@ def memorisation(samples: Nearest, held_out: Nearest, sources: Tensor | NDArray 
     if samples.queries.shape[1] != held_out.queries.shape[1]:
         raise ValueError("Samples and held-out pictures have features of different dimensions: use one detector.")
     typical = float(np.median(held_out.distance))
+    copy_distance = float(np.quantile(held_out.distance, COPY_QUANTILE))
     if typical == 0:
         raise ValueError("Most held-out pictures are in the training set: hold out pictures that were not trained on.")
     return Memorisation(
         ratio=float(np.median(samples.distance)) / typical,
         closer=float((samples.distance < np.quantile(held_out.distance, 0.05)).mean()),
+        copied=float((samples.distance < copy_distance).mean()),
+        copy_distance=copy_distance,
         from_source=None if sources is None else _from_source(samples.id, np.asarray(sources, dtype=np.int64)),
         distances=samples.distance,
         nearest=samples.id,

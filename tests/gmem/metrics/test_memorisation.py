@@ -78,6 +78,31 @@ def test_new_pictures_keep_the_distance_of_held_out_ones() -> None:
     assert found.from_source is None
 
 
+def test_copies_among_new_pictures_are_counted_however_the_training_set_was_searched() -> None:
+    """A hundredth of the training set's own grain away from it, held-out pictures never lie."""
+    copies = TRAINING[:30] + 0.01 * _features(30, 5)
+    samples = np.concatenate([copies, _features(70, 6)])
+    found = [
+        memorisation(_searched(samples, parts, block), _searched(_features(400, 4), parts, block))
+        for parts, block in ((1, 64), (7, 11))
+    ]
+    assert found[0].copied == found[1].copied == pytest.approx(0.3, abs=0.021)
+    assert found[0].copy_distance == np.quantile(found[0].held_out_distances, 0.01)
+
+
+def test_new_pictures_are_taken_for_copies_once_in_a_hundred() -> None:
+    assert memorisation(_searched(_features(3000, 3)), _searched(_features(3000, 4))).copied == pytest.approx(
+        0.01, abs=0.006
+    )
+
+
+def test_what_is_no_nearer_than_held_out_near_copies_is_no_copy() -> None:
+    """Two in a hundred held-out pictures are in the training set as well."""
+    held_out = np.concatenate([TRAINING[:8], _features(392, 4)])
+    found = memorisation(_searched(TRAINING[:20] + 0.01), _searched(held_out))
+    assert found.copy_distance == 0 and found.copied == 0 and found.closer == 1
+
+
 def test_bad_input_is_one_sentence() -> None:
     good = _searched(_features(5, 1))
     with pytest.raises(ValueError, match="No training features were searched"):
