@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
 from flows.recipe.model import Recipe
+from storage.errors import Refused
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -225,6 +226,70 @@ def generate(
     wanted = ids.tolist()
     labels = [-1 if label is None else label for label in bank.rows(wanted, ["label"])["label"].to_pylist()]
     return _generated(recipe, bank, bank.snippets(wanted), labels, range(len(ids)), network, progress)
+
+
+class Drawn(NamedTuple):
+    """Snippets that are nobody's."""
+
+    snippets: Tensor
+    """[N, D] of unit length."""
+    nearest: NDArray[np.int64]
+    """[N] ids of the rows of the bank that come nearest."""
+    similarity: NDArray[np.float64]
+    """[N] cosines with those."""
+    label: int
+    """Of their class; -1: of none."""
+
+
+def draw_snippets(recipe: Recipe, bank: Bank, count: int, class_name: str | None = None) -> Drawn:
+    """Snippets drawn from the recipe's prior, which belong to no picture.
+
+    Args:
+        recipe: whose prior it is; `sample.seed` decides what is drawn.
+        bank: in which the nearest rows are searched.
+        count: how many.
+        class_name: only of this class; None: of any.
+
+    Raises:
+        Refused: no prior was learned yet, or of no such class; says what to run.
+    """
+    from flows.engine.stage import Plan
+    from flows.stages.prior.driver import open_prior
+    from flows.stages.prior.stage import PRIOR
+    from gmem.prior import draw
+    from storage.checkpoints import latest
+
+    artifact = Plan(recipe).artifact(PRIOR)
+    checkpoint = latest(artifact) if artifact.complete else None
+    if checkpoint is None:
+        raise StageError(
+            f"recipe {recipe.name} has no prior in {recipe.store} yet, or its bank was edited since; "
+            f"run 'gmem stage prior {recipe.name} --set prior.steps=800'"
+        )
+    label = _label(bank, class_name)
+    snippets = draw(open_prior(checkpoint), count, recipe.sample.seed, label)
+    found = [bank.search(snippet, k=1) for snippet in snippets]
+    distances = np.array([row["_distance"][0].as_py() for row in found])
+    ids = np.array([row["id"][0].as_py() for row in found])
+    return Drawn(snippets, ids, 1 - distances, -1 if label is None else label)
+
+
+def _label(bank: Bank, class_name: str | None) -> int | None:
+    if class_name is None:
+        return None
+    labels = bank.labels()
+    if class_name not in labels:
+        known = ", ".join(sorted(labels)[:12]) or "none"
+        raise Refused(f"the bank has no class {class_name[:80]!r}; its classes are {known}")
+    return labels[class_name]
+
+
+def generate_drawn(
+    recipe: Recipe, bank: Bank, drawn: Drawn, network: str | None = None, progress: Progress | None = None
+) -> Generated:
+    """Samples from drawn snippets; otherwise as `generate`."""
+    count = len(drawn.snippets)
+    return _generated(recipe, bank, drawn.snippets, [drawn.label] * count, range(count), network, progress)
 
 
 def walk(

@@ -8,7 +8,7 @@ from flows.engine.context import Result
 from flows.engine.stage import Stage
 from flows.recipe.form import Overrides, overrides_of
 from flows.session import prefect_tags, run, session, summarise
-from flows.stages.chain import STAGES
+from flows.stages.chain import STAGES, stages_of
 
 StageFlow = Flow[[str, Overrides | None], Result]
 
@@ -33,8 +33,8 @@ def pipeline(recipe: str = "emoji", overrides: Overrides | None = None) -> list[
         parameters = current.plan.recipe.model_dump(mode="json")
         with current.tracking.pipeline_run(parameters, overrides_of(overrides), prefect_tags()) as parent:
             current.parent = parent
-            results = [
-                each.with_options(flow_run_name=f"{name}-{{recipe}}")(recipe, overrides) for name, each in FLOWS.items()
-            ]
+            names = [stage.name for stage in stages_of(current.plan.recipe)]
+            flows = [FLOWS[name].with_options(flow_run_name=f"{name}-{{recipe}}") for name in names]
+            results = [each(recipe, overrides) for each in flows]
         summarise(results, current)
         return results

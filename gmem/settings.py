@@ -268,8 +268,8 @@ class PriorConfig(Settings):
 
     SECTION: ClassVar[str] = "prior"
 
-    width: Annotated[int, Ge(8), Doc("numbers in a hidden layer")] = 512
-    depth: Annotated[int, Ge(1), Doc("residual blocks")] = 3
+    width: Annotated[int, Ge(8), Doc("numbers in a hidden layer")] = 256
+    depth: Annotated[int, Ge(1), Doc("residual blocks")] = 2
     batch: Annotated[int, Ge(1), Doc("snippets a step")] = 256
     lr: Annotated[float, Gt(0), Doc("learning rate of AdamW after a warm-up of 100 steps")] = 1e-3
     ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights, reached by a ramp")] = 0.999

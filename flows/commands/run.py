@@ -30,9 +30,9 @@ def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, j
     plan = _plan(resolved(recipe, set, store))
     if not any(report.name == plan.recipe.name and report.complete for report in plan.store.artifacts("report")):
         begin(
-            plan.recipe.cluster, _stages()
+            plan.recipe.cluster, _stages(plan.recipe)
         )  # there surely is work to do: no need to know first what all the stages make
-    some_missing = any(plan.missing(stage) for stage in _stages())
+    some_missing = any(plan.missing(stage) for stage in _stages(plan.recipe))
     results = _computed(recipe, chosen, plan) if some_missing else _found(plan, chosen)
     summary(results, time.monotonic() - start, _mlflow(plan), tell if json else show)
     if json:
@@ -49,17 +49,17 @@ def _plan(recipe: Recipe) -> Plan:
     return plan
 
 
-def _stages() -> tuple[Stage, ...]:
-    from flows.stages.chain import STAGES
+def _stages(recipe: Recipe) -> tuple[Stage, ...]:
+    from flows.stages.chain import stages_of
 
-    return STAGES
+    return stages_of(recipe)
 
 
 def _computed(recipe: str, chosen: dict[str, Any], plan: Plan) -> list[Result]:
     """What the flow returns."""
     from flows.warmup import begin, wait
 
-    begin(plan.recipe.cluster, _stages())
+    begin(plan.recipe.cluster, _stages(plan.recipe))
     from flows.pipeline import pipeline
 
     wait()
@@ -87,11 +87,11 @@ def _found(plan: Plan, chosen: dict[str, Any]) -> list[Result]:
 
     tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
     with tracking.pipeline_run(plan.recipe.model_dump(mode="json"), chosen) as parent:
-        return [found(stage, plan, tracking, parent) for stage in _stages()]
+        return [found(stage, plan, tracking, parent) for stage in _stages(plan.recipe)]
 
 
 def stage(
-    name: Annotated[str, typer.Argument(help="ingest, latents, bank, train or evaluate", show_default=False)],
+    name: Annotated[str, typer.Argument(help="ingest, latents, bank, prior, train or evaluate", show_default=False)],
     recipe: RecipeName = "emoji",
     set: Set = None,
     store: StoreUri = None,
@@ -148,7 +148,8 @@ def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, 
     from flows.engine.estimate import estimates
     from flows.engine.stage import Plan
 
-    rows = estimates(_stages(), Plan(resolved(recipe, set, store)))
+    planned = Plan(resolved(recipe, set, store))
+    rows = estimates(_stages(planned.recipe), planned)
     if json:
         print_json([asdict(row) for row in rows])
         return
@@ -185,7 +186,7 @@ def _states(recipe: Recipe) -> list[dict[str, Any]]:
     from flows.engine.stage import Plan
 
     plan = Plan(recipe)
-    return [_state(stage, output, plan) for stage in _stages() for output in stage.wanted(recipe)]
+    return [_state(stage, output, plan) for stage in _stages(recipe) for output in stage.wanted(recipe)]
 
 
 def _state(stage: Stage, output: Output, plan: Plan) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def sample(
     mixed: Annotated[
         str | None, typer.Option("--mix", metavar="A,B", help="from one row to another, by mixtures, of one noise")
     ] = None,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="from snippets that are nobody's, drawn from the recipe's prior")
+    ] = False,
+    class_name: Annotated[str | None, typer.Option("--class", help="with --prior: only of this class")] = None,
     steps: Annotated[int, typer.Option(min=2, max=64, help="samples on the way, the ends included")] = 7,
     network: Annotated[
         str | None, typer.Option(metavar="URI", help="a checkpoint, training or imported network; none: the recipe's")
@@ -42,7 +46,10 @@ def sample(
     at: At = None,
     bank: BankUri = None,
     out: Annotated[
-        Path, typer.Option(help="the picture that is drawn: each snippet's own picture above the sample")
+        Path,
+        typer.Option(
+            help="the picture that is drawn: above each sample the snippet's own picture, or with --prior the nearest one"
+        ),
     ] = Path("samples.png"),
     set: Set = None,
     store: StoreUri = None,
@@ -52,15 +59,26 @@ def sample(
     import numpy as np
 
     from flows.engine.progress import Terminal
-    from flows.explore import generate, open_bank, thumbnails, version_of, walk
+    from flows.explore import draw_snippets, generate, generate_drawn, open_bank, thumbnails, version_of, walk
     from flows.figures import grid, pairs
 
     if [ids, mixed, where].count(None) < 2:
         raise Refused("say which snippets: --id, --mix or --where, one of them")
+    if prior and [ids, mixed, where, split, balanced_by, at, bank].count(None) < 7:
+        raise Refused(
+            "--prior draws snippets that are in no bank; leave --id, --mix, --where, --split and the like away"
+        )
+    if class_name is not None and not prior:
+        raise Refused("--class goes with --prior; of the bank's own snippets, --where \"class = '…'\" chooses")
     chosen = resolved(recipe, set, store)
     snippets = open_bank(chosen, bank, version_of(at))
     with Terminal("sample") as progress:
-        if mixed is not None:
+        if prior:
+            found = draw_snippets(chosen, snippets, count, class_name)
+            rows = found.nearest.tolist()
+            made = generate_drawn(chosen, snippets, found, network, progress)
+            drawn = pairs(thumbnails(snippets, found.nearest, made.images.shape[1]), made.images)
+        elif mixed is not None:
             ends = _ends(mixed)
             rows = list(ends)
             made = walk(chosen, snippets, ends, steps, network=network, progress=progress)

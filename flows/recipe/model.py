@@ -180,6 +180,13 @@ class Train(Section, settings.LearnerConfig):
     memory_gib: float = operational(8, "training data up to this size is held in memory by each worker", ge=0)
 
 
+class Prior(Section, settings.PriorConfig):
+    steps: int = operational(
+        0, "optimisation steps in all; 0: no prior is learned, and pictures come from the bank's own snippets", ge=0
+    )
+    log_every: int = operational(50, "steps between logged losses", ge=1)
+
+
 class Sample(Section, settings.SamplerConfig):
     LATER = ("diffusion_norm", "rtol", "atol")
 
@@ -272,6 +279,7 @@ class Cluster(Section):
     ingest: Reserved = Reserved()
     latents: Reserved = Reserved()
     bank: Reserved = Reserved()
+    prior: Reserved = Reserved()
     train: Reserved = Reserved()
     evaluate: Reserved = Reserved()
 
@@ -301,6 +309,7 @@ class Recipe(Section):
     tokenizer: Tokenizer = Tokenizer()
     encoder: Encoder = Encoder()
     bank: Bank = Bank()
+    prior: Prior = Prior()
     network: Network = Network()
     train: Train = Train()
     sample: Sample = Sample()

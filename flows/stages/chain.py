@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from flows.engine.errors import StageError
 from flows.engine.stage import Stage
+from flows.recipe.model import Recipe
 from flows.stages.bank.stage import STAGE as BANK
 from flows.stages.evaluate.stage import STAGE as EVALUATE
 from flows.stages.ingest.stage import STAGE as INGEST
 from flows.stages.latents.stage import STAGE as LATENTS
+from flows.stages.prior.stage import STAGE as PRIOR
 from flows.stages.train.stage import STAGE as TRAIN
 
-STAGES: tuple[Stage, ...] = (INGEST, LATENTS, BANK, TRAIN, EVALUATE)
+STAGES: tuple[Stage, ...] = (INGEST, LATENTS, BANK, PRIOR, TRAIN, EVALUATE)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """Those that make something for a recipe."""
+    return tuple(stage for stage in STAGES if stage.wanted(recipe))
 
 
 def stage_named(name: str) -> Stage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.engine.context import Context
 from flows.engine.stage import Output, Plan, Stage
 from flows.recipe.model import Recipe
 from flows.stages.ingest.stage import IMAGES
@@ -22,6 +23,26 @@ def _row_bytes(recipe: Recipe) -> int:
     """Snippet, thumbnail and patch tokens, without an index."""
     tokens = recipe.grid**2 if recipe.train.align else 0
     return 2 * SNIPPET_WIDTH + 2000 + 2 * tokens * recipe.bank.patch_components
+
+
+def revision(plan: Plan) -> dict[str, int]:
+    """What a fingerprint takes of edits of the recipe's bank: nothing of a bank that is as it was made, or not there."""
+    from storage.tables.bank import Bank
+
+    artifact = plan.artifact(BANK)
+    number = Bank(artifact.uri).content_revision if artifact.complete else 1
+    return {} if number == 1 else {"revision": number}
+
+
+def pinned(context: Context, kind: str) -> dict[str, int]:
+    """The bank's newest version for what makes an artifact of this kind, tagged so that it is never cleaned up; what is
+    continued goes on with the one it began with, whatever was added since."""
+    from storage.tables.bank import Bank
+
+    bank = Bank(context.artifact("bank").uri)
+    tag = f"{kind}-{context.fingerprints[kind]}"
+    tagged = bank.table.tags.list().get(tag)
+    return {"bank": tagged["version"] if tagged else bank.tag(tag)}
 
 
 BANK = Output("bank", VERSION, _parameters, inputs=lambda recipe: (IMAGES,))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flows.cluster.resources import one_worker_per_gpu
-from flows.engine.context import Context
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
-from flows.stages.bank.stage import BANK, PATCHES
+from flows.stages.bank.stage import BANK, PATCHES, pinned
 from flows.stages.latents.stage import LATENTS
 from storage.checkpoints import Checkpoint, all_checkpoints, best_of, latest
 from storage.errors import StoreError
@@ -49,17 +48,6 @@ def chosen_checkpoint(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
     return best_of(within) if recipe.evaluate.checkpoint == "best" else next(reversed(within), None)
 
 
-def _pins(context: Context) -> dict[str, int]:
-    """The bank's newest version, tagged so that it is never cleaned up; a training that is continued goes on with the
-    one it began with, whatever was added since."""
-    from storage.tables.bank import Bank
-
-    bank = Bank(context.artifact("bank").uri)
-    tag = f"training-{context.fingerprints['training']}"
-    tagged = bank.table.tags.list().get(tag)
-    return {"bank": tagged["version"] if tagged else bank.tag(tag)}
-
-
 TRAINING = Output(
     "training",
     VERSION,
@@ -75,6 +63,6 @@ STAGE = Stage(
     driver="flows.stages.train.driver",
     rows=lambda recipe, pictures: recipe.train.steps,
     reserves=one_worker_per_gpu,
-    pins=_pins,
+    pins=lambda context: pinned(context, "training"),
     continues=True,
 )

@@ -234,5 +234,8 @@ def test_samples_of_a_condition_and_of_a_way_between_rows(recipe: Recipe, encode
         (["--mix", "2"], "give 2 ids"),
         (["--mix", "2,99"], "no row 99"),
         (["--balanced-by", "colour"], "cannot be balanced by"),
+        (["--prior"], "has no prior in"),
+        (["--prior", "--split", "train"], "leave --id, --mix, --where, --split and the like away"),
+        (["--class", "flags"], "--class goes with --prior"),
     ):
         assert words in refused(recipe, "sample", *more, *arguments)
