@@ -8,15 +8,17 @@ from dataclasses import replace
 from numpy.typing import NDArray
 
 from gmem.metrics.adm import AdmReference
-from gmem.metrics.frechet import frechet_distance
+from gmem.metrics.frechet import frechet_distance, frechet_ratio
 from gmem.metrics.inception import DETECTOR
 from gmem.metrics.kernel import kernel_distance
 from gmem.metrics.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS, Overlap, overlap
-from gmem.metrics.memorisation import Memorisation
+from gmem.metrics.memorisation import COPY_QUANTILE, Memorisation
 from gmem.metrics.protocol import Protocol, Result
 from gmem.metrics.score import inception_score
+from gmem.metrics.sliced import PROJECTIONS, sliced_wasserstein
 from gmem.metrics.statistics import Gaussian
 from gmem.metrics.sums import FeatureSums
+from gmem.metrics.vendi import vendi_score
 
 FEWEST = 4
 """Members on each side below which there are no two halves for the kernel distance."""
@@ -33,23 +35,26 @@ def measure(
     overlaps: Overlaps = overlap,
     features: FeatureSums | None = None,
     kernel_subsets: int = 100,
+    real: FeatureSums | None = None,
 ) -> list[Result]:
-    """Every metric that the gathered streams allow: Fréchet distances of `pool` and `spatial`, and, of kept features,
-    the kernel distance and precision and recall (`pool`) and the Inception Score (`logits`).
+    """Every metric that the gathered streams allow: Fréchet distances of `pool` and `spatial`, and, of kept `pool`, the
+    distance over that of other real pictures (fdr), kernel distance, sliced Wasserstein distance (mind), precision,
+    recall, density, coverage and the Vendi score; of kept `logits` the Inception Score.
 
     On the FID Inception network they bear their usual names (fid, sfid, kid, ...), on any other detector their
     family's, so that nobody takes one for the other (fd-NAME, kd-NAME, ...). ADM files hold no features: metrics that
     need the reference's take them from `features` or are left out. So are metrics for which there are too few samples
-    (below 4 for the kernel distance, 6 for precision and recall, 10 for the Inception Score).
+    (below 4 for the kernel distance, 6 for precision to coverage, 10 for the Inception Score).
 
     Args:
         samples: features of the generated pictures, one detector's.
         reference: the same detector's features of real pictures, or an ADM file's statistics.
         protocol: detector, reference, sampler and all else that the numbers depend on; goes into every result.
         subject: what was measured, for people.
-        overlaps: finds precision and recall, the costliest of all, such as where a GPU is.
+        overlaps: finds precision, recall, density and coverage, the costliest of all, such as where a GPU is.
         features: of an ADM file's own pictures.
         kernel_subsets: subsets of the kernel distance.
+        real: the same detector's features of real pictures that are not the reference's; none: no fdr.
 
     Raises ValueError where the protocol does not count the samples as they are, or statistics do not fit.
 
@@ -63,7 +68,7 @@ def measure(
     ...     detector="mine", detector_hash="...", reference_count=None, count=64, seed=0, steps=50, calls=99, **told
     ... )
     >>> [result.metric for result in measure(gathered(0), gathered(1), protocol)]
-    ['fd-mine', 'kd-mine', 'precision-mine', 'recall-mine']
+    ['fd-mine', 'mind-mine', 'kd-mine', 'precision-mine', 'recall-mine', 'density-mine', 'coverage-mine', 'vendi-mine']
     """
     if samples.count != protocol.count:
         raise ValueError(f"The protocol asks for {protocol.count} samples, and there are {samples.count}.")
@@ -73,9 +78,15 @@ def measure(
     results = [
         _frechet(samples, moments, stream, protocol) for stream in sorted(set(samples.statistics) & set(moments))
     ]
-    if pictures and "pool" in samples.kept and "pool" in pictures.kept and min(samples.count, pictures.count) >= FEWEST:
-        counted = replace(protocol, reference_count=pictures.count)
-        results += _between_features(samples, pictures, counted, overlaps, kernel_subsets)
+    if "pool" in samples.kept:
+        results += _ratio(samples, real, moments["pool"], protocol)
+        if pictures and "pool" in pictures.kept:
+            counted = replace(protocol, reference_count=pictures.count)
+            x, y = samples.features("pool"), pictures.features("pool")
+            results.append(_sliced(x, y, counted))
+            results += _kernel(x, y, counted, kernel_subsets)
+            results += _overlap(x, y, counted, overlaps)
+            results.append(_vendi(x, y, counted))
     if "logits" in samples.kept and samples.count >= SPLITS:
         score = inception_score(samples.features("logits"), SPLITS)
         results.append(Result("inception_score", score.value, protocol, details={"deviation": score.deviation}))
@@ -99,33 +110,64 @@ def _frechet(samples: FeatureSums, moments: dict[str, Gaussian], stream: str, pr
     return Result(_named(*usual, protocol), value, protocol)
 
 
-def _between_features(
-    samples: FeatureSums, reference: FeatureSums, protocol: Protocol, overlaps: Overlaps, kernel_subsets: int
-) -> list[Result]:
-    x, y = samples.features("pool"), reference.features("pool")
-    kernel = kernel_distance(x, y, subsets=kernel_subsets)
-    results = [
-        Result(
-            _named("kid", "kd", protocol),
-            kernel.value,
-            protocol,
-            standard_error=kernel.standard_error,
-            details={"deviation": kernel.deviation, "subset": kernel.subset, "subsets": kernel.subsets},
-        )
-    ]
+def _ratio(samples: FeatureSums, real: FeatureSums | None, reference: Gaussian, protocol: Protocol) -> list[Result]:
+    if real is None or "pool" not in real.kept or min(samples.count, real.count) < 2:
+        return []
+    found = frechet_ratio(samples.features("pool"), real.features("pool"), reference)
+    if found is None:
+        return []
+    details = {"distance": found.distance, "real_distance": found.real_distance, "count": found.count}
+    return [Result(_named("fidr", "fdr", protocol), found.value, protocol, details=details)]
+
+
+def _sliced(x: NDArray, y: NDArray, protocol: Protocol) -> Result:
+    return Result(
+        _named("mind", "mind", protocol), sliced_wasserstein(x, y), protocol, details={"projections": PROJECTIONS}
+    )
+
+
+def _kernel(x: NDArray, y: NDArray, protocol: Protocol, subsets: int) -> list[Result]:
+    if min(len(x), len(y)) < FEWEST:
+        return []
+    kernel = kernel_distance(x, y, subsets=subsets)
+    details = {"deviation": kernel.deviation, "subset": kernel.subset, "subsets": kernel.subsets}
+    name = _named("kid", "kd", protocol)
+    return [Result(name, kernel.value, protocol, standard_error=kernel.standard_error, details=details)]
+
+
+def _overlap(x: NDArray, y: NDArray, protocol: Protocol, overlaps: Overlaps) -> list[Result]:
     if min(len(x), len(y)) <= max(NEIGHBOURS, DENSITY_NEIGHBOURS):
-        return results
+        return []
     found = overlaps(x, y)
-    for name, value in (("precision", found.precision), ("recall", found.recall)):
-        results.append(Result(_named(name, name, protocol), value, protocol, details={"neighbours": NEIGHBOURS}))
-    return results
+    neighbours = {
+        "precision": NEIGHBOURS,
+        "recall": NEIGHBOURS,
+        "density": DENSITY_NEIGHBOURS,
+        "coverage": DENSITY_NEIGHBOURS,
+    }
+    return [
+        Result(_named(name, name, protocol), getattr(found, name), protocol, details={"neighbours": k})
+        for name, k in neighbours.items()
+    ]
+
+
+def _vendi(x: NDArray, y: NDArray, protocol: Protocol) -> Result:
+    """Beside the samples' score that of the reference's pictures, which says what to expect of as many."""
+    return Result(_named("vendi", "vendi", protocol), vendi_score(x), protocol, details={"reference": vendi_score(y)})
 
 
 def memorisation_results(found: Memorisation, protocol: Protocol, subject: str = "") -> list[Result]:
-    """The numbers of a memorisation as results: memorisation_ratio, _closer, and where sources are known _from_source."""
-    values = {"ratio": found.ratio, "closer": found.closer, "from_source": found.from_source}
+    """The numbers of a memorisation as results: memorisation_ratio, _closer, _copied, and where sources are known
+    _from_source."""
+    values = {"ratio": found.ratio, "closer": found.closer, "copied": found.copied, "from_source": found.from_source}
     names = {name: _named(f"memorisation_{name}", f"memorisation_{name}", protocol) for name in values}
-    return [Result(names[n], value, protocol, subject) for n, value in values.items() if value is not None]
+    held_out = {"held_out": len(found.held_out_distances)}
+    details = {"copied": held_out | {"quantile": COPY_QUANTILE, "distance": found.copy_distance}}
+    return [
+        Result(names[name], value, protocol, subject, details=details.get(name, {}))
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
 def _named(on_inception: str, elsewhere: str, protocol: Protocol) -> str:

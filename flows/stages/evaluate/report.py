@@ -31,10 +31,11 @@ from gmem.metrics import (
 )
 from storage.checkpoints import Checkpoint
 from storage.ids import sample_of
-from storage.images.shards import TRAIN, read_index, read_shard
+from storage.images.shards import HELD_OUT, TRAIN, read_index, read_shard
 from storage.samples import SampleRow, read_samples
 
 KINDS = ("samples", "floor", "ceiling")
+SHARES = ("precision", "recall", "density", "coverage")
 SHOWN = 32
 
 
@@ -90,7 +91,11 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
     pictures, subsets = found.references[split][detector], found.context.recipe.evaluate.kernel_subsets
     protocol = _protocol(found, split, detector, sums.count)
     file = found.file if detector == INCEPTION else None
-    how: dict[str, Any] = {"kernel_subsets": subsets, "overlaps": found.overlaps}
+    how: dict[str, Any] = {
+        "kernel_subsets": subsets,
+        "overlaps": found.overlaps,
+        "real": _other_pictures(found, split, detector),
+    }
     if file is None:
         return measure(sums, pictures, protocol, **how)
     against = replace(protocol, reference=file.name, reference_hash=file.sha256)
@@ -99,6 +104,13 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
         return results
     known = {result.metric for result in results}
     return results + [r for r in measure(sums, pictures, protocol, **how) if r.metric not in known]
+
+
+def _other_pictures(found: Found, split: str, detector: str) -> FeatureSums | None:
+    """Real pictures that the reference has not, where there are any: of the other split, and beside a file held-out ones."""
+    beside_file = found.file is not None and detector == INCEPTION
+    other = HELD_OUT if split == TRAIN or beside_file else TRAIN
+    return found.references[other][detector] if other in found.references else None
 
 
 def _protocol(found: Found, split: str, detector: str, count: int) -> Protocol:
@@ -184,11 +196,17 @@ def lines(results: dict[str, list[Result]]) -> list[str]:
     said = []
     for place, part in results.items():
         split, _, kind = place.partition("/")
-        values = {result.metric: result for result in part}
         if kind == "samples":
-            said += [_line(split, value, results) for name, value in values.items() if name.startswith(("fd-", "fid"))]
+            values = {result.metric: result for result in part}
+            said += [_line(split, values[name], results) for name in values if _family(name) in ("fd", "fid")]
+            said += [_beside(split, values[name], values) for name in values if _family(name) == "mind"]
             said += _memorised(split, values.values())
     return said
+
+
+def _family(metric: str) -> str:
+    """A metric's name without its encoder's."""
+    return metric.partition("-")[0]
 
 
 def _line(split: str, result: Result, results: dict[str, list[Result]]) -> str:
@@ -201,15 +219,27 @@ def _line(split: str, result: Result, results: dict[str, list[Result]]) -> str:
     )
 
 
+def _beside(split: str, mind: Result, values: dict[str, Result]) -> str:
+    """What one detector says besides the distance, as far as there were samples enough."""
+    suffix = mind.metric.removeprefix("mind")
+    ratio = values.get(f"fdr{suffix}" if suffix else "fidr")
+    said = [f"FDr {ratio.value:.3g} (other real pictures: 1)"] if ratio else []
+    said.append(f"MIND {mind.value:.3g}")
+    said += [f"{name} {values[each].value:.2f}" for name in SHARES if (each := f"{name}{suffix}") in values]
+    vendi = values[f"vendi{suffix}"]
+    said.append(f"Vendi {vendi.value:.3g} (real pictures: {vendi.details['reference']:.3g})")
+    return f"{mind.protocol.detector}, {split.replace('_', '-')} snippets: {', '.join(said)}"
+
+
 def _memorised(split: str, results: Iterable[Result]) -> list[str]:
-    parts = {result.metric.partition("-")[0].removeprefix("memorisation_"): result for result in results}
+    parts = {_family(result.metric).removeprefix("memorisation_"): result for result in results}
     if "ratio" not in parts or split != TRAIN:
         return []
     source = (
         f"; the nearest is the snippet's own for {parts['from_source'].value:.0%}" if "from_source" in parts else ""
     )
-    ratio, closer = parts["ratio"].value, parts["closer"].value
+    ratio, closer, copied = (parts[name].value for name in ("ratio", "closer", "copied"))
     return [
         f"nearest training pictures: {ratio:.2f} times as far as from held-out pictures; {closer:.0%} of the samples are "
-        + f"nearer than 95 % of those{source}"
+        + f"nearer than 95 % of those, {copied:.0%} nearer than 99 % (copies){source}"
     ]

@@ -143,9 +143,10 @@ def results(result: Result) -> dict[str, dict[str, Any]]:
 
 
 def test_every_metric_is_in_the_report(results: dict[str, dict[str, Any]], told: Quiet) -> None:
-    inception = {"fid", "sfid", "kid", "precision", "recall", "inception_score"}
-    encoder = {f"{name}-emoji-evaluator" for name in ("fd", "kd", "precision", "recall")}
-    memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer")}
+    features = {"mind", "precision", "recall", "density", "coverage", "vendi"}
+    inception = {"fid", "sfid", "fidr", "kid", "inception_score"} | features
+    encoder = {f"{name}-emoji-evaluator" for name in {"fd", "fdr", "kd"} | features}
+    memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer", "copied")}
     assert set(results) == {"samples of train", "floor of train", "ceiling of train"}
     assert set(results["samples of train"]) == inception | encoder | memorised
     assert set(results["floor of train"]) == set(results["ceiling of train"]) == inception | encoder
@@ -178,7 +179,11 @@ def test_samples_and_their_nearest_pictures_are_kept(result: Result, home: Path)
     assert len(nearest["held_out_pictures"]) == COUNT and min(nearest["train"]["nearest"]) >= 0
     with Image.open(result.pictures["samples-train"]) as picture:
         assert picture.width > 128
-    assert any(line.startswith("nearest training pictures") for line in result.details["lines"])
+    lines = result.details["lines"]
+    assert any(line.startswith("nearest training pictures") for line in lines)
+    [beside] = [line for line in lines if line.startswith("emoji-evaluator, train snippets: FDr ")]
+    assert all(f" {word} " in beside for word in ("MIND", "precision", "recall", "density", "coverage", "Vendi"))
+    assert sum(" train snippets: FDr " in line for line in lines) == 2  # of the FID Inception network as well
 
     def export(*arguments: str) -> dict[str, Any]:
         done = CliRunner().invoke(app, ["export", *arguments, "--store", str(home / "runs"), "--json"])
@@ -322,7 +327,8 @@ def test_a_file_without_pictures_leaves_neighbours_to_the_recipes_pictures(found
     protocols = {r.metric: r.protocol for r in results_of(found)["train/samples"]}
     against_file = {metric for metric, protocol in protocols.items() if protocol.reference == "many.npz"}
     assert against_file == {"fid", "sfid", "inception_score"}
-    assert {m for m, p in protocols.items() if p.reference_count == 20} == {"kid", "precision", "recall"}
+    features = {"mind", "precision", "recall", "density", "coverage", "vendi"}
+    assert {m for m, p in protocols.items() if p.reference_count == 20} == {"kid"} | features
     assert results_of(found)["train/floor"] == []
 
 
