@@ -19,10 +19,11 @@ def grid(images: NDArray[np.uint8]) -> bytes:
     return sheet(list(images), [""] * len(images))
 
 
-def pairs(sources: NDArray[np.uint8], samples: NDArray[np.uint8]) -> bytes:
-    """PNG in which each source uint8 [N, H, W, 3] stands above the sample [N, H, W, 3] made from its snippet."""
-    joined = np.concatenate([sources, samples], axis=1)
-    return sheet(list(joined), [""] * len(joined))
+def pairs(sources: NDArray[np.uint8], *samples: NDArray[np.uint8], captions: Sequence[str] = ()) -> bytes:
+    """PNG in which each source uint8 [N, H, W, 3] stands above its samples [N, H, W, 3], such as those of its snippet,
+    and above its caption, where captions are given."""
+    joined = np.concatenate([sources, *samples], axis=1)
+    return sheet(list(joined), captions or [""] * len(joined))
 
 
 def sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> bytes:

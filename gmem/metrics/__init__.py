@@ -1,7 +1,8 @@
 """How good, how varied and how much its own the generated pictures are."""
 
 from gmem.metrics.adm import AdmReference, read_adm, write_adm_samples, write_adm_statistics
-from gmem.metrics.evaluation import Overlaps, measure, memorisation_results
+from gmem.metrics.diversity import SnippetDiversity, snippet_diversity
+from gmem.metrics.evaluation import Overlaps, diversity_result, measure, memorisation_results
 from gmem.metrics.frechet import FrechetRatio, frechet_distance, frechet_distance_of_features, frechet_ratio
 from gmem.metrics.inception import FidInception, load_inception, random_inception
 from gmem.metrics.kernel import KernelDistance, kernel_distance
@@ -30,8 +31,10 @@ __all__ = [
     "Overlaps",
     "Protocol",
     "Result",
+    "SnippetDiversity",
     "Sums",
     "compare",
+    "diversity_result",
     "frechet_distance",
     "frechet_distance_of_features",
     "frechet_ratio",
@@ -47,6 +50,7 @@ __all__ = [
     "read_adm",
     "read_sums",
     "sliced_wasserstein",
+    "snippet_diversity",
     "vendi_score",
     "write_adm_samples",
     "write_adm_statistics",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gmem.metrics.adm import AdmReference
+from gmem.metrics.diversity import snippet_diversity
 from gmem.metrics.frechet import frechet_distance, frechet_ratio
 from gmem.metrics.inception import DETECTOR
 from gmem.metrics.kernel import kernel_distance
@@ -168,6 +170,13 @@ def memorisation_results(found: Memorisation, protocol: Protocol, subject: str =
         for name, value in values.items()
         if value is not None
     ]
+
+
+def diversity_result(samples: FeatureSums, seeds: int, protocol: Protocol, subject: str = "") -> Result:
+    """How different samples of one snippet are; of `pool` features in the order snippet by snippet, `seeds` of each."""
+    found = snippet_diversity(samples.features("pool"), np.arange(samples.count) // seeds)
+    details = {"within": found.within, "between": found.between, "seeds": seeds}
+    return Result(_named("diversity", "diversity", protocol), found.value, protocol, subject, details=details)
 
 
 def _named(on_inception: str, elsewhere: str, protocol: Protocol) -> str:

@@ -16,11 +16,11 @@ from flows.engine.progress import Progress
 from flows.models.generation import require_pieces, require_snippets
 from flows.models.resolve import open_bank, open_network
 from flows.recipe.model import Recipe
-from flows.stages.evaluate import references, report
+from flows.stages.evaluate import drawing, references, report
 from flows.stages.evaluate.references import open_adm
 from flows.stages.evaluate.report import Found
 from flows.stages.evaluate.stage import STAGE, memorisation_detector
-from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
+from flows.stages.evaluate.worker import CHUNK, SEEDS, Chunk, Evaluator, Shares
 from gmem.metrics import Memorisation, Nearest, Overlaps, Sums, memorisation, overlap
 from storage.checkpoints import Checkpoint, at
 from storage.ids import sample_of
@@ -29,8 +29,8 @@ from storage.retention.checkpoints import pin
 from storage.tables.bank import Bank
 
 SPLITS = (TRAIN, HELD_OUT)
-CHUNK = 256
-"""Samples written together: what a kill can cost, and the unit that actors share out."""
+VARIED = 8
+"""Snippets of a split of which several samples are made."""
 
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:
@@ -47,11 +47,14 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     searched = _searched(recipe, index)
     if searched:
         pictures.setdefault(HELD_OUT, min(recipe.evaluate.samples, _count(index, HELD_OUT)))
-    progress.total(sum(pictures.values()) + 3 * sum(len(ids) for ids in plans.values()) + searched)
+    varied = {split: ids[:VARIED] for split, ids in plans.items()}
+    sampled = sum(3 * len(ids) + SEEDS * len(varied[split]) for split, ids in plans.items())
+    progress.total(sum(pictures.values()) + sampled + searched)
     with pool(recipe.cluster, STAGE.resources(recipe.cluster), Evaluator, context, checkpoint) as workers:
         seen = references.of_pictures(context, index, pictures, workers, progress)
         against = references.of_file(context, file, workers) if file else None
         shares = _sampled(context, index, plans, workers, progress)
+        seeds = _over_seeds(varied, workers, progress)
         memorised = _memorised(context, index, plans, shares, seen, workers, progress) if searched else {}
         detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
         found = Found(
@@ -61,6 +64,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
             references=seen,
             file=against,
             shares=shares,
+            seeds=seeds,
             memorised=memorised,
             searched=searched,
             detectors=detectors,
@@ -154,6 +158,19 @@ def _sampled(
     return shares
 
 
+def _over_seeds(varied: dict[str, NDArray[np.int64]], workers: list[Worker], progress: Progress) -> dict[str, Sums]:
+    """Samples of a few snippets of every split under several seeds."""
+    calls = {
+        split: workers[i % len(workers)].call(Evaluator.over_seeds, split, ids)
+        for i, (split, ids) in enumerate(varied.items())
+    }
+    seeds = {}
+    for split, call in calls.items():
+        seeds[split] = ray.get(call)
+        progress.advance(SEEDS * len(varied[split]))
+    return seeds
+
+
 def _memorised(
     context: Context,
     index: pa.Table,
@@ -193,7 +210,7 @@ def _split(nearest: Nearest, lengths: list[int]) -> list[Nearest]:
 def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
     context, results = found.context, report.results_of(found)
     report.write(context, results, found.memorised)
-    figures = dict(report.draw(context, split) for split in plans)
+    figures = drawing.figures(context, list(plans), found.memorised)
     metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
     counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
     # What was used by address is kept from being cleaned up; fingerprints go by its content.

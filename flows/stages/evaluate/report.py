@@ -1,22 +1,17 @@
-"""The report of an evaluation: every number with its protocol, pictures, and the lines a person reads."""
+"""The report of an evaluation: every number with its protocol, and the lines a person reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flows.engine.context import Context
-from flows.figures import grid, pairs
 from flows.models.resolve import artifact_at
 from flows.recipe.model import Recipe
 from flows.stages.evaluate.references import File
 from flows.stages.evaluate.stage import INCEPTION, memorisation_detector
-from flows.stages.evaluate.worker import Shares
+from flows.stages.evaluate.worker import SEEDS, Shares
 from gmem.metrics import (
     FeatureSums,
     Memorisation,
@@ -24,19 +19,17 @@ from gmem.metrics import (
     Protocol,
     Result,
     Sums,
+    diversity_result,
     guidance_text,
     measure,
     memorisation_results,
     overlap,
 )
 from storage.checkpoints import Checkpoint
-from storage.ids import sample_of
-from storage.images.shards import HELD_OUT, TRAIN, read_index, read_shard
-from storage.samples import SampleRow, read_samples
+from storage.images.shards import HELD_OUT, TRAIN
 
 KINDS = ("samples", "floor", "ceiling")
 SHARES = ("precision", "recall", "density", "coverage")
-SHOWN = 32
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,8 @@ class Found:
     """Features of the recipe's pictures by split."""
     file: File | None
     shares: dict[str, Shares]
+    seeds: dict[str, Sums]
+    """Features of `SEEDS` samples of each of some snippets, by split."""
     memorised: dict[str, Memorisation]
     searched: int
     """Training pictures among which the nearest were searched."""
@@ -75,6 +70,7 @@ def results_of(found: Found) -> dict[str, list[Result]]:
             subject = f"{kind} of {split}, {name_of(found.checkpoint)}"
             numbers = [each for name, one in sums.items() for each in _measured(found, split, name, one)]
             results[f"{split}/{kind}"] = [replace(each, subject=subject) for each in numbers]
+        results[f"{split}/samples"] += _over_seeds(found, split)
         if memorised := found.memorised.get(split):
             protocol = _protocol(found, split, memorisation_detector(found.context.recipe.evaluate), shares.count)
             whole = replace(
@@ -104,6 +100,16 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
         return results
     known = {result.metric for result in results}
     return results + [r for r in measure(sums, pictures, protocol, **how) if r.metric not in known]
+
+
+def _over_seeds(found: Found, split: str) -> list[Result]:
+    """How different the samples of one snippet are, for every detector."""
+    subject, results = f"samples of {split}, {name_of(found.checkpoint)}", []
+    for name, sums in found.seeds.get(split, {}).items():
+        protocol = _protocol(found, split, name, sums.count)
+        other = replace(protocol, reference="samples of other snippets", reference_count=sums.count)
+        results.append(diversity_result(sums, SEEDS, other, subject))
+    return results
 
 
 def _other_pictures(found: Found, split: str, detector: str) -> FeatureSums | None:
@@ -146,33 +152,6 @@ def _snippets(found: Found, split: str) -> str:
     if bank is None:
         return f"random snippets of {split} pictures, none twice"
     return f"random snippets of {split} rows of {artifact_at(bank, found.context.store).folder}, none twice"
-
-
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
-def draw(context: Context, split: str) -> tuple[str, str]:
-    """Title and file name of a figure of the first samples of a split, below their sources where the bank is the recipe's."""
-    made = list(islice(read_samples(context.store, context.artifact("samples").path(f"{split}-000000.tar")), SHOWN))
-    images = np.stack([row.image for row in made])
-    known = context.recipe.evaluate.bank is None
-    title = f"{'pairs' if known else 'samples'}-{split}"
-    name = f"{title}.png"
-    context.store.write_bytes(
-        context.artifact("report").path(name), pairs(_sources(context, made), images) if known else grid(images)
-    )
-    return title.replace("_", "-"), name
-
-
-def _sources(context: Context, made: list[SampleRow]) -> NDArray[np.uint8]:
-    uri = context.artifact("images").uri
-    index = read_index(uri)
-    place = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
-    wanted = sample_of([row.snippet for row in made]).tolist()
-    found: dict[int, NDArray[np.uint8]] = {}
-    for shard in {place[sample] for sample in wanted}:
-        found |= {p.sample: p.image for p in read_shard(uri, shard, wanted)}
-    return np.stack([found[sample] for sample in wanted])
 
 
 # --- what is kept and said -------------------------------------------------------------------------------------------
@@ -228,6 +207,8 @@ def _beside(split: str, mind: Result, values: dict[str, Result]) -> str:
     said += [f"{name} {values[each].value:.2f}" for name in SHARES if (each := f"{name}{suffix}") in values]
     vendi = values[f"vendi{suffix}"]
     said.append(f"Vendi {vendi.value:.3g} (real pictures: {vendi.details['reference']:.3g})")
+    if seeds := values.get(f"diversity{suffix}"):
+        said.append(f"over seeds {seeds.value:.0%} as different as over snippets")
     return f"{mind.protocol.detector}, {split.replace('_', '-')} snippets: {', '.join(said)}"
 
 

@@ -30,6 +30,21 @@ from storage.samples import SampleRow, read_samples, write_samples
 from storage.tables.bank import Bank
 from storage.tables.training_data import TrainingTable
 
+CHUNK = 256
+"""Samples written together: what a kill can cost, and the unit that actors share out."""
+SEEDS = 4
+"""Samples of one snippet, to see how much of a sample the noise decides."""
+
+
+def samples_path(context: Context, split: str, number: int) -> str:
+    """Of the file that keeps samples number * CHUNK and on."""
+    return context.artifact("samples").path(f"{split}-{number:06d}.tar")
+
+
+def seeds_path(context: Context, split: str) -> str:
+    """Of the file that keeps `SEEDS` samples of each of some snippets, snippet by snippet."""
+    return context.artifact("report").path(f"seeds-{split}.tar")
+
 
 class Chunk(NamedTuple):
     """Samples to be made: their numbers, which seed the noise, and the ids of their snippets."""
@@ -139,12 +154,25 @@ class Evaluator:
         snippets, labels, latents = self._rows(chunk)
         if there := self._kept(chunk):
             return self._shares(chunk, *there, latents)
-        images, calls = self._generate(chunk, snippets, labels)
+        images, calls = self._generate(chunk.indices, snippets, labels)
         with ThreadPoolExecutor(1) as beside:  # encoding needs no GPU, and the detectors hardly anything else
-            kept = beside.submit(self._keep, chunk, images, calls)
+            kept = beside.submit(self._keep, self._path(chunk), chunk.indices, chunk.ids, images, calls)
             shares = self._shares(chunk, images, calls, latents)
         kept.result()
         return shares
+
+    def over_seeds(self, split: str, ids: NDArray[np.int64]) -> Sums:
+        """Features of `SEEDS` samples of each of the snippets, which are kept beside the report.
+
+        Their noise is that of the numbers after all other samples': none of those is among them.
+        """
+        snippets, labels, _ = self._rows(Chunk(split, 0, np.arange(len(ids)), ids, False))
+        indices = self.recipe.evaluate.samples + np.arange(SEEDS * len(ids))
+        images, calls = self._generate(
+            indices, snippets.repeat_interleave(SEEDS, dim=0), labels.repeat_interleave(SEEDS, dim=0)
+        )
+        self._keep(seeds_path(self.context, split), indices, ids.repeat(SEEDS), images, calls)
+        return self._sums(images, indices)
 
     def _shares(self, chunk: Chunk, images: Tensor, calls: int, latents: Tensor | None) -> Shares:
         shares = Shares(self._sums(images, chunk.indices), calls=calls, count=len(chunk.ids))
@@ -169,22 +197,22 @@ class Evaluator:
         labels = self.bank.rows(chunk.ids.tolist(), ["label"])["label"].fill_null(-1).to_numpy()
         return normalise(self.bank.snippets(chunk.ids.tolist())), torch.from_numpy(labels.astype(np.int64)), None
 
-    def _generate(self, chunk: Chunk, snippets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        sample, indices = self.recipe.sample, torch.from_numpy(chunk.indices)
-        made = self.generator.batches(snippets, indices, sample, sample.seed, labels, size=sample.batch)
+    def _generate(self, indices: NDArray[np.int64], snippets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        sample, numbers = self.recipe.sample, torch.from_numpy(indices)
+        made = self.generator.batches(snippets, numbers, sample, sample.seed, labels, size=sample.batch)
         images, calls = zip(*((part.cpu(), taken) for part, taken in made), strict=True)
         return torch.cat(images), max(calls)
 
     def _path(self, chunk: Chunk) -> str:
-        return self.context.artifact("samples").path(f"{chunk.split}-{chunk.number:06d}.tar")
+        return samples_path(self.context, chunk.split, chunk.number)
 
-    def _keep(self, chunk: Chunk, images: Tensor, calls: int) -> None:
+    def _keep(self, path: str, indices: NDArray[np.int64], ids: NDArray[np.int64], images: Tensor, calls: int) -> None:
         pictures = channels_last(images)
         rows = [
             SampleRow(int(i), int(snippet), picture, calls)
-            for i, snippet, picture in zip(chunk.indices, chunk.ids, pictures, strict=True)
+            for i, snippet, picture in zip(indices, ids, pictures, strict=True)
         ]
-        write_samples(self.context.store, self._path(chunk), rows, self.recipe.sample.seed)
+        write_samples(self.context.store, path, rows, self.recipe.sample.seed)
 
     def _kept(self, chunk: Chunk) -> tuple[Tensor, int] | None:
         """The chunk's samples uint8 [N, 3, H, W] and their calls, where they are in the store: all that decides them is

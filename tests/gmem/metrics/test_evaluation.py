@@ -10,6 +10,7 @@ from gmem.metrics import (
     Gaussian,
     Nearest,
     Protocol,
+    diversity_result,
     frechet_distance,
     measure,
     memorisation,
@@ -146,6 +147,15 @@ def test_memorisation_becomes_results() -> None:
     unknown = memorisation_results(memorisation(samples, held_out), _protocol(10))
     assert [r.metric for r in unknown] == ["memorisation_ratio", "memorisation_closer", "memorisation_copied"]
     assert unknown[2].details == {"held_out": 20, "quantile": 0.01, "distance": found.copy_distance}
+
+
+def test_diversity_becomes_a_result() -> None:
+    sums = FeatureSums(kept=("pool",))
+    rows = np.array([[0.0, 0], [1, 0], [0, 3], [1, 3]])
+    sums.update({"pool": rows[::-1].copy()}, np.arange(4)[::-1].copy())
+    found = diversity_result(sums, 2, _protocol(4, "dino"), "step 10")
+    assert (found.metric, found.subject) == ("diversity-dino", "step 10")
+    assert found.value == pytest.approx(1 / ((3 + np.sqrt(10)) / 2))
 
 
 def test_fewer_samples_than_asked_are_refused() -> None:

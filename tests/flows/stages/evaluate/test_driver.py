@@ -33,7 +33,8 @@ from flows.stages.train.stage import TRAINING
 from gmem.metrics import overlap, random_inception, read_adm
 from gmem.network import Network
 from gmem.settings import NetworkConfig
-from storage.images.shards import ShardPlan, write_index, write_shard
+from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
+from storage.samples import read_samples
 from storage.store import Store
 from storage.tracking.tracking import Tracking
 
@@ -148,7 +149,10 @@ def test_every_metric_is_in_the_report(results: dict[str, dict[str, Any]], told:
     encoder = {f"{name}-emoji-evaluator" for name in {"fd", "fdr", "kd"} | features}
     memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer", "copied")}
     assert set(results) == {"samples of train", "floor of train", "ceiling of train"}
-    assert set(results["samples of train"]) == inception | encoder | memorised
+    assert set(results["samples of train"]) == inception | encoder | memorised | {
+        "diversity",
+        "diversity-emoji-evaluator",
+    }
     assert set(results["floor of train"]) == set(results["ceiling of train"]) == inception | encoder
     distance = {kind: results[f"{kind} of train"]["fd-emoji-evaluator"]["value"] for kind in ("floor", "ceiling")}
     assert distance["floor"] < distance["ceiling"]
@@ -177,6 +181,7 @@ def test_samples_and_their_nearest_pictures_are_kept(result: Result, home: Path)
     nearest = json.loads(Path(result.artifacts["report"], "nearest.json").read_text())
     assert len(nearest["train"]["nearest"]) == len(nearest["train"]["distance"]) == COUNT
     assert len(nearest["held_out_pictures"]) == COUNT and min(nearest["train"]["nearest"]) >= 0
+    assert set(result.pictures) == {"samples-train", "seeds-train", "nearest-train"}
     with Image.open(result.pictures["samples-train"]) as picture:
         assert picture.width > 128
     lines = result.details["lines"]
@@ -199,6 +204,29 @@ def test_samples_and_their_nearest_pictures_are_kept(result: Result, home: Path)
     assert pool is not None and (pool.dim, pool.count) == (2048, COUNT)
     with pytest.raises(ValueError, match=f"holds {COUNT} samples of split train, not 11"):
         export("samples", result.artifacts["samples"], str(home / "more.npz"), "-n", "11")
+
+
+def test_the_figure_of_the_nearest_begins_with_the_worst(result: Result, plan: Plan) -> None:
+    nearest = json.loads(Path(result.artifacts["report"], "nearest.json").read_text())["train"]
+    number = int(np.argmin(nearest["distance"]))
+    samples = {
+        row.number: row.image for row in read_samples(plan.store, f"{result.artifacts['samples']}/train-000000.tar")
+    }
+    training = {p.sample: p.image for p in read_shard(plan.artifact(IMAGES).uri, "shard-000000")}
+    with Image.open(result.pictures["nearest-train"]) as picture:
+        drawn = np.asarray(picture)[4:, 4:]  # past the gap around each
+    assert np.array_equal(drawn[: 2 * 64 : 2, : 2 * 64 : 2], samples[number])  # enlarged twice
+    assert np.array_equal(drawn[2 * 64 : 4 * 64 : 2, : 2 * 64 : 2], training[nearest["nearest"][number]])
+
+
+def test_a_few_snippets_are_sampled_under_several_seeds(result: Result, plan: Plan, results: dict[str, Any]) -> None:
+    rows = list(read_samples(plan.store, f"{result.artifacts['report']}/seeds-train.tar"))
+    first = list(read_samples(plan.store, f"{result.artifacts['samples']}/train-000000.tar"))
+    assert [row.snippet for row in rows] == [row.snippet for row in first[:8] for _ in range(4)]
+    assert not {row.number for row in rows} & {row.number for row in first}
+    measured = results["samples of train"]["diversity-emoji-evaluator"]
+    assert measured["protocol"]["count"] == len(rows) == 32 and measured["details"]["seeds"] == 4
+    assert 0 < measured["value"] == measured["details"]["within"] / measured["details"]["between"]
 
 
 def test_two_reports_side_by_side(result: Result, plan: Plan, home: Path, tmp_path: Path) -> None:
@@ -314,6 +342,7 @@ def found(plan: Plan, uris: dict[str, str]) -> Found:
         references={"train": sums(20, 1)},
         file=File(AdmReference(Path("many.npz"), "ef", many["pool"], many["spatial"], None), None, "many.npz", "ef"),
         shares={"train": Shares(sums(15, 3), calls=2, count=15)},
+        seeds={},
         memorised={},
         searched=0,
         detectors={"inception": identity},
@@ -384,7 +413,6 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     from flows.stages.evaluate import worker as evaluator_module
     from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
     from storage.checkpoints import CheckpointManifest, save
-    from storage.samples import read_samples
 
     monkeypatch.setattr(evaluator_module, "set_threads_and_device", lambda threads: "cpu")
     looked, write, sums = Event(), evaluator_module.write_samples, Evaluator._sums
@@ -397,7 +425,7 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     monkeypatch.setattr(Evaluator, "_sums", lambda self, *what: looked.set() or sums(self, *what))
     config = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=4, snippet_dim=6)
     context = trainings.job()
-    fingerprints = context.fingerprints | {"samples": "a" * 12}
+    fingerprints = context.fingerprints | {"samples": "a" * 12, "report": "b" * 12}
     manifest = CheckpointManifest(step=1, network=asdict(config), latent_mean=[0.0] * 12, latent_std=[1.0] * 12)
     tensors = {f"ema.{name}": value for name, value in Network(config).state_dict().items()}
     checkpoint = save(str(trainings.store.root) + "/own", 1, tensors, {}, manifest)
@@ -416,10 +444,15 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
         patch.setattr(Evaluator, "_generate", lambda *_: pytest.fail("what is kept is not made again"))
         patch.setattr(Evaluator, "_keep", lambda *_: pytest.fail("nor written again"))
         again = evaluator.run(Chunk("train", 1, np.array([3, 4, 5]), ids, False))
-    for name, sums in again.samples.items():
-        assert np.array_equal(sums.features("pool"), part.samples[name].features("pool")) and again.calls == part.calls
+    for name, each in again.samples.items():
+        assert np.array_equal(each.features("pool"), part.samples[name].features("pool")) and again.calls == part.calls
     other = Chunk("train", 1, np.array([3, 4, 5]), ids[::-1].copy(), False)
     assert evaluator._kept(other) is None  # samples of other snippets are not taken for these
+    seeds = evaluator.over_seeds("train", ids[:2])["emoji-evaluator"]
+    assert seeds.index.tolist() == (context.recipe.evaluate.samples + np.arange(8)).tolist()
+    over_seeds = list(read_samples(trainings.store, evaluator.context.artifact("report").path("seeds-train.tar")))
+    assert [row.snippet for row in over_seeds] == [6, 6, 6, 6, 8, 8, 8, 8]
+    assert all((row.image != over_seeds[0].image).any() for row in over_seeds[1:4])  # by their noise alone
     near, far = (np.random.default_rng(seed).normal(size=(30, 6)) + seed for seed in (0, 1))
     assert evaluator.overlap(near, far) == overlap(near, far)
     detectors, tokenizer = evaluator.identities()
