@@ -1,8 +1,9 @@
 """How good, how varied and how much its own the generated pictures are."""
 
 from gmem.metrics.adm import AdmReference, read_adm, write_adm_samples, write_adm_statistics
+from gmem.metrics.alignment import PixelCopies, aligned_similarity, pixel_copies
 from gmem.metrics.diversity import SnippetDiversity, snippet_diversity
-from gmem.metrics.evaluation import Overlaps, diversity_result, measure, memorisation_results
+from gmem.metrics.evaluation import Overlaps, diversity_result, measure, memorisation_results, pixel_copies_result
 from gmem.metrics.frechet import FrechetRatio, frechet_distance, frechet_distance_of_features, frechet_ratio
 from gmem.metrics.inception import FidInception, load_inception, random_inception
 from gmem.metrics.kernel import KernelDistance, kernel_distance
@@ -29,10 +30,12 @@ __all__ = [
     "Nearest",
     "Overlap",
     "Overlaps",
+    "PixelCopies",
     "Protocol",
     "Result",
     "SnippetDiversity",
     "Sums",
+    "aligned_similarity",
     "compare",
     "diversity_result",
     "frechet_distance",
@@ -46,6 +49,8 @@ __all__ = [
     "memorisation",
     "memorisation_results",
     "overlap",
+    "pixel_copies",
+    "pixel_copies_result",
     "random_inception",
     "read_adm",
     "read_sums",

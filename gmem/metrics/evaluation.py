@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmem.metrics.adm import AdmReference
+from gmem.metrics.alignment import PixelCopies
 from gmem.metrics.diversity import snippet_diversity
 from gmem.metrics.frechet import frechet_distance, frechet_ratio
 from gmem.metrics.inception import DETECTOR
@@ -170,6 +171,13 @@ def memorisation_results(found: Memorisation, protocol: Protocol, subject: str =
         for name, value in values.items()
         if value is not None
     ]
+
+
+def pixel_copies_result(found: PixelCopies, protocol: Protocol, subject: str = "") -> Result:
+    """Copies in pixels, among the pictures nearest in the detector's features."""
+    name = _named("memorisation_copied_pixels", "memorisation_copied_pixels", protocol)
+    details = {"quantile": 1 - COPY_QUANTILE, "similarity": found.similarity}
+    return Result(name, found.share, protocol, subject, details=details)
 
 
 def diversity_result(samples: FeatureSums, seeds: int, protocol: Protocol, subject: str = "") -> Result:

@@ -135,6 +135,7 @@ class Memorisation:
     distances: Array
     nearest: NDArray[np.int64]
     held_out_distances: Array
+    held_out_nearest: NDArray[np.int64]
 
 
 def memorisation(samples: Nearest, held_out: Nearest, sources: Tensor | NDArray | None = None) -> Memorisation:
@@ -162,6 +163,7 @@ def memorisation(samples: Nearest, held_out: Nearest, sources: Tensor | NDArray 
         distances=samples.distance,
         nearest=samples.id,
         held_out_distances=held_out.distance,
+        held_out_nearest=held_out.id,
     )
 
 

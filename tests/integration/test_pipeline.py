@@ -81,7 +81,7 @@ def test_every_distance_has_its_floor_its_ceiling_and_its_protocol(first: dict[s
         assert kernel[f"floor of {split}"]["value"] < kernel[f"ceiling of {split}"]["value"]
     memorised = {result["metric"] for result in results if result["metric"].startswith("memorisation")}
     assert memorised == {
-        f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer", "copied", "from_source")
+        f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer", "copied", "copied_pixels", "from_source")
     }
     assert kernel["samples of train"]["protocol"]["count"] == 8
     assert kernel["samples of train"]["protocol"]["detector"] == "emoji-evaluator"

@@ -17,6 +17,7 @@ from flows.models.generation import require_pieces, require_snippets
 from flows.models.resolve import open_bank, open_network
 from flows.recipe.model import Recipe
 from flows.stages.evaluate import drawing, references, report
+from flows.stages.evaluate.likeness import pixel_copies_of
 from flows.stages.evaluate.references import open_adm
 from flows.stages.evaluate.report import Found
 from flows.stages.evaluate.stage import STAGE, memorisation_detector
@@ -56,6 +57,8 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
         shares = _sampled(context, index, plans, workers, progress)
         seeds = _over_seeds(varied, workers, progress)
         memorised = _memorised(context, index, plans, shares, seen, workers, progress) if searched else {}
+        held_out = seen[HELD_OUT][memorisation_detector(recipe.evaluate)].index if memorised else np.zeros(0, np.int64)
+        pixels = pixel_copies_of(context, index, memorised, held_out)
         detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
         found = Found(
             context=context,
@@ -66,6 +69,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
             shares=shares,
             seeds=seeds,
             memorised=memorised,
+            pixels=pixels,
             searched=searched,
             detectors=detectors,
             tokenizer=tokenizer,

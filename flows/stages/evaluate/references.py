@@ -84,10 +84,10 @@ def _drawn(index: pa.Table, counts: dict[str, int], seed: int) -> dict[str, list
     for split, count in counts.items():
         kept = index.filter(pc.equal(index["split"], split))
         parts.append(kept.take(np.random.default_rng(seed).permutation(len(kept))[:count]))
-    return _by_shard(pa.concat_tables(parts))
+    return by_shard(pa.concat_tables(parts))
 
 
-def _by_shard(rows: pa.Table) -> dict[str, list[int]]:
+def by_shard(rows: pa.Table) -> dict[str, list[int]]:
     """Sample numbers of rows of the index, by shard, both rising."""
     shards: dict[str, list[int]] = {}
     rows = rows.sort_by("sample")
@@ -155,7 +155,7 @@ def nearest_of(
     Features of the training pictures are kept, a file a shard: the next evaluation only searches.
     """
     images, total, asked = context.artifact("images").uri, Nearest(queries), ray.put(queries)
-    pictures = _by_shard(index.filter(pc.equal(index["split"], TRAIN)))
+    pictures = by_shard(index.filter(pc.equal(index["split"], TRAIN)))
 
     def calls() -> Iterator[Any]:
         for i, (shard, samples) in enumerate(pictures.items()):

@@ -16,6 +16,7 @@ from gmem.metrics import (
     FeatureSums,
     Memorisation,
     Overlaps,
+    PixelCopies,
     Protocol,
     Result,
     Sums,
@@ -24,6 +25,7 @@ from gmem.metrics import (
     measure,
     memorisation_results,
     overlap,
+    pixel_copies_result,
 )
 from storage.checkpoints import Checkpoint
 from storage.images.shards import HELD_OUT, TRAIN
@@ -46,6 +48,7 @@ class Found:
     seeds: dict[str, Sums]
     """Features of `SEEDS` samples of each of some snippets, by split."""
     memorised: dict[str, Memorisation]
+    pixels: dict[str, PixelCopies]
     searched: int
     """Training pictures among which the nearest were searched."""
     detectors: dict[str, dict[str, str]]
@@ -71,14 +74,7 @@ def results_of(found: Found) -> dict[str, list[Result]]:
             numbers = [each for name, one in sums.items() for each in _measured(found, split, name, one)]
             results[f"{split}/{kind}"] = [replace(each, subject=subject) for each in numbers]
         results[f"{split}/samples"] += _over_seeds(found, split)
-        if memorised := found.memorised.get(split):
-            protocol = _protocol(found, split, memorisation_detector(found.context.recipe.evaluate), shares.count)
-            whole = replace(
-                protocol, reference=f"all training pictures {_of(found.context.recipe)}", reference_count=found.searched
-            )
-            results[f"{split}/samples"] += memorisation_results(
-                memorised, whole, f"samples of {split}, {name_of(found.checkpoint)}"
-            )
+        results[f"{split}/samples"] += _against_training(found, split)
     return results
 
 
@@ -100,6 +96,17 @@ def _measured(found: Found, split: str, detector: str, sums: FeatureSums) -> lis
         return results
     known = {result.metric for result in results}
     return results + [r for r in measure(sums, pictures, protocol, **how) if r.metric not in known]
+
+
+def _against_training(found: Found, split: str) -> list[Result]:
+    """Memorisation, and copies in pixels, where the training pictures were searched."""
+    if split not in found.memorised:
+        return []
+    recipe, subject = found.context.recipe, f"samples of {split}, {name_of(found.checkpoint)}"
+    protocol = _protocol(found, split, memorisation_detector(recipe.evaluate), found.shares[split].count)
+    whole = replace(protocol, reference=f"all training pictures {_of(recipe)}", reference_count=found.searched)
+    results = memorisation_results(found.memorised[split], whole, subject)
+    return [*results, pixel_copies_result(found.pixels[split], whole, subject)]
 
 
 def _over_seeds(found: Found, split: str) -> list[Result]:
@@ -219,8 +226,8 @@ def _memorised(split: str, results: Iterable[Result]) -> list[str]:
     source = (
         f"; the nearest is the snippet's own for {parts['from_source'].value:.0%}" if "from_source" in parts else ""
     )
-    ratio, closer, copied = (parts[name].value for name in ("ratio", "closer", "copied"))
+    ratio, closer, copied, in_pixels = (parts[name].value for name in ("ratio", "closer", "copied", "copied_pixels"))
     return [
         f"nearest training pictures: {ratio:.2f} times as far as from held-out pictures; {closer:.0%} of the samples are "
-        + f"nearer than 95 % of those, {copied:.0%} nearer than 99 % (copies){source}"
+        + f"nearer than 95 % of those, {copied:.0%} nearer than 99 % (copies; in pixels {in_pixels:.0%}){source}"
     ]

@@ -30,10 +30,10 @@ from flows.stages.evaluate.report import Found
 from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, named_encoders
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.train.stage import TRAINING
-from gmem.metrics import overlap, random_inception, read_adm
+from gmem.metrics import aligned_similarity, overlap, random_inception, read_adm
 from gmem.network import Network
 from gmem.settings import NetworkConfig
-from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
+from storage.images.shards import ShardPlan, read_index, read_shard, write_index, write_shard
 from storage.samples import read_samples
 from storage.store import Store
 from storage.tracking.tracking import Tracking
@@ -147,7 +147,7 @@ def test_every_metric_is_in_the_report(results: dict[str, dict[str, Any]], told:
     features = {"mind", "precision", "recall", "density", "coverage", "vendi"}
     inception = {"fid", "sfid", "fidr", "kid", "inception_score"} | features
     encoder = {f"{name}-emoji-evaluator" for name in {"fd", "fdr", "kd"} | features}
-    memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer", "copied")}
+    memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer", "copied", "copied_pixels")}
     assert set(results) == {"samples of train", "floor of train", "ceiling of train"}
     assert set(results["samples of train"]) == inception | encoder | memorised | {
         "diversity",
@@ -344,6 +344,7 @@ def found(plan: Plan, uris: dict[str, str]) -> Found:
         shares={"train": Shares(sums(15, 3), calls=2, count=15)},
         seeds={},
         memorised={},
+        pixels={},
         searched=0,
         detectors={"inception": identity},
         tokenizer={"name": "vae", "sha256": "0" * 64},
@@ -474,3 +475,25 @@ def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:
         named_encoders(evaluate.model_copy(update={"further_encoders": ["/elsewhere/emoji-evaluator"]}))
     with pytest.raises(StageError, match="nothing to measure with"):
         named_encoders(evaluate.model_copy(update={"encoder": "", "further_encoders": []}))
+
+
+def test_copies_in_pixels_are_of_the_kept_samples_and_their_nearest(
+    result: Result, plan: Plan, results: dict[str, Any]
+) -> None:
+    """The same figure from the pictures themselves, whoever shrank them."""
+    nearest = json.loads(Path(result.artifacts["report"], "nearest.json").read_text())
+    index = read_index(plan.artifact(IMAGES).uri).to_pylist()
+    pictures = {p.sample: _small(p.image) for p in read_shard(plan.artifact(IMAGES).uri, "shard-000000")}
+    rows = read_samples(plan.store, f"{result.artifacts['samples']}/train-000000.tar")
+    samples = np.stack([_small(row.image) for row in rows])
+    found = aligned_similarity(samples, np.stack([pictures[number] for number in nearest["train"]["nearest"]]))
+    measured = results["samples of train"]["memorisation_copied_pixels-emoji-evaluator"]
+    assert measured["value"] == (found > measured["details"]["similarity"]).mean()
+    held_out = [pictures[row["sample"]] for row in index if row["split"] == "held_out"]
+    training = [pictures[row["sample"]] for row in index if row["split"] == "train"]
+    most = [aligned_similarity(np.stack([each] * len(training)), np.stack(training)).max() for each in held_out]
+    assert 0 < measured["details"]["similarity"] <= max(most) + 1e-9
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX))
