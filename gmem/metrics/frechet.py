@@ -103,6 +103,8 @@ def frechet_ratio(
 
 def _some(rows: NDArray, count: int, seed: int) -> NDArray:
     """So many of the rows, in their order: the first ones may be of one kind."""
+    if count == len(rows):
+        return rows
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])]
 
 

@@ -57,8 +57,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
         shares = _sampled(context, index, plans, workers, progress)
         seeds = _over_seeds(varied, workers, progress)
         memorised = _memorised(context, index, plans, shares, seen, workers, progress) if searched else {}
-        held_out = seen[HELD_OUT][memorisation_detector(recipe.evaluate)].index if memorised else np.zeros(0, np.int64)
-        pixels = pixel_copies_of(context, index, memorised, held_out)
+        pixels = pixel_copies_of(context, index, memorised, seen) if memorised else {}
         detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
         found = Found(
             context=context,

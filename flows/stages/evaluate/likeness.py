@@ -16,9 +16,10 @@ from flows.cluster.calls import under_way
 from flows.cluster.resources import READER_CPUS
 from flows.engine.context import Context
 from flows.stages.evaluate.references import by_shard
+from flows.stages.evaluate.stage import memorisation_detector
 from flows.stages.evaluate.worker import CHUNK, samples_path
-from gmem.metrics import Memorisation, PixelCopies, aligned_similarity, pixel_copies
-from storage.images.shards import read_shard
+from gmem.metrics import Memorisation, PixelCopies, Sums, aligned_similarity, pixel_copies
+from storage.images.shards import HELD_OUT, read_shard
 from storage.samples import read_samples
 
 SIDE = 32
@@ -29,13 +30,12 @@ Small = dict[int, NDArray[np.uint8]]
 
 
 def pixel_copies_of(
-    context: Context, index: pa.Table, memorised: dict[str, Memorisation], held_out: NDArray[np.int64]
+    context: Context, index: pa.Table, memorised: dict[str, Memorisation], seen: dict[str, Sums]
 ) -> dict[str, PixelCopies]:
-    """Of the samples of every split; `held_out` are the held-out pictures' sample numbers, in the order in which they
-    were searched. Only pictures that are somebody's nearest are decoded."""
-    if not memorised:
-        return {}
+    """Of the samples of every split, and the held-out pictures `seen`, all searched in the training pictures. Only
+    pictures that are somebody's nearest are decoded."""
     first = next(iter(memorised.values()))
+    held_out = seen[HELD_OUT][memorisation_detector(context.recipe.evaluate)].index
     wanted = np.unique(
         np.concatenate([held_out, first.held_out_nearest, *(each.nearest for each in memorised.values())])
     )
