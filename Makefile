@@ -29,8 +29,14 @@ test: setup
 	$(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder -m "not trials and not benchmark"
 	$(VENV)/bin/python -m pytest -m benchmark
 
+twitter.tar: setup
+	npm pack --silent emoji-datasource-twitter@16.0.0
+	mkdir -p build && tar xzf emoji-datasource-twitter-16.0.0.tgz -C build
+	$(VENV)/bin/python -m flows.assets.build_emoji build/package --drawing twitter --target $@
+
 results: setup
 	$(VENV)/bin/gmem compare-arms emoji emoji-memory $(ARGS)
+	test ! -e twitter.tar || $(VENV)/bin/gmem adapt emoji twitter.tar --name twitter --network shipped:emoji-network $(ARGS)
 	$(VENV)/bin/gmem results emoji $(ARGS)
 
 bench-gpu: setup

@@ -10,7 +10,7 @@ Path("samples.png").write_bytes(figures.grid(made.images))
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from gmem.encoder import Encoder
     from storage.checkpoints import Checkpoint
+    from storage.images.sources.entries import Entry
     from storage.tables.bank import Bank
     from storage.tables.bank_edits import Added
 
@@ -135,7 +136,7 @@ def add_pictures(
         progress: is told how many there are and are encoded.
     """
     from storage.images.decoding import thumbnail
-    from storage.images.sources import list_source, read_entries
+    from storage.images.sources import list_source
     from storage.tables.bank_edits import Pictures, require_batch
 
     require_batch(batch)
@@ -146,19 +147,11 @@ def add_pictures(
     if progress:
         progress.total(len(usable))
     kept, snippets, small = [], list[NDArray[np.float32]](), list[bytes]()
-    read = zip(usable, read_entries(usable, source), strict=True)
-    while part := list(islice(read, recipe.encoder.batch)):
-        images = list[NDArray[np.uint8]]()
-        for entry, data in part:
-            image = _prepared(data, recipe)
-            if isinstance(image, str):
-                unusable[entry.path] = image
-            else:
-                kept.append(entry)
-                images.append(image)
-        if images:
-            snippets.append(_encoded(encoder, np.stack(images)))
-            small += map(thumbnail, images)
+    prepared = _prepared_entries(recipe, usable, source, unusable)
+    while part := list(islice(prepared, recipe.encoder.batch)):
+        kept += [entry for entry, _ in part]
+        snippets.append(_encoded(encoder, np.stack([image for _, image in part])))
+        small += [thumbnail(image) for _, image in part]
         if progress:
             progress.advance(len(part))
     if not kept:
@@ -171,6 +164,29 @@ def add_pictures(
         [e.caption for e in kept],
     )
     return AddedPictures(bank.add(pictures, batch, encoder.identity, reason), unusable)
+
+
+def source_pictures(recipe: Recipe, source: str, keys: Collection[str]) -> dict[str, NDArray[np.uint8]]:
+    """The pictures [S, S, 3] of a source that have these keys, as ingest would keep them; unusable ones are left out."""
+    from storage.images.sources import list_source
+
+    listing = list_source(source)
+    wanted = [entry for entry in listing.slice(0, len(listing)) if not entry.reason and entry.key in keys]
+    return {entry.key: image for entry, image in _prepared_entries(recipe, wanted, source, {})}
+
+
+def _prepared_entries(
+    recipe: Recipe, entries: list[Entry], source: str, unusable: dict[str, str]
+) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
+    """The usable ones with their pictures; of others `unusable` gets path and reason."""
+    from storage.images.sources import read_entries
+
+    for entry, data in zip(entries, read_entries(entries, source), strict=True):
+        image = _prepared(data, recipe)
+        if isinstance(image, str):
+            unusable[entry.path] = image
+        else:
+            yield entry, image
 
 
 def _encoder(recipe: Recipe, bank: Bank) -> Encoder:

@@ -1,7 +1,8 @@
-"""Rebuilds ``emoji.tar`` from the npm package ``emoji-datasource-google`` 16.0.0.
+"""Rebuilds ``emoji.tar`` from the npm package ``emoji-datasource-google`` 16.0.0, or the same pictures by another hand.
 
     npm pack emoji-datasource-google@16.0.0 && tar xzf emoji-datasource-google-16.0.0.tgz
     python -m flows.assets.build_emoji package
+    python -m flows.assets.build_emoji package --drawing twitter --target twitter.tar   # of emoji-datasource-twitter
 
 The base set (no skin-tone variants), 64 px, flattened on white, lossless WebP, with the category as label.
 Variants of one thing carry the same ``group``, so that the held-out split never separates them.
@@ -57,14 +58,14 @@ def on_white(path: Path) -> Image.Image:
     return Image.alpha_composite(canvas, rgba).convert("RGB")
 
 
-def build(package: Path, target: Path) -> int:
-    """Writes the WebDataset shard; returns how many pictures it holds."""
+def build(package: Path, target: Path, drawing: str = "google") -> int:
+    """Writes the WebDataset shard of a package of that drawing; returns how many pictures it holds."""
     entries = json.loads((package / "emoji.json").read_text())
-    entries = sorted((e for e in entries if e["has_img_google"]), key=lambda e: e["unified"])
+    entries = sorted((e for e in entries if e[f"has_img_{drawing}"]), key=lambda e: e["unified"])
     with wds.TarWriter(str(target), mtime=0, user="", group="") as tar:
         for entry in entries:
             picture = io.BytesIO()
-            on_white(package / "img/google/64" / entry["image"]).save(picture, "WEBP", lossless=True, method=6)
+            on_white(package / f"img/{drawing}/64" / entry["image"]).save(picture, "WEBP", lossless=True, method=6)
             about = {
                 "label": re.sub(r"\W+", "-", entry["category"].lower()),
                 "group": group_of(entry["unified"], entry["subcategory"], entry["name"] or ""),
@@ -78,6 +79,7 @@ def build(package: Path, target: Path) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="the unpacked npm package")
+    parser.add_argument("--drawing", default="google", help="whose pictures the package holds")
     parser.add_argument("--target", type=Path, default=Path(__file__).with_name("emoji.tar"))
     arguments = parser.parse_args()
-    print(f"{build(arguments.package, arguments.target)} pictures in {arguments.target}")
+    print(f"{build(arguments.package, arguments.target, arguments.drawing)} pictures in {arguments.target}")

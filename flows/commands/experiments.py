@@ -1,4 +1,4 @@
-"""``gmem compare-arms``, ``gmem sweep``, ``gmem results``: what changes of a recipe are worth, measured alike."""
+"""``gmem compare-arms``, ``gmem sweep``, ``gmem adapt``, ``gmem results``: what changes of a recipe are worth, measured alike."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from storage.errors import Refused
 
 if TYPE_CHECKING:
     from flows.experiments.results import Findings
+
+ADAPTATION = "adaptation"
+"""Kind of run in MLflow."""
 
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", min=0, help="of the trainings, each with every arm; repeatable")
@@ -117,6 +120,51 @@ def _run(
         print_json(asdict(found))
 
 
+def adapt(
+    recipe: RecipeName,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="pictures that the network has not seen: a folder, tars, Parquet")
+    ],
+    name: Annotated[str, typer.Option("--name", help="of the batch, in the bank")],
+    network: Annotated[
+        str | None, typer.Option(metavar="URI", help="a checkpoint, training or imported network; none: the recipe's")
+    ] = None,
+    count: Annotated[int, typer.Option(min=8, help="pictures that are measured, at most")] = 256,
+    out: Annotated[
+        Path, typer.Option(help="the picture that is drawn: true, generated and nearest training pictures")
+    ] = Path("adaptation.png"),
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
+    """Adds new pictures to the bank, generates from them at once, and measures how near that comes to them."""
+    from flows.engine.progress import Terminal
+    from flows.experiments.adaptation import adapt as measure
+    from flows.experiments.adaptation import lines
+    from storage.store import Store
+    from storage.tracking.access import flatten
+    from storage.tracking.tracking import Tracking
+
+    chosen = resolved(recipe, set, store)
+    with Terminal("adapt") as progress:
+        found = measure(chosen, source, name, network, count, progress)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(found.figure)
+    where = Store(chosen.store)
+    tracking = Tracking.open(chosen.tracking.uri, where, chosen.name)
+    parameters = {"source": source, "network": network, "count": count}
+    with tracking.experiment_run(f"adaptation {name}", parameters, ADAPTATION) as run:
+        run.metrics({key: float(value) for key, value in flatten(found.to_dict()).items()})
+        run.artifact("adaptation.png", found.figure)
+        run.artifact("adaptation.txt", "\n".join(lines(found)).encode())
+    if json:
+        print_json({"picture": str(out.absolute())} | found.to_dict())
+        return
+    for line in lines(found):
+        show(line)
+    show(f"picture: {out.absolute()}")
+
+
 def results(
     recipe: RecipeName = "emoji",
     out: Annotated[Path, typer.Option(help="the page that is written")] = Path("RESULTS.md"),
@@ -126,13 +174,22 @@ def results(
 ) -> None:
     """Writes what a recipe's experiments found as one page, from MLflow: the newest run of each that came to its end."""
     from flows.engine.stage import Plan
-    from flows.experiments.results import Findings, write
+    from flows.experiments.results import Adapted, Findings, write
     from storage.tracking.tracking import Tracking
 
     plan = Plan(resolved(recipe, set, store))
     tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, plan.recipe.name)
-    runs = tracking.latest_experiments()
-    if not runs:
+    runs, adaptations = tracking.latest(), tracking.latest(ADAPTATION)
+    if not runs and not adaptations:
         raise Refused(f"no experiment of recipe {plan.recipe.name} has come to its end; run 'gmem compare-arms' first")
-    found = [Findings.from_json(tracking.text(run, "findings.json")) for _, run in sorted(runs.items())]
-    show(f"{len(found)} experiments: {write(found, out, figures)}")
+    found = [Findings.from_json(tracking.read(run, "findings.json").decode()) for _, run in sorted(runs.items())]
+    adapted = [
+        Adapted(
+            name,
+            tracking.read(run, "adaptation.txt").decode().splitlines(),
+            tracking.read(run, "adaptation.png"),
+            run,
+        )
+        for name, run in sorted(adaptations.items())
+    ]
+    show(f"{len(found) + len(adapted)} experiments: {write(found, out, figures, adapted)}")

@@ -125,7 +125,7 @@ def _anything_missing(trials: Trials) -> bool:
 def _measured(trial: Trial, plans: list[Plan], tracking: Tracking, parent: str) -> list[Point]:
     """Every evaluation of one trial, in order of steps, under a run of its own in MLflow."""
     points = []
-    with tracking.experiment_run(trial.name, plans[0].recipe.model_dump(mode="json"), parent) as run:
+    with tracking.experiment_run(trial.name, plans[0].recipe.model_dump(mode="json"), "trial", parent) as run:
         for plan in plans:
             with ExitStack() as stack:
                 current = Session(plan, stack)

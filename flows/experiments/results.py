@@ -30,6 +30,10 @@ from flows.experiments.plots import distances
 from storage.errors import Refused
 from storage.images.shards import HELD_OUT, TRAIN
 
+ADAPTED = (
+    "New pictures, added to the bank and generated from at once, without training. In the figure each true picture stands "
+    "above what was generated from its snippet, and above the nearest training picture."
+)
 NEAR = 1.1
 """Samplers within a tenth of the best distance are worth naming where they ask for fewer network calls."""
 
@@ -147,7 +151,17 @@ def lines(found: Findings) -> list[str]:
     return said
 
 
-def write(findings: Sequence[Findings], page: Path, figures: Path) -> Path:
+@dataclass(frozen=True)
+class Adapted:
+    """What `gmem adapt` found, by the batch of pictures that it added."""
+
+    name: str
+    lines: list[str]
+    figure: bytes
+    run_id: str
+
+
+def write(findings: Sequence[Findings], page: Path, figures: Path, adapted: Sequence[Adapted] = ()) -> Path:
     """Writes a page with a chapter an experiment, and its plots and JSON into a folder; where the page lies."""
     figures.mkdir(parents=True, exist_ok=True)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +176,12 @@ def write(findings: Sequence[Findings], page: Path, figures: Path) -> Path:
             plot.write_bytes(distances(found.points, key, f"{found.metric} from {_split(key)} snippets"))
             pictures.append(os.path.relpath(plot, page.parent))
         chapters.append(markdown(found, pictures))
+    for each in adapted:
+        picture = figures / f"{each.name.replace(' ', '-')}.png"
+        picture.write_bytes(each.figure)
+        said = "\n".join(f"- {line}" for line in each.lines)
+        shown = f"![True pictures, generated ones, nearest training pictures]({os.path.relpath(picture, page.parent)})"
+        chapters.append(f"## {each.name}\n\n{ADAPTED}\n\n{said}\n\n{shown}\n\nMLflow run {each.run_id}.\n")
     page.write_text("\n".join(chapters))
     return page.absolute()
 

@@ -116,26 +116,28 @@ class Tracking:
             yield run.id
 
     @contextmanager
-    def experiment_run(self, name: str, parameters: Mapping[str, Any], parent: str | None = None) -> Iterator[Run]:
-        """A run that others hang below: of a whole experiment, or with a parent of one of its trials."""
-        tags = {"gmem.kind": "trial", "mlflow.parentRunId": parent} if parent else {"gmem.kind": EXPERIMENT}
+    def experiment_run(
+        self, name: str, parameters: Mapping[str, Any], kind: str = EXPERIMENT, parent: str | None = None
+    ) -> Iterator[Run]:
+        """A run of a whole experiment, below which others hang, or of another kind, such as one of its trials."""
+        tags = {"gmem.kind": kind} | ({"mlflow.parentRunId": parent} if parent else {})
         with self._run(cut(name, NAME_LENGTH), parameters, tags) as run:
             yield run
 
-    def latest_experiments(self) -> dict[str, str]:
-        """The newest finished run of every experiment of this recipe, by the experiment's name."""
-        query = f"tags.`gmem.kind` = '{EXPERIMENT}' and attributes.status = 'FINISHED'"
+    def latest(self, kind: str = EXPERIMENT) -> dict[str, str]:
+        """The newest finished run of each name and of a kind, of this recipe, by its name."""
+        query = f"tags.`gmem.kind` = '{kind}' and attributes.status = 'FINISHED'"
         found = client(self.uri).search_runs([self._experiment_id()], query, order_by=["attributes.end_time DESC"])
         newest: dict[str, str] = {}
         for run in found:
             newest.setdefault(run.info.run_name, run.info.run_id)
         return newest
 
-    def text(self, run_id: str, name: str) -> str:
+    def read(self, run_id: str, name: str) -> bytes:
         """The content of a file of a run; TrackingError where there is none, or MLflow does not answer."""
         try:
             with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
-                return Path(client(self.uri).download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
+                return Path(client(self.uri).download_artifacts(run_id, name, folder)).read_bytes()
         except problems() as problem:
             text = f"run {run_id} in MLflow at {self.uri} gave no {name} ({problem})"
             raise TrackingError(without_userinfo(text)) from problem
