@@ -1,4 +1,4 @@
-"""What one does to the memory: make snippets unit length, mask and drop them, interpolate them, factorise a bank."""
+"""What one does to the memory: make snippets unit length, mask and drop them, find what they vary along."""
 
 from __future__ import annotations
 
@@ -32,11 +32,6 @@ def mask(snippet: Tensor, uniform: Tensor, rate: float) -> Tensor:
 def drop(snippet: Tensor, uniform: Tensor, rate: float) -> Tensor:
     """Zeroes each snippet of [B, D] whose draw [B] from [0, 1) is below `rate`: trains guidance's other branch."""
     return snippet * (uniform >= rate)[:, None]
-
-
-def interpolate(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """alpha·a + (1−alpha)·b, as the published code mixes two snippets; not normalised."""
-    return alpha * a + (1 - alpha) * b
 
 
 @dataclass(frozen=True)
@@ -109,37 +104,3 @@ def principal_components(pieces: Iterable[Tensor], rank: int) -> Components:
     if total is None:
         raise ValueError("principal components need at least 2 vectors, not 0")
     return total.principal_components(rank)
-
-
-@dataclass
-class FactorisedBank:
-    """A bank of N snippets kept as codes [N, k] on the bank's own principal components: D/k times smaller.
-
-    >>> bank = FactorisedBank.of(torch.randn(100, 32), rank=8)
-    >>> bank.codes.shape, bank.decode(slice(0, 3)).shape, bank.interpolate(0, 1, alpha=0.5).shape
-    (torch.Size([100, 8]), torch.Size([3, 32]), torch.Size([32]))
-    """
-
-    components: Components
-    codes: Tensor
-
-    @classmethod
-    def of(cls, bank: Tensor, rank: int) -> FactorisedBank:
-        """Factorises snippets [N, D]; the best possible at this rank (Eckart–Young), about the mean."""
-        components = principal_components(bank.split(65536), rank)
-        return cls(components, torch.cat([components.project(piece) for piece in bank.split(65536)]))
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def decode(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Snippets [n, D] of these rows."""
-        return self.components.reconstruct(self.codes[rows])
-
-    def add(self, snippets: Tensor) -> None:
-        """Appends snippets [n, D], as well as the components can show them."""
-        self.codes = torch.cat([self.codes, self.components.project(snippets)])
-
-    def interpolate(self, first: int, second: int, alpha: float) -> Tensor:
-        """The snippet [D] at alpha·first + (1−alpha)·second."""
-        return self.components.reconstruct(interpolate(self.codes[first], self.codes[second], alpha))

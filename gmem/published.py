@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gmem import ldm
+from gmem.memory import Components
 from gmem.network import Network
 from gmem.published_config import network_choices
 from gmem.settings import SIZES, NetworkConfig
@@ -85,11 +86,16 @@ def write_folder(folder: str | Path, tensors: Tensors, config: NetworkConfig) ->
     (Path(folder) / CONFIG_FILE).write_text(json.dumps({"_class_name": "GMemNetwork", **asdict(config)}, indent=2))
 
 
+ORTHONORMAL = 1e-2
+"""How far products of directions may be from 0 and 1: those of half floats are."""
+
+
 @dataclass(frozen=True)
 class PublishedBank:
-    """A bank's snippets [rows, dim], mapped to their file."""
+    """A bank's snippets [rows, dim], or with `components` their coefficients [rows, rank], mapped to their file."""
 
     snippets: Tensor
+    components: Components | None = None
 
     @property
     def rows(self) -> int:
@@ -97,10 +103,11 @@ class PublishedBank:
 
     @property
     def dim(self) -> int:
-        return self.snippets.shape[1]
+        """Of a snippet in full."""
+        return self.components.basis.shape[1] if self.components else self.snippets.shape[1]
 
     def chunks(self, size: int = 16384) -> Iterator[Tensor]:
-        """The snippets in order, [≤ size, dim] at a time, each in memory of its own; ValueError at NaN or infinity."""
+        """The snippets or coefficients in order, at most `size` at a time, each in memory of its own; ValueError at NaN or infinity."""
         for start in range(0, self.rows, size):
             chunk = self.snippets[start : start + size].clone()
             bad = (~chunk.isfinite().all(1)).nonzero()
@@ -110,8 +117,11 @@ class PublishedBank:
 
 
 def read_bank(path: str | Path) -> PublishedBank:
-    """The bank in a file with one tensor [N, D] (torch, safetensors or numpy), float32, float16 or bfloat16."""
+    """The bank in a file (torch, safetensors or numpy) with one tensor [N, D] of float32, float16 or bfloat16, or in the
+    published factorised form: coefficients `C` [N, k], directions `M` [D, k] and `mean` [D]."""
     content = read_file(path)
+    if isinstance(content, Mapping) and {"C", "M", "mean"} <= content.keys():
+        return _factorised(path, content)
     if isinstance(content, Mapping) and len(content) == 1:
         content = next(iter(content.values()))
     if not isinstance(content, Tensor):
@@ -122,6 +132,25 @@ def read_bank(path: str | Path) -> PublishedBank:
             f"{path} holds {content.dtype} of shape {list(content.shape)}; a bank is one tensor [N, D] of floats"
         )
     return PublishedBank(content)
+
+
+def _factorised(path: str | Path, content: Mapping[str, Any]) -> PublishedBank:
+    """x = mean + C Mᵀ; the singular values `S`, which C has in it, and the dimensions say nothing more."""
+    codes, directions, mean = (require_plain(path, f"tensor {name}", content[name]) for name in ("C", "M", "mean"))
+    shapes = [list(tensor.shape) for tensor in (codes, directions, mean)]
+    fits = [len(shape) for shape in shapes] == [2, 2, 1] and shapes[1] == [shapes[2][0], shapes[0][1]]
+    if not fits or not all(tensor.is_floating_point() and tensor.numel() for tensor in (codes, directions, mean)):
+        raise ValueError(
+            f"{path} holds C, M and mean of shapes {shapes}, which are no factorised bank; C is [N, k], M [D, k], mean [D]"
+        )
+    directions, mean = directions.float().T.contiguous(), mean.float()
+    if not (directions.isfinite().all() and mean.isfinite().all()):
+        raise ValueError(f"the directions in {path} hold NaN or infinity; get the file again")
+    if (directions @ directions.T - torch.eye(len(directions))).abs().max() > ORTHONORMAL:
+        raise ValueError(
+            f"the directions M in {path} are not orthonormal, as those of a decomposition are; get the file again"
+        )
+    return PublishedBank(codes, Components(mean, directions))
 
 
 def read_latent_statistics(path: str | Path, channels: int | None = None) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a recipe, and edit it.")
 app.command()(bank_edit.add)
 app.command()(bank_edit.mix)
+app.command()(bank_edit.factorise)
 app.command()(bank_edit.withdraw)
 app.command()(bank_edit.tag)
 app.command()(bank_edit.restore)
@@ -48,6 +49,7 @@ def info(
         print_json(about | {"uri": opened.artifact})
         return
     table = new_table("", "", title=opened.artifact, header=False)
+    about |= {"index": about["index"] or "none: a search reads every row"}
     for key, value in about.items():
         table.add_row(key, _listed(value) if isinstance(value, dict) else str(value))
     show(table)

@@ -8,6 +8,7 @@ import typer
 
 from flows.commands.bank_options import BankUri, Ids, numbers, shares
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
+from flows.commands.units import size
 from flows.console import new_table, show
 
 Reason = Annotated[str | None, typer.Option(help="why; stays in the history")]
@@ -45,6 +46,34 @@ def add(
         table.add_row(key, why)
     if left_out:
         show(table)
+
+
+def factorise(
+    recipe: RecipeName,
+    rank: Annotated[int, typer.Option(min=1, help="numbers kept of each snippet, such as 64 of 768")],
+    name: Annotated[str | None, typer.Option(help="of the artifact; none: the bank's, with the rank")] = None,
+    bank: BankUri = None,
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
+    """Makes of a bank a rank-reduced one of a fraction of its bytes, which answers the same questions."""
+    from flows.engine.progress import Terminal
+    from flows.exchange.factorising import factorise as reduce
+    from flows.explore import open_bank
+    from storage.store import Store
+
+    chosen = resolved(recipe, set, store)
+    opened = open_bank(chosen, bank)
+    with Terminal("factorise") as progress:
+        made = reduce(Store(chosen.store), opened, rank, name or f"{chosen.name}-rank{rank}", progress)
+    if json:
+        print_json({"uri": made.artifact} | made.counts | made.details)
+        return
+    counts, details = made.counts, made.details
+    show(f"{counts['rows']:,} rows, {details['energy']:.1%} of the variance kept, snippets {details['error']:.1%} off")
+    show(f"{size(counts['bytes'])} in place of {size(counts['bytes_before'])}, thumbnails included")
+    show(f"name it by --bank {made.artifact}")
 
 
 def mix(

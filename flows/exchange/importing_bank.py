@@ -16,6 +16,7 @@ from gmem.published import PublishedBank, read_bank
 from storage.ids import FIRST_FOREIGN_ID
 from storage.store import Artifact, Store
 from storage.tables.bank import Bank
+from storage.tables.bank_basis import Basis
 from storage.tables.bank_rows import make_rows, write_fragments
 from storage.tables.bank_writer import BankWriter
 from storage.tracking.tracking import Run
@@ -33,7 +34,8 @@ def import_bank(
     index: bool = False,
     progress: Progress | None = None,
 ) -> Imported:
-    """A file of snippets [N, D] as a bank, read and committed a part at a time; an interrupted import goes on.
+    """A file of snippets [N, D], or of factorised ones, as a bank, read and committed a part at a time; an interrupted
+    import goes on.
 
     Rows get ids from 2^40 in the file's order, origin "imported" and split "train": the published banks are of the
     training pictures. `labels` and `keys` are text files of one a row; an empty line means unknown.
@@ -66,7 +68,8 @@ def _fill(
     files: dict[str, Path | None],
     progress: Progress | None,
 ) -> None:
-    writer = BankWriter(artifact.uri, bank.dim, encoder, lease)
+    basis = Basis(bank.components.basis.numpy(), bank.components.mean.numpy()) if bank.components else None
+    writer = BankWriter(artifact.uri, bank.dim, encoder, lease, basis)
     ids = np.arange(FIRST_FOREIGN_ID, FIRST_FOREIGN_ID + bank.rows)
     columns = {what: _column(file, what) for what, file in files.items() if file}
     if progress:
@@ -76,7 +79,7 @@ def _fill(
         shard, start = f"import-{number:06d}", number * CHUNK
         if shard in writer.done:
             continue
-        snippets = chunk.to(torch.float16).numpy()
+        snippets = basis.of_codes(chunk.float().numpy()) if basis else chunk.to(torch.float16).numpy()
         rows = make_rows(
             ids[start : start + len(chunk)], snippets, "imported", splits=["train"] * len(chunk), shard=shard, **told
         )

@@ -81,7 +81,8 @@ def append(
     bank.require_encoder(encoder)
     if np.shape(snippets)[1] != bank.dim:
         raise Refused(f"snippets of {np.shape(snippets)[1]} numbers do not fit a bank of {bank.dim}")
-    rows = make_rows(np.zeros(len(snippets), np.int64), snippets, origin, **columns)
+    stored = bank.basis.project(snippets) if bank.basis else snippets
+    rows = make_rows(np.zeros(len(snippets), np.int64), stored, origin, **columns)
     note_checked(bank.artifact)
     ids = reserve_ids(bank.artifact, len(rows))
     append_rows(bank.artifact, rows.set_column(0, rows.schema.field("id"), pa.array(ids)), edit)
@@ -130,7 +131,9 @@ def add(bank: Bank, pictures: Pictures, batch: str, encoder: dict[str, Any], rea
 
 
 def _already_there(bank: Bank, snippet: NDArray[np.floating]) -> str | None:
-    """Key or id of a row with this snippet."""
+    """Key or id of a row with this snippet, as the bank would store it."""
+    if bank.basis:
+        snippet = bank.basis.full(bank.basis.project(snippet[None]))[0]
     nearest = bank.search(snippet, 1)
     if not len(nearest) or nearest["_distance"][0].as_py() > SAME:
         return None

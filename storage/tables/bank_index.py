@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from lancedb.index import FTS, BTree, HnswSq, IvfPq
@@ -37,7 +37,8 @@ def build(bank: Bank, kind: str) -> str | None:
         if column in bank.table.schema.names and column not in present:
             bank.table.create_index(column, config=FTS(remove_stop_words=False))
     if kind != "none" and _spelled(present.get("snippet", "")) != _spelled(kind):
-        config = HnswSq(distance_type="cosine") if kind == "IVF_HNSW_SQ" else IvfPq(distance_type="cosine")
+        distance = metric(bank)
+        config = HnswSq(distance_type=distance) if kind == "IVF_HNSW_SQ" else IvfPq(distance_type=distance)
         bank.table.create_index("snippet", config=config)
         bank.table.create_index("id", config=BTree())
     bank.refresh()
@@ -52,6 +53,11 @@ def _suited(rows: int) -> str:
 
 def _spelled(kind: str) -> str:
     return kind.upper().replace("_", "")
+
+
+def metric(bank: BankReader) -> Literal["cosine", "dot"]:
+    """Of LanceDB's: both give 1 - cosine, since what a rank-reduced bank stores is scaled for that."""
+    return "dot" if bank.basis else "cosine"
 
 
 def of_snippets(bank: BankReader) -> Any:

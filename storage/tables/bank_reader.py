@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from storage.errors import Refused
 from storage.files.s3 import lance_options
 from storage.tables import bank_history, bank_index, bank_mixing
+from storage.tables.bank_basis import basis_of
 from storage.tables.bank_commits import REVISION, content_revision, require_checked
 from storage.tables.bank_draws import draw_balanced, draw_evenly
 from storage.tables.bank_history import Change, Difference
@@ -26,6 +27,7 @@ from storage.tables.bank_rows import (
     ENCODER,
     FORMAT_VERSION,
     LATER_COLUMNS,
+    REDUCED_VERSION,
     TABLE,
     canonical,
     table_uri,
@@ -50,6 +52,8 @@ class BankInfo:
     by_label: dict[str, int]
     by_class: dict[str, int]
     dim: int
+    rank: int | None
+    """Numbers kept of a snippet; None: all of them."""
     encoder: dict[str, Any]
     version: int
     content_revision: int
@@ -89,7 +93,9 @@ class BankReader:
             if version is not None:
                 absent = f"no version {version} of the bank; its history lists those there are"
             raise ValueError(f"{artifact} holds {absent}") from error
-        require_format(self.table.schema, FORMAT_VERSION, table_uri(artifact))
+        self.basis = basis_of(self.table.schema)
+        known = REDUCED_VERSION if self.basis else FORMAT_VERSION
+        require_format(self.table.schema, known, table_uri(artifact))
         if REVISION.encode() not in self.table.schema.metadata:
             raise ValueError(f"the bank in {artifact} is unfinished; run the bank stage again")
         require_checked(self.dataset)
@@ -105,7 +111,8 @@ class BankReader:
 
     @property
     def dim(self) -> int:
-        return self.table.schema.field("snippet").type.list_size
+        """Numbers in a snippet, as the encoder gives them."""
+        return self.basis.dim if self.basis else self.table.schema.field("snippet").type.list_size
 
     @property
     def columns(self) -> list[str]:
@@ -144,6 +151,7 @@ class BankReader:
             by_label=_counts(columns["label"]),
             by_class=_counts(columns["class"]),
             dim=self.dim,
+            rank=self.basis.rank if self.basis else None,
             encoder=self.encoder,
             version=self.version,
             content_revision=self.content_revision,
@@ -248,8 +256,9 @@ class BankReader:
             raise Refused(f"the query has {len(vector)} numbers, the bank's snippets have {self.dim}; same encoder?")
         if not np.isfinite(vector).all() or not vector.any():
             raise Refused("the query is zero or not finite and so has no direction; check the encoder")
-        found: Any = self.table.search(vector, vector_column_name="snippet")
-        found = found.distance_type("cosine")
+        asked = self.basis.query(vector) if self.basis else vector
+        found: Any = self.table.search(asked, vector_column_name="snippet")
+        found = found.distance_type(bank_index.metric(self))
         if exact or self._index() is None:
             found = found.bypass_vector_index()
         else:
@@ -309,7 +318,12 @@ class BankReader:
         return with_later_columns(rows, [name for name in self.columns if name != "snippet"])
 
     def _matrix(self, ids: Sequence[int]) -> NDArray[np.float16]:
-        return to_matrix(self.rows(ids, ["snippet"])["snippet"])
+        return self.full(self.rows(ids, ["snippet"])["snippet"])
+
+    def full(self, column: pa.ChunkedArray | pa.Array) -> NDArray[np.float16]:
+        """Snippets [N,D] of the column `snippet`, which of a rank-reduced bank holds their coefficients."""
+        stored = to_matrix(column)
+        return self.basis.full(stored).astype(np.float16) if self.basis else stored
 
     def _choices(self) -> str:
         """What there is to choose from, for whoever chose what there is not."""

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from storage.errors import Refused
 from storage.tables import fragments
+from storage.tables.bank_basis import BASIS, Basis
 from storage.tables.fragments import fixed_size, to_float16, to_matrix
 
 TABLE = "bank"
 FORMAT_VERSION = "1"
+REDUCED_VERSION = "2"
+"""Of a rank-reduced bank, which release 0.1 would misread."""
 ORIGINS = ("dataset", "external", "mixed", "imported")
 ENCODER = "encoder"
 LATER_COLUMNS = (pa.field("class", pa.string()), pa.field("caption", pa.string()))
@@ -32,8 +35,12 @@ def canonical(encoder: dict[str, Any]) -> str:
     return json.dumps(encoder, sort_keys=True)
 
 
-def schema(dim: int, encoder: dict[str, Any]) -> pa.Schema:
-    """The bank's columns for snippets of `dim` numbers by the encoder of this identity."""
+def schema(dim: int, encoder: dict[str, Any], basis: Basis | None = None) -> pa.Schema:
+    """The bank's columns for snippets of `dim` numbers by the encoder of this identity; with a basis, rank-reduced."""
+    about = {"format_version": FORMAT_VERSION, ENCODER: canonical(encoder)}
+    if basis:
+        about |= {"format_version": REDUCED_VERSION, BASIS: basis.packed()}
+        dim = basis.rank + 1
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -48,7 +55,7 @@ def schema(dim: int, encoder: dict[str, Any]) -> pa.Schema:
             pa.field("thumbnail", pa.binary()),
             *LATER_COLUMNS,
         ],
-        {"format_version": FORMAT_VERSION, ENCODER: canonical(encoder)},
+        about,
     )
 
 

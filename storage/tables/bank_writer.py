@@ -10,7 +10,17 @@ from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 
 from storage.ids import FIRST_FOREIGN_ID
-from storage.tables.bank_commits import CHECKED_TO, COUNTED_TO, NEXT_ID, REVISION, complete_columns, withdrawn
+from storage.tables.bank_basis import Basis
+from storage.tables.bank_commits import (
+    CHECKED_TO,
+    COUNTED_TO,
+    NEXT_ID,
+    REVISION,
+    WITHDRAWN,
+    complete_columns,
+    packed,
+    withdrawn,
+)
 from storage.tables.bank_rows import schema, table_uri
 from storage.tables.fragments import FragmentWriter
 
@@ -24,21 +34,26 @@ class BankWriter(FragmentWriter):
 
     FROM_SHARDS = "shard IS NOT NULL"
 
-    def __init__(self, artifact: str, dim: int, encoder: dict[str, Any], lease: int = 0) -> None:
+    def __init__(
+        self, artifact: str, dim: int, encoder: dict[str, Any], lease: int = 0, basis: Basis | None = None
+    ) -> None:
+        """As `FragmentWriter`; with a `basis` the snippets of its rows are what that stores."""
         self.artifact = artifact
-        super().__init__(table_uri(artifact), schema(dim, encoder), lease)
+        super().__init__(table_uri(artifact), schema(dim, encoder, basis), lease)
 
-    def finish_bank(self, expected: NDArray[np.int64]) -> LanceDataset:
+    def finish_bank(self, expected: NDArray[np.int64], stones: list[dict[str, Any]] | None = None) -> LanceDataset:
         """Checks that each expected id is there once, and begins counting revisions; the bank can be opened then.
 
-        Ids that were withdrawn are expected no more. Ids of foreign rows among the expected are given to no other, also
+        `stones` are the tombstones of the bank that this one is made of. Ids that were withdrawn are expected no more. Ids of foreign rows among the expected are given to no other, also
         when these rows are deleted.
         """
         gone = [stone["id"] for stone in withdrawn(self._dataset)]
         self.verify(np.setdiff1d(expected, gone))
         if self._finished:
             return self._dataset
-        about = {REVISION: "1", NEXT_ID: str(max(FIRST_FOREIGN_ID, int(expected.max(initial=0)) + 1))}
+        highest = max([int(expected.max(initial=0)), *(stone["id"] for stone in stones or [])])
+        about = {REVISION: "1", NEXT_ID: str(max(FIRST_FOREIGN_ID, highest + 1))}
+        about |= {WITHDRAWN: packed(stones)} if stones else {}
         version = str(self._dataset.version)
         return self.finish(about | {COUNTED_TO: version, CHECKED_TO: version}, about)
 

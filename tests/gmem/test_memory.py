@@ -12,13 +12,13 @@ GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 @pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden numbers at {GOLDEN}")
 def test_published_factorised_bank():
     golden = load_file(GOLDEN / "bank_svd.safetensors")
-    bank = memory.FactorisedBank.of(golden["input/bank"], 16)
-    assert (bank.decode() - golden["output/decoded_rank16"]).abs().max() < 1e-5
-    mixed = bank.interpolate(1, 4, 0.3)
+    snippets = golden["input/bank"]
+    components = memory.principal_components(snippets.split(64), 16)
+    codes = components.project(snippets)
+    assert (components.reconstruct(codes) - golden["output/decoded_rank16"]).abs().max() < 1e-5
+    mixed = components.reconstruct(0.3 * codes[1] + 0.7 * codes[4])
     assert (mixed - golden["output/interpolated_rows_1_4_alpha_0.3"]).abs().max() < 1e-5
-    bank.add(golden["input/bank"][3:4] + 0.01)
-    added = bank.decode(slice(200, 201))[0]
-    assert len(bank) == 201
+    added = components.reconstruct(components.project(snippets[3:4] + 0.01))[0]
     assert (added - golden["output/added_exact_of_row3_plus_0.01"]).abs().max() < 1e-5
 
 

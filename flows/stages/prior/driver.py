@@ -22,7 +22,6 @@ from storage.checkpoints import Checkpoint, CheckpointManifest, latest, load, lo
 from storage.images.shards import HELD_OUT
 from storage.retention.checkpoints import prune
 from storage.tables.bank import Bank
-from storage.tables.fragments import to_matrix
 
 REAL = "origin != 'mixed'"
 """What somebody mixed is no picture's."""
@@ -89,7 +88,7 @@ def _rows(bank: Bank, where: str) -> tuple[Tensor, Tensor]:
     """Snippets float16 [N, D] and labels int64 [N] (-1: none)."""
     rows = bank.scan(["label", "snippet"], where)
     labels = rows["label"].fill_null(-1).to_numpy().astype(np.int64)
-    return torch.from_numpy(to_matrix(rows["snippet"]).copy()), torch.from_numpy(labels)
+    return torch.from_numpy(bank.full(rows["snippet"]).copy()), torch.from_numpy(labels)
 
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:

@@ -221,6 +221,10 @@ def test_samples_of_a_condition_and_of_a_way_between_rows(recipe: Recipe, encode
     assert set(answered(recipe, "sample", *more, "--count", "4")["ids"]) == {2, 4, 8, 10}
     balanced = answered(recipe, "sample", *more, "--count", "2", "--balanced-by", "class")["ids"]
     assert {i // 2 % 2 for i in balanced} == {0, 1}
+    reduced = answered(recipe, "bank", "factorise", "--rank", "8")["uri"]
+    assert "rank" in run(recipe, "bank", "info", "--bank", reduced).stdout
+    again = answered(recipe, "sample", *more, "--bank", reduced, "--where", "class = 'flags'", "--count", "3")
+    assert sorted(again["ids"]) == [0, 4, 8]
     walked = answered(recipe, "sample", *more, "--mix", "2,6", "--steps", "3", "--out", "way.png")
     assert walked["ids"] == [2, 6] and Image.open(walked["picture"]).width > Image.open(walked["picture"]).height
     assert len(open_bank(recipe).history()) == 1, "a walk adds nothing"
