@@ -119,7 +119,12 @@ def attempt(stage: Stage, current: Session) -> Result:
     if not plan.missing(stage):
         there = found(stage, plan, current.tracking, current.parent)
         get_run_logger().info(
-            "%s is there already: %d %s (MLflow run %s)", stage.name, there.rows, there.unit, there.run_id
+            "%s is there already: %d %s%s (MLflow run %s)",
+            stage.name,
+            there.rows,
+            there.unit,
+            f", {there.about}" if there.about else "",
+            there.run_id,
         )
         return there
     with shown(stage.name) as progress:

@@ -87,9 +87,14 @@ def _commit(
 
 def _inputs(stage: Stage, plan: Plan) -> list[tuple[Artifact, Manifest]]:
     """What a stage reads and is there; an input may also be an output of the stage itself."""
-    needed = dict.fromkeys(each for output in stage.wanted(plan.recipe) for each in output.inputs(plan.recipe))
+    needed = dict.fromkeys(each for output in stage.wanted(plan.recipe) for each in _read(output, plan))
     artifacts = [plan.artifact(output) for output in needed]
     return [(artifact, manifest) for artifact in artifacts if (manifest := artifact.manifest())]
+
+
+def _read(output: Output, plan: Plan) -> tuple[Output, ...]:
+    """All that it reads, each once."""
+    return tuple(dict.fromkeys((*output.inputs(plan.recipe), *output.reads(plan.recipe))))
 
 
 def _log_inputs(inputs: list[tuple[Artifact, Manifest]], context: Context, stage: str, run: Run) -> None:
@@ -114,7 +119,7 @@ def _description(
 ) -> dict[str, Any]:
     """What the manifest of an output says."""
     inputs = {}
-    for needed in output.inputs(plan.recipe):
+    for needed in _read(output, plan):
         if manifest := plan.artifact(needed).manifest():
             version = versions.get(needed.kind, manifest.details.get("version"))
             inputs[needed.kind] = plan.artifact(needed).reference(version)

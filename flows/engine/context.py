@@ -76,6 +76,8 @@ class Result:
     details: dict[str, Any]
     pictures: dict[str, str] = field(default_factory=dict)
     """Title -> URI of a figure."""
+    about: str = ""
+    """What its stage says of it, in a few words."""
 
     @property
     def metrics(self) -> dict[str, float]:

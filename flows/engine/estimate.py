@@ -28,7 +28,8 @@ def estimates(stages: Iterable[Stage], plan: Plan) -> list[Estimate]:
 def _estimate(stage: Stage, plan: Plan, rows: int) -> Estimate:
     why, size = plan.why(stage), stage.row_bytes(plan.recipe) * rows
     if not why:
-        return Estimate(stage.name, False, "there already", rows, size, 0.0)
+        about = stage.about(plan)
+        return Estimate(stage.name, False, "there already" + (f", {about}" if about else ""), rows, size, 0.0)
     return Estimate(stage.name, True, why, rows, size, _minutes(stage, plan, rows))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -29,6 +29,10 @@ class Output:
     """Raise by hand when the stage's code makes something else of the same parameters."""
     parameters: Callable[[Plan], dict[str, Any]]
     inputs: Callable[[Recipe], tuple[Output, ...]] = lambda recipe: ()
+    reads: Callable[[Recipe], tuple[Output, ...]] = lambda recipe: ()
+    """What it reads besides: things that its inputs were made of, so that their fingerprints count already."""
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What parameters are that were left out of a fingerprint, as they were before there was anything else."""
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     done: Callable[[Plan, Artifact], bool] = lambda plan, artifact: artifact.complete
 
@@ -55,6 +59,8 @@ class Stage:
     reserves: Rule = one_actor_per_device
     pins: Callable[[Context], dict[str, int]] = lambda context: {}
     """Versions of inputs that it reads, by kind, where those are not the ones their manifests name."""
+    about: Callable[[Plan], str] = lambda plan: ""
+    """What is to be said of what is there, besides that it is, in a few words."""
     continues: bool = False
     """Whether a run that was interrupted is continued under the same MLflow run, so that its curves go on."""
 
@@ -151,7 +157,8 @@ class Plan:
         manifest = self.latest(output)
         if manifest is None:
             return "not there yet"
-        before, now = _flat(manifest.parameters), _flat(self.parameters(output))
+        before = {**output.defaults, **_flat(manifest.parameters)}
+        now = {**output.defaults, **_flat(self.parameters(output))}
         changed = [
             f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
             for key in sorted(before.keys() | now.keys())
@@ -207,6 +214,7 @@ def result_of(stage: Stage, plan: Plan, fresh: bool, seconds: float) -> Result:
         run_id=manifest.mlflow_run,
         store=plan.store.root,
         details=manifest.details | {"lines": _lines(manifest)},
+        about=stage.about(plan),
         pictures=_figures(last, manifest),
     )
 

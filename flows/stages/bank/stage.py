@@ -25,15 +25,6 @@ def _row_bytes(recipe: Recipe) -> int:
     return 2 * SNIPPET_WIDTH + 2000 + 2 * tokens * recipe.bank.patch_components
 
 
-def revision(plan: Plan) -> dict[str, int]:
-    """What a fingerprint takes of edits of the recipe's bank: nothing of a bank that is as it was made, or not there."""
-    from storage.tables.bank import Bank
-
-    artifact = plan.artifact(BANK)
-    number = Bank(artifact.uri).content_revision if artifact.complete else 1
-    return {} if number == 1 else {"revision": number}
-
-
 def pinned(context: Context, kind: str) -> dict[str, int]:
     """The bank's newest version for what makes an artifact of this kind, tagged so that it is never cleaned up; what is
     continued goes on with the one it began with, whatever was added since."""
@@ -53,6 +44,35 @@ PATCHES = Output(
     inputs=lambda recipe: (IMAGES,),
     wanted=lambda recipe: recipe.train.align > 0,
 )
+
+
+def bank_revision(plan: Plan) -> int:
+    """Of the rows of the recipe's own bank: 1 until it is edited, and while it is not there."""
+    artifact = plan.artifact(BANK)
+    if not artifact.complete:
+        return 1
+    from storage.tables.bank_commits import content_revision
+    from storage.tables.bank_rows import table_uri
+    from storage.tables.fragments import open_table
+
+    return content_revision(open_table(table_uri(artifact.uri)))
+
+
+def edits(plan: Plan) -> dict[str, int]:
+    """What a fingerprint takes of edits of the recipe's bank: nothing of a bank that is as it was made, or not there."""
+    number = bank_revision(plan)
+    return {"bank_revision": number} if number > 1 else {}
+
+
+UNEDITED = {"bank_revision": 1}
+"""What a fingerprint leaves out."""
+
+
+def _about(plan: Plan) -> str:
+    revision = bank_revision(plan)
+    return f"edited since: revision 1 -> {revision}" if revision > 1 else ""
+
+
 STAGE = Stage(
     name="bank",
     description="Image shards into the memory bank, and into patch tokens for the alignment loss.",
@@ -62,4 +82,5 @@ STAGE = Stage(
     rows=lambda recipe, pictures: pictures * recipe.views,
     row_bytes=_row_bytes,
     workers_import=("flows.stages.bank.driver", "timm"),
+    about=_about,
 )

@@ -63,6 +63,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
             context=context,
             checkpoint=checkpoint,
             guide=guide,
+            bank=bank,
             references=seen,
             file=against,
             shares=shares,
@@ -91,7 +92,7 @@ def _subject(context: Context) -> tuple[Checkpoint, Bank]:
         checkpoint = open_network(evaluate.network, context.store)
     else:  # not simply the newest: the training may have gone on since
         checkpoint = at(context.artifact("training"), context.parameters["report"]["step"])
-    bank = open_bank(evaluate.bank or context.artifact("bank").uri, context.store)
+    bank = open_bank(evaluate.bank or context.artifact("bank").uri, context.store, context.versions.get("bank"))
     if checkpoint.manifest.encoder:
         bank.require_encoder(checkpoint.manifest.encoder)
     require_snippets(checkpoint, bank.dim, bank.artifact)
@@ -223,13 +224,14 @@ def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
         "bank": context.recipe.evaluate.bank and context.store.relative(context.recipe.evaluate.bank),
     }
     step = {"step": found.checkpoint.step}
+    drawn = {"bank": {"version": found.bank.version, "revision": found.bank.content_revision}}
     compared = {split: next(iter(sums.values())).count for split, sums in found.references.items()}
     return {
         "statistics": Made({"rows": sum(compared.values())} | compared, details={"detectors": found.detectors}),
-        "samples": Made(counts, details=step | {"used": used}),
+        "samples": Made(counts, details=step | drawn | {"used": used}),
         "report": Made(
             counts,
-            details=step | {"metrics": metrics, "lines": report.lines(results), "used": used},
+            details=step | drawn | {"metrics": metrics, "lines": report.lines(results), "used": used},
             metrics=metrics,
             figures=figures,
         ),

@@ -29,6 +29,7 @@ from gmem.metrics import (
 )
 from storage.checkpoints import Checkpoint
 from storage.images.shards import HELD_OUT, TRAIN
+from storage.tables.bank import Bank
 
 KINDS = ("samples", "floor", "ceiling")
 SHARES = ("precision", "recall", "density", "coverage")
@@ -41,6 +42,8 @@ class Found:
     context: Context
     checkpoint: Checkpoint
     guide: Checkpoint | None
+    bank: Bank
+    """At the version that was sampled from."""
     references: dict[str, Sums]
     """Features of the recipe's pictures by split."""
     file: File | None
@@ -155,10 +158,11 @@ def _weights(checkpoint: Checkpoint) -> str:
 
 
 def _snippets(found: Found, split: str) -> str:
-    bank = found.context.recipe.evaluate.bank
+    bank, revision = found.context.recipe.evaluate.bank, found.bank.content_revision
+    edited = f", of the bank's revision {revision}" if revision > 1 else ""
     if bank is None:
-        return f"random snippets of {split} pictures, none twice"
-    return f"random snippets of {split} rows of {artifact_at(bank, found.context.store).folder}, none twice"
+        return f"random snippets of {split} pictures, none twice{edited}"
+    return f"random snippets of {split} rows of {artifact_at(bank, found.context.store).folder}, none twice{edited}"
 
 
 # --- what is kept and said -------------------------------------------------------------------------------------------

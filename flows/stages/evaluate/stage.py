@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.engine.context import Context
 from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
-from flows.models.resolve import bank_identity, guide_identity, network_identity
+from flows.models.resolve import bank_identity, guide_identity, network_identity, open_bank
 from flows.recipe.model import Evaluate, Recipe, Sample
-from flows.stages.bank.stage import BANK
+from flows.stages.bank.stage import BANK, UNEDITED, edits
 from flows.stages.ingest.stage import IMAGES
+from flows.stages.latents.stage import LATENTS
 from flows.stages.train.stage import TRAINING, chosen_checkpoint
 from gmem.weights import WeightsRef, identity
 
@@ -64,6 +66,8 @@ def _sampling(plan: Plan) -> dict[str, Any]:
         "samples": evaluate.samples,
         "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
     }
+    if evaluate.bank is None:
+        parameters |= edits(plan)
     if evaluate.network is None:
         return parameters | {"step": evaluated_step(plan)}
     tokenizer = WeightsRef.parse(plan.recipe.tokenizer.source).identity()
@@ -82,6 +86,29 @@ def _sampled_from(recipe: Recipe) -> tuple[Output, ...]:
     return (IMAGES,) if recipe.evaluate.bank else (IMAGES, BANK)
 
 
+def _read(recipe: Recipe) -> tuple[Output, ...]:
+    """What the recipe's own training was made of: snippets to sample from, and latents to decode."""
+    own_bank = () if recipe.evaluate.bank else (BANK,)
+    return own_bank if recipe.evaluate.network or recipe.evaluate.bank else (LATENTS, BANK)
+
+
+def revision_of(parameters: dict[str, Any]) -> int:
+    """Of the bank's rows that samples of these parameters are drawn from."""
+    return parameters["bank"]["revision"] if parameters["bank"] else parameters.get("bank_revision", 1)
+
+
+def _pins(context: Context) -> dict[str, int]:
+    """The newest version of the bank with the rows that the fingerprint speaks of: more may have come since."""
+    bank = open_bank(context.recipe.evaluate.bank or context.artifact("bank").uri, context.store)
+    wanted = revision_of(context.parameters["samples"])
+    if bank.content_revision == wanted:
+        return {"bank": bank.version}
+    versions = [change.version for change in bank.history() if change.revision == wanted]
+    if not versions:
+        raise StageError(f"the bank in {bank.artifact} was edited just now; run the evaluation again")
+    return {"bank": versions[-1]}
+
+
 def _statistics(plan: Plan) -> dict[str, Any]:
     evaluate = plan.recipe.evaluate
     reference = identity(evaluate.reference) if evaluate.reference else None
@@ -95,7 +122,7 @@ def _reported(plan: Plan) -> dict[str, Any]:
 
 
 STATISTICS = Output("statistics", VERSION, _statistics, inputs=lambda recipe: (IMAGES,))
-SAMPLES = Output("samples", VERSION, _sampling, inputs=_sampled_from)
+SAMPLES = Output("samples", VERSION, _sampling, inputs=_sampled_from, reads=_read, defaults=UNEDITED)
 REPORT = Output("report", REPORT_VERSION, _reported, inputs=lambda recipe: (SAMPLES, STATISTICS))
 STAGE = Stage(
     name="evaluate",
@@ -106,4 +133,5 @@ STAGE = Stage(
     rows=lambda recipe, pictures: min(recipe.evaluate.samples, pictures),
     row_bytes=lambda recipe: recipe.picture_bytes,
     workers_import=("flows.stages.evaluate.worker",),
+    pins=_pins,
 )

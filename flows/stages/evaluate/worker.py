@@ -193,7 +193,7 @@ class Evaluator:
             rows = self._table(chunk.split).batch(chunk.ids)
             return normalise(rows["snippet"]), rows["label"], rows["latent"].float()
         uri = evaluate.bank or self.context.artifact("bank").uri
-        self.bank = self.bank or open_bank(uri, self.context.store)
+        self.bank = self.bank or open_bank(uri, self.context.store, self.context.versions.get("bank"))
         labels = self.bank.rows(chunk.ids.tolist(), ["label"])["label"].fill_null(-1).to_numpy()
         return normalise(self.bank.snippets(chunk.ids.tolist())), torch.from_numpy(labels.astype(np.int64)), None
 
@@ -231,7 +231,9 @@ class Evaluator:
         """Latents and snippets of a split, read as they are needed."""
         if split not in self.tables:
             latents, bank = (self.context.artifact(kind).uri for kind in ("latents", "bank"))
-            self.tables[split] = TrainingTable(latents, bank, None, split, memory_limit=0)
+            self.tables[split] = TrainingTable(
+                latents, bank, None, split, versions=self.context.versions, memory_limit=0
+            )
         return self.tables[split]
 
     def _decoded(self, latents: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.engine.stage import Output, Plan, Stage
-from flows.stages.bank.stage import BANK, pinned, revision
+from flows.stages.bank.stage import BANK, UNEDITED, edits, pinned
 from storage.checkpoints import latest
 from storage.store import Artifact
 
@@ -14,7 +14,7 @@ VERSION = 1
 
 def _parameters(plan: Plan) -> dict[str, Any]:
     """As in training, the number of steps is no part of its identity: more steps continue it."""
-    return {"prior": plan.recipe.prior.identity()} | revision(plan)
+    return {"prior": plan.recipe.prior.identity()} | edits(plan)
 
 
 def _reached(plan: Plan, artifact: Artifact) -> bool:
@@ -29,6 +29,7 @@ PRIOR = Output(
     inputs=lambda recipe: (BANK,),
     wanted=lambda recipe: recipe.prior.steps > 0,
     done=_reached,
+    defaults=UNEDITED,
 )
 STAGE = Stage(
     name="prior",

@@ -8,7 +8,7 @@ from flows.cluster.resources import one_worker_per_gpu
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
-from flows.stages.bank.stage import BANK, PATCHES, pinned
+from flows.stages.bank.stage import BANK, PATCHES, bank_revision, pinned
 from flows.stages.latents.stage import LATENTS
 from storage.checkpoints import Checkpoint, all_checkpoints, best_of, latest
 from storage.errors import StoreError
@@ -48,6 +48,16 @@ def chosen_checkpoint(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
     return best_of(within) if recipe.evaluate.checkpoint == "best" else next(reversed(within), None)
 
 
+def _about(plan: Plan) -> str:
+    """How far it is, and that the bank has been edited since it began."""
+    artifact = plan.artifact(TRAINING)
+    last, manifest = latest(artifact), artifact.manifest()
+    assert last is not None and manifest is not None, "it is there"
+    asked = plan.recipe.train.steps
+    said = f"with {last.step} steps" + (f", {asked} were asked for" if last.step > asked else "")
+    return said + (f", on the bank's version {manifest.inputs['bank'].version}" if bank_revision(plan) > 1 else "")
+
+
 TRAINING = Output(
     "training",
     VERSION,
@@ -64,5 +74,6 @@ STAGE = Stage(
     rows=lambda recipe, pictures: recipe.train.steps,
     reserves=one_worker_per_gpu,
     pins=lambda context: pinned(context, "training"),
+    about=_about,
     continues=True,
 )

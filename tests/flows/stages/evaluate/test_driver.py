@@ -321,7 +321,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
 def found(plan: Plan, uris: dict[str, str]) -> Found:
     """What was measured of a network by random features, beside a file that holds no pictures."""
     from flows.engine.context import Context
-    from flows.models.resolve import open_network
+    from flows.models.resolve import open_bank, open_network
     from flows.stages.evaluate.references import File
     from flows.stages.evaluate.worker import Shares
     from gmem.metrics import AdmReference, FeatureSums
@@ -339,6 +339,7 @@ def found(plan: Plan, uris: dict[str, str]) -> Found:
         context=Context(recipe=plan.recipe, fingerprints={"images": "cd"}, leases={}, tracking_uri="", run_id=""),
         checkpoint=open_network(uris["large"], plan.store),
         guide=None,
+        bank=open_bank(uris["bank"], plan.store),
         references={"train": sums(20, 1)},
         file=File(AdmReference(Path("many.npz"), "ef", many["pool"], many["spatial"], None), None, "many.npz", "ef"),
         shares={"train": Shares(sums(15, 3), calls=2, count=15)},

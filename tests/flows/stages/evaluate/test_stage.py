@@ -1,0 +1,119 @@
+"""What an evaluation rests on: the bank as it is now, and the checkpoint of the steps that were asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from flows.engine.build import build
+from flows.engine.context import Context, Result
+from flows.engine.errors import StageError
+from flows.engine.estimate import estimates
+from flows.engine.stage import Plan
+from flows.recipe.model import Recipe
+from flows.stages.bank.stage import BANK
+from flows.stages.bank.stage import STAGE as BANK_STAGE
+from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, STATISTICS
+from flows.stages.ingest.stage import IMAGES
+from storage.ids import id_of
+from storage.images.shards import ShardPlan, read_index, write_index, write_shard
+from storage.tables import bank_rows
+from storage.tables.bank import Bank
+from storage.tables.bank_rows import make_rows
+from storage.tables.bank_writer import BankWriter
+from storage.tracking.tracking import Tracking
+from tests.flows.stages.evaluate.test_driver import SHARD, Quiet, home, recipe, uris  # noqa: F401  (fixtures)
+
+DIM, ENCODER = 16, {"name": "vit", "sha256": "ab"}
+
+
+@pytest.fixture(scope="module")
+def chosen(home: Path, uris: dict[str, str]) -> Recipe:  # noqa: F811
+    """A network from elsewhere on the recipe's own bank, whose pictures and rows are there."""
+    made = recipe(home, network=uris["large"], samples=4, memorisation=False)
+    made = made.model_copy(update={"train": made.train.model_copy(update={"align": 0.0})})  # no patch tokens
+    plan = Plan(made)
+    images, bank = plan.artifact(IMAGES), plan.artifact(BANK)
+    shards = ShardPlan(made.source, 64, 0.4)
+    write_shard(images.uri, 0, plan.listing.slice(0, SHARD), shards)
+    write_index(images.uri, 1, shards)
+    index = read_index(images.uri)
+    ids = id_of(index["sample"].to_numpy(), np.zeros(len(index), bool))
+    snippets = np.random.default_rng(0).normal(size=(len(ids), DIM))
+    writer = BankWriter(bank.uri, DIM, ENCODER)
+    rows = make_rows(ids, snippets, "dataset", splits=index["split"].to_pylist(), shard="a")
+    writer.commit([bank_rows.write_fragments(bank.uri, "a", rows)])
+    version = writer.finish_bank(ids).version
+    for artifact, details in ((images, {}), (bank, {"version": version})):
+        with artifact.lease("test") as lease:
+            artifact.commit(artifact.describe(lease, counts={"rows": len(ids)}, details=details))
+    return made
+
+
+@pytest.fixture(scope="module")
+def tracking(chosen: Recipe) -> Tracking:
+    plan = Plan(chosen)
+    return Tracking.open(f"sqlite:///{plan.store.root}/mlflow.db", plan.store, "edits")
+
+
+def read_by(result: Result, tracking: Tracking) -> tuple[int, int]:
+    """The bank's version as the report's samples and MLflow name it."""
+    manifest = json.loads(Path(result.artifacts["samples"], "manifest.json").read_text())
+    run = mlflow.MlflowClient(tracking.uri).get_run(str(result.run_id))
+    digests = {each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
+    assert manifest["details"]["bank"]["version"] == manifest["inputs"]["bank"]["version"]
+    return manifest["inputs"]["bank"]["version"], int(digests["emoji-bank"].partition("@")[2])
+
+
+def context_of(plan: Plan) -> Callable[[int], Context]:
+    """An evaluation that was planned on a revision of the bank."""
+    return lambda revision: Context(
+        recipe=plan.recipe,
+        fingerprints=plan.fingerprints(STAGE),
+        parameters={"samples": {"bank": None, "bank_revision": revision}},
+        leases={},
+        tracking_uri="",
+        run_id="",
+    )
+
+
+def test_an_edited_bank_shows_in_the_plan_and_is_evaluated_again(
+    chosen: Recipe,
+    tracking: Tracking,
+    a_ray: None,
+) -> None:
+    plan = Plan(chosen)
+    bank = Bank(plan.artifact(BANK).uri)
+    built = bank.version
+    first = build(STAGE, plan, tracking, None, Quiet())
+    assert read_by(first, tracking) == (built, built) and not plan.missing(STAGE)
+    assert "bank_revision" not in plan.parameters(SAMPLES)
+
+    ids = bank.matching()
+    bank.append(np.ones((1, DIM)), "external", bank.encoder, reason="more")
+    bank.withdraw("asked for", [int(ids[0])])
+    revision = bank.content_revision
+    assert plan.why(STAGE) == f"changed: bank_revision 1 -> {revision}"
+    assert plan.missing(STAGE) == [SAMPLES, REPORT] and plan.done(STATISTICS)
+    begun = context_of(plan)  # whoever planned before the edits, reads what was there then
+    assert STAGE.pins(begun(1)) == {"bank": built} and STAGE.pins(begun(revision)) == {"bank": bank.version}
+    with pytest.raises(StageError, match="was edited just now; run the evaluation again"):
+        STAGE.pins(begun(revision + 1))
+    [line] = estimates([BANK_STAGE], plan)
+    assert line.why == f"there already, edited since: revision 1 -> {revision}"
+
+    again = build(STAGE, plan, tracking, None, Quiet())
+    assert read_by(again, tracking) == (bank.version, bank.version) and bank.version > built
+    assert again.artifacts["statistics"] == first.artifacts["statistics"]
+    [protocol] = {
+        r["protocol"]["snippets"]
+        for r in json.loads(Path(again.artifacts["report"], "report.json").read_text())
+        if r["subject"].startswith("samples of train")
+    }
+    assert protocol.endswith(f"of the bank's revision {revision}")
+    assert not plan.missing(STAGE)
