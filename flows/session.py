@@ -141,6 +141,7 @@ def publish(result: Result, tracking: Tracking) -> None:
         "unit": result.unit,
         "seconds": round(result.seconds, 1),
         "made": "now" if result.fresh else "earlier",
+        "about": result.about,
     }
     table = [row | {"artifact": kind, "uri": uri, "version": result.version} for kind, uri in result.artifacts.items()]
     about = f"What stage {result.stage} made (MLflow: {tracking.page(result.run_id)})"
@@ -153,10 +154,10 @@ def publish(result: Result, tracking: Tracking) -> None:
 def summarise(results: list[Result], current: Session) -> None:
     """The pipeline's run told on its own page: stages, times, what was measured, pictures, and where MLflow has it."""
     rows = "".join(
-        f"| {r.stage} | {r.rows:,} {r.unit} | {f'{r.seconds:.0f} s' if r.fresh else 'there already'} |\n"
+        f"| {r.stage} | {r.rows:,} {r.unit} | {f'{r.seconds:.0f} s' if r.fresh else 'there already'} | {r.about} |\n"
         for r in results
     )
-    table = f"| stage | | time |\n|---|---:|---:|\n{rows}"
+    table = f"| stage | | time | |\n|---|---:|---:|---|\n{rows}"
     where = f"MLflow: {current.tracking.page(current.parent)}" if current.parent else ""
     measured = [_measured(result) for result in results if result.metrics]
     create_markdown_artifact("\n\n".join([f"Store: `{results[0].store}`", where, table, *measured]), key="summary")

@@ -126,10 +126,10 @@ def _mlflow(plan: Plan) -> str:
 
 def summary(results: list[Result], seconds: float, mlflow_command: str, say: Callable[[Any], None]) -> None:
     """The table a run ends with, what it made, and what to look at next."""
-    table = new_table("stage", "time", "rows", "rate", title=f"{seconds:.0f} s in all")
+    table = new_table("stage", "time", "rows", "rate", "", title=f"{seconds:.0f} s in all")
     for r in results:
         rate = f"{r.rate:,.1f} {r.unit}/s" if r.fresh else "-"
-        table.add_row(r.stage, f"{r.seconds:.1f} s" if r.fresh else "already there", f"{r.rows:,}", rate)
+        table.add_row(r.stage, f"{r.seconds:.1f} s" if r.fresh else "already there", f"{r.rows:,}", rate, r.about)
     say(table)
     say(f"artifacts below {results[0].store}:")
     for r in results:

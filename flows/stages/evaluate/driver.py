@@ -231,7 +231,9 @@ def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
         "samples": Made(counts, details=step | drawn | {"used": used}),
         "report": Made(
             counts,
-            details=step | drawn | {"metrics": metrics, "lines": report.lines(results), "used": used},
+            details=step
+            | drawn
+            | {"metrics": metrics, "lines": report.lines(results, report.name_of(found.checkpoint)), "used": used},
             metrics=metrics,
             figures=figures,
         ),

@@ -181,14 +181,14 @@ def write(context: Context, results: dict[str, list[Result]], memorised: dict[st
         context.store.write_json(artifact.path("nearest.json"), about | {"held_out_pictures": held_out})
 
 
-def lines(results: dict[str, list[Result]]) -> list[str]:
-    """What a person reads at the end of a run."""
+def lines(results: dict[str, list[Result]], network: str) -> list[str]:
+    """What a person reads at the end of a run; `network` is the name of what was measured."""
     said = []
     for place, part in results.items():
         split, _, kind = place.partition("/")
         if kind == "samples":
             values = {result.metric: result for result in part}
-            said += [_line(split, values[name], results) for name in values if _family(name) in ("fd", "fid")]
+            said += [_line(split, values[name], results, network) for name in values if _family(name) in ("fd", "fid")]
             said += [_beside(split, values[name], values) for name in values if _family(name) == "mind"]
             said += _memorised(split, values.values())
     return said
@@ -199,12 +199,12 @@ def _family(metric: str) -> str:
     return metric.partition("-")[0]
 
 
-def _line(split: str, result: Result, results: dict[str, list[Result]]) -> str:
+def _line(split: str, result: Result, results: dict[str, list[Result]], network: str) -> str:
     where = {kind: {r.metric: r.value for r in results.get(f"{split}/{kind}", [])} for kind in KINDS[1:]}
     words = {"floor": "floor, the tokenizer's reconstructions", "ceiling": "ceiling, pure noise decoded"}
     said = [f"{words[kind]}: {values[result.metric]:.4g}" for kind, values in where.items() if result.metric in values]
     return (
-        f"{result.metric} of {result.protocol.count} samples from {split.replace('_', '-')} snippets: "
+        f"{result.metric} of {result.protocol.count} samples from {split.replace('_', '-')} snippets by {network}: "
         f"{result.value:.4g} ({'; '.join(said)})"
     )
 

@@ -51,12 +51,20 @@ def _detectors(evaluate: Evaluate) -> dict[str, Any]:
 
 
 def evaluated_step(plan: Plan) -> int | None:
-    """That of the chosen checkpoint, or the one the training will end with; None of a network from elsewhere."""
+    """That of the chosen checkpoint, or the one the training will end with; None of a network from elsewhere.
+
+    A training that others took further is evaluated at the steps asked for, or the last before them that is kept.
+    """
     if plan.recipe.evaluate.network:
         return None
     training = plan.artifact(TRAINING)
     checkpoint = chosen_checkpoint(plan.recipe, training) if plan.done(TRAINING) else None
     return checkpoint.step if checkpoint else plan.recipe.train.steps
+
+
+def _about(plan: Plan) -> str:
+    step = evaluated_step(plan)
+    return "" if step is None else f"of the network at step {step}"
 
 
 def _sampling(plan: Plan) -> dict[str, Any]:
@@ -134,4 +142,5 @@ STAGE = Stage(
     row_bytes=lambda recipe: recipe.picture_bytes,
     workers_import=("flows.stages.evaluate.worker",),
     pins=_pins,
+    about=_about,
 )

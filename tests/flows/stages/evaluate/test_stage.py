@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+import torch
 
+from flows.commands.run import summary
+from flows.console import show
 from flows.engine.build import build
 from flows.engine.context import Context, Result
 from flows.engine.errors import StageError
@@ -18,8 +22,12 @@ from flows.engine.stage import Plan
 from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK
 from flows.stages.bank.stage import STAGE as BANK_STAGE
-from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, STATISTICS
+from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, STATISTICS, evaluated_step
 from flows.stages.ingest.stage import IMAGES
+from flows.stages.train.stage import STAGE as TRAIN_STAGE
+from flows.stages.train.stage import TRAINING
+from storage.checkpoints import CheckpointManifest, save
+from storage.errors import StoreError
 from storage.ids import id_of
 from storage.images.shards import ShardPlan, read_index, write_index, write_shard
 from storage.tables import bank_rows
@@ -117,3 +125,71 @@ def test_an_edited_bank_shows_in_the_plan_and_is_evaluated_again(
     }
     assert protocol.endswith(f"of the bank's revision {revision}")
     assert not plan.missing(STAGE)
+
+
+@pytest.fixture
+def trained(home: Path, tmp_path: Path) -> Recipe:  # noqa: F811
+    """A training of 40 steps that keeps its checkpoints at 20 and 40."""
+    made = asked(recipe(home).model_copy(update={"store": str(tmp_path)}), 40)
+    plan = Plan(made)
+    artifact = plan.artifact(TRAINING)
+    with artifact.lease("test") as lease:
+        for step, loss in ((20, 0.5), (40, 0.1)):
+            manifest = CheckpointManifest(step=step, network={}, held_out_loss=loss)
+            save(artifact, step, {"ema.a": torch.zeros(1)}, {}, manifest)
+        inputs = {"bank": plan.artifact(BANK).reference(3)}
+        artifact.commit(artifact.describe(lease, counts={"rows": 40}, inputs=inputs))
+    return made
+
+
+def asked(recipe: Recipe, steps: int, checkpoint: str = "latest") -> Recipe:
+    train = recipe.train.model_copy(update={"steps": steps})
+    evaluate = recipe.evaluate.model_copy(update={"checkpoint": checkpoint})
+    return recipe.model_copy(update={"train": train, "evaluate": evaluate})
+
+
+@pytest.mark.parametrize("checkpoint", ["latest", "best"])
+def test_fewer_steps_than_there_are_take_the_checkpoint_at_or_below_them(trained: Recipe, checkpoint: str) -> None:
+    steps = {steps: evaluated_step(Plan(asked(trained, steps, checkpoint))) for steps in (20, 30, 40, 50)}
+    assert steps == {20: 20, 30: 20, 40: 40, 50: 50}  # the last is yet to be trained
+    about = {steps: TRAIN_STAGE.about(Plan(asked(trained, steps))) for steps in (30, 40)}
+    assert about == {30: "with 40 steps, 30 were asked for", 40: "with 40 steps"}
+    assert STAGE.about(Plan(asked(trained, 30))) == "of the network at step 20"
+    [line] = estimates([TRAIN_STAGE], Plan(asked(trained, 30)))
+    assert not line.runs and line.why == "there already, with 40 steps, 30 were asked for"
+
+
+def test_a_training_names_the_version_of_an_edited_bank_that_it_goes_on_with(trained: Recipe) -> None:
+    plan = Plan(trained)
+    artifact = plan.artifact(BANK)
+    with artifact.lease("test") as lease:
+        bank = Bank.create(artifact.uri, DIM, ENCODER)
+        bank.append(np.ones((1, DIM)), "external", ENCODER)
+        artifact.commit(artifact.describe(lease))
+    assert TRAIN_STAGE.about(plan) == "with 40 steps, on the bank's version 3"
+
+
+def test_fewer_steps_than_any_checkpoint_has_are_refused_in_a_sentence(trained: Recipe) -> None:
+    plan = Plan(asked(trained, 10))
+    with pytest.raises(StoreError, match=r"of the first 10 steps of .* no checkpoint is kept \(kept are 20, 40\)"):
+        estimates([STAGE], plan)
+
+
+def test_a_runs_table_says_of_each_stage_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result(
+        stage="train",
+        unit="steps",
+        fresh=False,
+        seconds=1.0,
+        rows=40,
+        artifacts={},
+        version=None,
+        run_id=None,
+        store="runs",
+        details={},
+        about="with 40 steps, 30 were asked for",
+    )
+    said: list[Any] = []
+    summary([result], 1.0, "mlflow ui", said.append)
+    show(said[0])
+    assert "with 40 steps" in capsys.readouterr().out
