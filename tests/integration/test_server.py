@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import shlex
 import shutil
 import socket
 import subprocess
@@ -29,9 +31,12 @@ from flows.stages.chain import STAGES
 from infra.alerts import watch
 
 from .conftest import SMALL
+from .test_readme import README
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
+(LINES,) = (block for block in README if block[0].startswith("prefect "))
+"""What README says to type: a server, a work pool, deployments, a worker, and last a run."""
 
 
 class Server:
@@ -46,12 +51,15 @@ class Server:
         self.environment = environment | quiet | {"PREFECT_API_URL": self.api, "GMEM_HOME": str(ROOT)}
         self.logs, self.processes = logs, list[subprocess.Popen[bytes]]()
 
-    def begin(self, name: str, *arguments: str) -> None:
-        log = (self.logs / f"{name}.log").open("wb")
+    def begin(self, script: str) -> None:
+        """Types these lines into a shell whose path has our programs, on a port of their own."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = self.environment | {"PATH": path, "PREFECT_SERVER_API_PORT": str(self.port)}
+        environment.pop("PREFECT_API_URL")  # the script sets it
+        command = ["bash", "-ec", script.replace("4200", str(self.port)) + "\nwait\n"]
+        log = (self.logs / "worker.log").open("wb")
         self.processes.append(
-            subprocess.Popen(
-                [PREFECT, *arguments], env=self.environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
-            )
+            subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         )
 
     def prefect(self, *arguments: str) -> str:
@@ -83,14 +91,17 @@ class Server:
             time.sleep(2)
         raise AssertionError(f"{flow} did not end: " + (self.logs / "worker.log").read_text()[-5000:])
 
-    def wait_until_healthy(self) -> None:
-        for _ in range(180):
+    def wait_for_worker(self) -> None:
+        """Until all of the script's lines have been carried out."""
+        for _ in range(300):
+            assert self.processes[0].poll() is None, (self.logs / "worker.log").read_text()[-5000:]
             try:
-                urllib.request.urlopen(f"{self.api}/health", timeout=5).close()
-                return
+                if self.ask("work_pools/gmem/workers/filter"):
+                    return
             except (urllib.error.URLError, OSError):
                 time.sleep(1)
-        raise AssertionError((self.logs / "server.log").read_text())
+            time.sleep(1)
+        raise AssertionError((self.logs / "worker.log").read_text()[-5000:])
 
     def stop(self) -> None:
         for process in self.processes[::-1]:
@@ -105,11 +116,8 @@ class Server:
 def server(surroundings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(surroundings, tmp_path_factory.mktemp("logs"))
     try:
-        running.begin("server", "server", "start", "--host", "127.0.0.1", "--port", str(running.port))
-        running.wait_until_healthy()
-        running.prefect("work-pool", "create", "gmem", "--type", "process")
-        running.prefect("deploy", "--all")
-        running.begin("worker", "worker", "start", "--pool", "gmem")
+        running.begin("\n".join(LINES[:-1]))
+        running.wait_for_worker()
         yield running
     finally:
         running.stop()
@@ -137,7 +145,8 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
     more = [*SMALL, f"data.source={pictures}", "data.max_pixels=100000000", "train.steps=9"]
     overrides = assignments(more) | {"store": str(store)}
     named = ("--flow-run-name", "of nine steps")
-    server.prefect("deployment", "run", "pipeline/emoji", *named, "-p", f"overrides={json.dumps(overrides)}")
+    words = shlex.split(LINES[-1].replace('{"train": {"steps": 2000}}', json.dumps(overrides)))
+    server.prefect(*words[1:], *named)
     assert server.ended("pipeline") == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
 
     # The first run is in the same database: of each name the newest counts.
