@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from storage.images import metadata
+from storage.images import formats, metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -30,8 +30,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # profiles of printers exceed that
 BEGINNINGS = {
     b"8BPS": "a Photoshop file",
     b"%PDF": "a PDF",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\x76\x2f\x31\x01": "OpenEXR",
     b"<svg": "SVG",
@@ -42,8 +40,6 @@ BEGINNINGS = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "compressed by gzip",
 }
-BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF", b"avif": "AVIF", b"avis": "AVIF"}
-"""Of the container that HEIC, AVIF and films share, at its ninth byte."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +68,19 @@ class Decoded:
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded | Rejected:
     """Decodes the first frame of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF to upright 8-bit RGB in sRGB.
 
+    HEIC and JPEG XL too, where their plug-ins are installed.
     Transparency becomes white. The header's size is checked against `max_pixels` before a pixel is decoded.
     """
     if not data:
         return Rejected("empty file")
+    known: tuple[str, ...] = FORMATS
+    if plugin := formats.plugin_for(data):
+        if not plugin.installed:
+            return Rejected(plugin.remedy)
+        known = (formats.enable(plugin),)
     first: Rejected | None = None
     for version in metadata.versions(data):
-        result = _attempt(version, max_pixels)
+        result = _attempt(version, max_pixels, known)
         if isinstance(result, Decoded):
             # A file that opened only without its metadata is not stored with it.
             return result if version is data else Decoded(result.image, "")
@@ -87,29 +89,39 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded | Rejected:
     return _without_end_marker(data, max_pixels) or first
 
 
-def _attempt(data: bytes, max_pixels: int) -> Decoded | Rejected:
+def _attempt(data: bytes, max_pixels: int, known: tuple[str, ...] = FORMATS) -> Decoded | Rejected:
     try:
+        if known == (formats.JXL.name,):
+            width, height = formats.jxl_size(data)
+            if width * height > max_pixels:
+                return _too_large(width, height, max_pixels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of size we judge ourselves; of doubtful metadata there is no end
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=known)
             pixels = image.width * image.height
             if pixels > max_pixels:
-                return Rejected(f"too large: {image.width}x{image.height} is more than {max_pixels} pixels")
+                return _too_large(image.width, image.height, max_pixels)
             if image.format == "JPEG" and pixels * data.count(SCAN) > MAX_SCANS * max_pixels:
                 return Rejected(f"too many passes over {image.width}x{image.height} pixels in a progressive JPEG")
             return _upright_rgb(image)
     except Image.UnidentifiedImageError:
+        if known != FORMATS:
+            return Rejected("broken picture: not even its header can be read")
         return Rejected(f"not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture{_what_it_is(data)}")
     except Exception as error:  # noqa: BLE001 (codecs fail on hostile bytes in every way there is)
         message = f"broken picture: {type(error).__name__}: {error}"[:200]
         return Rejected(message.encode("utf-8", "backslashreplace").decode())
 
 
+def _too_large(width: int, height: int, max_pixels: int) -> Rejected:
+    return Rejected(f"too large: {width}x{height} is more than {max_pixels} pixels")
+
+
 def _what_it_is(data: bytes) -> str:
     start = data[:64].lstrip().lower()
     named = [name for beginning, name in BEGINNINGS.items() if start.startswith(beginning.lower())]
-    if data[4:8] == b"ftyp" and data[8:12] in BRANDS:
-        named.append(BRANDS[data[8:12]])
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        named.append("AVIF")
     return f" ({named[0]})" if named else ""
 
 
@@ -130,7 +142,7 @@ def _upright_rgb(image: Image.Image) -> Decoded | Rejected:
     image.load()
     if image.mode in ("I", "F"):
         return Rejected("32 bits a channel, of which nothing says what is white: save it with 8 or 16")
-    turn = metadata.UPRIGHT.get(metadata.orientation(image))
+    turn = None if formats.is_upright(image) else metadata.UPRIGHT.get(metadata.orientation(image))
     rgb = to_rgb(image)
     modest = all(len(value) <= COMMON_METADATA for value in image.info.values() if isinstance(value, str | bytes))
     plain = rgb is image and not animated and turn is None and modest

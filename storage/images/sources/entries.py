@@ -9,14 +9,26 @@ from typing import Literal, Protocol
 import fsspec
 import pyarrow as pa
 
+from storage.images.formats import READ, plugin_of
 from storage.images.sources.labels import Rule, class_names
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", *READ)
 """Suffixes of files that are taken for pictures; what they hold is seen when they are decoded."""
 MAX_BYTES = 2 << 30
 """A picture's file is read into memory whole."""
 
 Layout = Literal["folder", "tars", "parquet"]
+
+
+UNREAD = ("jp2", "psd", "svg", "dng", "cr2", "nef", "exr")
+
+
+def unread(suffix: str) -> str | None:
+    """Why a picture of this suffix is not read; None where it is none."""
+    plugin = plugin_of(suffix)
+    if plugin and suffix not in PICTURES:
+        return f"a picture in a format that is not read here: {plugin.remedy}"
+    return f"a picture in a format that is not read: .{suffix}" if suffix in UNREAD else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from storage.addresses import without_userinfo
 from storage.errors import Refused, StoreUnreachable
 from storage.files import faults, open_files
 from storage.files.faults import FAILING
+from storage.images.formats import READ
 from storage.images.sources.entries import MAX_BYTES, File, Place
 from storage.images.sources.labels import Rule
 
@@ -100,7 +101,10 @@ def files_of(place: Place) -> list[File]:
 
 
 def fingerprint(files: list[File]) -> str:
+    """Of what is there; also of what can be read of it here that cannot everywhere."""
     digest = hashlib.sha256()
+    for suffix in sorted({file.suffix for file in files} & set(READ)):
+        digest.update(f"read: {suffix}\n".encode())
     for file in files:
         digest.update(f"{file.path}\0{file.size}\0{file.stamp}\n".encode())
     return digest.hexdigest()[:12]

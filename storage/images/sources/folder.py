@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import PurePosixPath
 
-from storage.images.sources.entries import PICTURES, Entry, File, Found, Place
+from storage.images.sources.accounts import Accounts
+from storage.images.sources.entries import PICTURES, Entry, File, Found, Place, unread
 from storage.images.sources.files import is_local, too_large
 from storage.images.sources.labels import doubt, folder_label
 from storage.images.sources.neighbours import (
@@ -25,7 +26,6 @@ from storage.images.sources.neighbours import (
 
 BATCH = 1000
 ARCHIVES = ("zip", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "7z", "rar")
-UNREAD = ("heic", "heif", "jxl", "jp2", "psd", "svg", "dng", "cr2", "nef", "exr")
 
 
 class Folder:
@@ -68,6 +68,9 @@ class _Neighbours:
         self._folder_labels: set[str] = set()
         self._read_lists([file for file in files if not file.reason and file.path.rpartition("/")[2] in LISTS])
         self._read_side_files(files)
+        self._accounts = Accounts(place, files)
+        self._reasons |= self._accounts.reasons
+        self._label_lists |= self._accounts.label_folders
 
     def _read_lists(self, lists: list[File]) -> None:
         for file, data in _contents(self._place, lists, MAX_LIST):
@@ -110,7 +113,9 @@ class _Neighbours:
         return Entry(file.path, file.name, size=file.size, reason=reason or _foreign(file))
 
     def _picture(self, file: File) -> Entry:
-        facts = merged(self._beside.get(file.path.rpartition(".")[0], {})).over(self._listed.get(file.path, NOTHING))
+        stem = file.path.rpartition(".")[0]
+        facts = merged(self._beside.get(stem, {})).over(self._listed.get(file.path, NOTHING))
+        facts = facts.over(self._accounts.of(stem))
         label, class_name = facts.label, facts.class_name
         if self._place.rule is not None:
             label, class_name = folder_label(file.path, self._place.rule), None
@@ -184,9 +189,11 @@ def _foreign(file: File) -> str:
         return "a tar beside pictures: not looked into; data.layout=tars reads tars instead"
     if file.suffix in ARCHIVES:
         return "an archive: unpack it to use what is in it"
-    if file.suffix in UNREAD:
-        return f"a picture in a format that is not read: .{file.suffix}"
-    return bookkeeping(file.path) or f"not a picture: {PurePosixPath(file.path).suffix or 'no suffix'}"
+    return (
+        unread(file.suffix)
+        or bookkeeping(file.path)
+        or f"not a picture: {PurePosixPath(file.path).suffix or 'no suffix'}"
+    )
 
 
 def _key(path: PurePosixPath) -> str:

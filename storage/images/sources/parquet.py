@@ -1,11 +1,10 @@
 """Parquet as Hugging Face writes it: a column of pictures (`image{bytes, path}`), a label, perhaps a caption, a row each.
 
-Names of classes come from the schema's metadata (`ClassLabel`).
+Names of classes come from the schema's metadata (`ClassLabel`), that of another file, or the set's card.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.images.sources.class_labels import Names, in_cards, in_schema
 from storage.images.sources.entries import Entry, File, Found, Place
 from storage.images.sources.files import may_pass
 from storage.images.sources.labels import folder_label
@@ -46,11 +46,18 @@ class Parquet:
 
     def holds(self, place: Place, files: list[File]) -> bool:
         tables = [file for file in files if file.suffix == "parquet" and not file.reason][:LOOKED_INTO]
-        return any(not isinstance(_columns_of(place, file), str) for file in tables)
+        schemas = [_schema_of(place, file) for file in tables]
+        return any(isinstance(each, pa.Schema) and not isinstance(_columns(each), str) for each in schemas)
 
     def list_entries(self, place: Place, files: list[File]) -> Found:
+        names, told = in_cards(place, files)
+        files = [file for file in files if file.path not in told]
         with ThreadPoolExecutor(READERS) as pool:
-            return Found([e for part in pool.map(lambda file: _entries(place, file), files) for e in part])
+            schemas = list(pool.map(lambda file: _schema_of(place, file), files))
+            for schema in schemas:
+                names |= in_schema(schema) if isinstance(schema, pa.Schema) else {}
+            parts = pool.map(lambda file, schema: _entries(place, file, schema, names), files, schemas)
+            return Found([entry for part in parts for entry in part])
 
     def read(self, place: Place, entries: list[Entry]) -> Iterator[bytes | OSError]:
         """A file is opened once for all its entries in a row, which are in the order of its rows."""
@@ -95,38 +102,38 @@ def _pictures(table: pq.ParquetFile, column: str, rows: list[int]) -> Iterator[b
         first = behind
 
 
-def _columns_of(place: Place, file: File) -> _Columns | str:
+def _schema_of(place: Place, file: File) -> pa.Schema | str:
+    """A table's schema, or why there is none."""
+    if file.reason or file.suffix != "parquet":
+        return file.reason or "not Parquet among Parquet files"
     try:
         with place.filesystem.open(file.name, "rb") as handle:
-            return _columns(pq.read_schema(handle))
+            return pq.read_schema(handle)
     except DAMAGED as error:
-        return _unreadable(place, error)
+        return unreadable(place, error)
 
 
-def _unreadable(place: Place, error: Exception) -> str:
+def unreadable(place: Place, error: Exception) -> str:
+    """The reason for a file that pyarrow cannot read; what may pass is raised."""
     lost = _lost(error)
     if may_pass(place.filesystem, lost):
         raise error
     return f"unreadable: {lost.strerror or lost}"
 
 
-def _columns(schema: pa.Schema) -> _Columns | str:
-    """The columns, or why there are no pictures among them."""
+def _columns(schema: pa.Schema, elsewhere: Names | None = None) -> _Columns | str:
+    """The columns, or why there are no pictures among them. `elsewhere`: names of classes that it need not tell itself."""
     images = [field for field in schema if _bytes_type(field.type)]
     images.sort(key=lambda field: IMAGE_NAMES.index(field.name) if field.name in IMAGE_NAMES else len(IMAGE_NAMES))
     if not images:
         return "a table without a column of pictures"
     chosen = images[0]
-    features = _features(schema)
-    class_labels = [
-        name for name, about in features.items() if about.get("_type") == "ClassLabel" and name in schema.names
-    ]
-    label = "label" if "label" in schema.names else next(iter(class_labels), None)
-    names = features.get(label or "", {}).get("names")
+    names = (elsewhere or {}) | in_schema(schema)
+    label = "label" if "label" in schema.names else next((name for name in names if name in schema.names), None)
     return _Columns(
         f"{chosen.name}.bytes" if pa.types.is_struct(chosen.type) else chosen.name,
         label,
-        tuple(map(str, names)) if isinstance(names, list) else (),
+        names.get(label or "", ()),
         tuple(name for name in TEXTS if name in schema.names and name != label),
     )
 
@@ -138,18 +145,8 @@ def _bytes_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: about for name, about in features.items() if isinstance(about, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def _entries(place: Place, file: File) -> list[Entry]:
-    if file.reason or file.suffix != "parquet":
-        return [Entry(file.path, file.name, size=file.size, reason=file.reason or "not Parquet among Parquet files")]
-    columns = _columns_of(place, file)
+def _entries(place: Place, file: File, schema: pa.Schema | str, names: Names) -> list[Entry]:
+    columns = schema if isinstance(schema, str) else _columns(schema, names)
     if isinstance(columns, str):
         return [Entry(file.path, file.name, size=file.size, reason=columns)]
     try:
@@ -158,7 +155,7 @@ def _entries(place: Place, file: File) -> list[Entry]:
             told = [name for name in (columns.label, *columns.texts) if name]
             rows = table.read(columns=told).to_pylist() if told else [{}] * table.metadata.num_rows
     except DAMAGED as error:
-        return [Entry(file.path, file.name, size=file.size, reason=_unreadable(place, error))]
+        return [Entry(file.path, file.name, size=file.size, reason=unreadable(place, error))]
     return [_entry(place, file, number, _facts(row, columns)) for number, row in enumerate(rows)]
 
 

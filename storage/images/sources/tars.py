@@ -16,7 +16,8 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO
 
-from storage.images.sources.entries import PICTURES, Entry, File, Found, Place
+from storage.images.sources.accounts import OF_A_FOLDER, Accounts
+from storage.images.sources.entries import PICTURES, Entry, File, Found, Place, unread
 from storage.images.sources.files import left_behind, may_pass, too_large
 from storage.images.sources.labels import folder_label, printable
 from storage.images.sources.neighbours import (
@@ -71,8 +72,17 @@ class Tars:
     def list_entries(self, place: Place, files: list[File]) -> Found:
         """Headers lie between the pictures, so a remote tar is read through: several at a time."""
         several = place.is_folder or len(files) > 1
+        tables = _tables_of_tars(files)
+        shared = Accounts(place, [file for file in files if file.path.rpartition("/")[2] == OF_A_FOLDER])
+        rest = [file for file in files if file not in tables.values() and file.path not in shared.reasons]
+
+        def part(file: File) -> list[Entry]:
+            # A shard's own table is read with it, and forgotten with it.
+            own = Accounts(place, [tables[file.path]] if file.path in tables else [])
+            return _entries(place, file, several, [own, shared]) + own.unused()
+
         with ThreadPoolExecutor(READERS) as pool:
-            return Found([e for part in pool.map(lambda file: _entries(place, file, several), files) for e in part])
+            return Found([entry for entries in (*pool.map(part, rest), shared.unused()) for entry in entries])
 
     def read(self, place: Place, entries: list[Entry]) -> Iterator[bytes | OSError]:
         """A tar is opened once for all its entries in a row."""
@@ -94,17 +104,25 @@ def _looks_like_a_picture(member: Member) -> bool:
     return _problem(member, member.offset + member.size) is None and _split(member.name)[1].endswith(PICTURES)
 
 
-def _entries(place: Place, file: File, several: bool) -> list[Entry]:
+def _tables_of_tars(files: list[File]) -> dict[str, File]:
+    """Path of a tar -> the table of its name beside it."""
+    there = {file.path: file for file in files if not file.reason}
+    beside = {path: there.get(path.removesuffix(".tar") + ".parquet") for path in there if path.endswith(".tar")}
+    return {path: table for path, table in beside.items() if table}
+
+
+def _entries(place: Place, file: File, several: bool, accounts: list[Accounts]) -> list[Entry]:
     if file.reason or file.suffix != "tar":
         return [Entry(file.path, file.name, size=file.size, reason=file.reason or _not_a_tar(file))]
     prefix = file.path[: -len(".tar")] + "/" if several else ""
     try:
         with place.filesystem.open(file.name, "rb") as handle:
-            return [_entry(place, file, member, prefix) for member in list_tar(handle, file.size)]
+            rows = list_tar(handle, file.size)
     except OSError as error:
         if may_pass(place.filesystem, error):
             raise
         return [Entry(file.path, file.name, size=file.size, reason=f"unreadable: {error.strerror or error}")]
+    return [_entry(place, file, member, prefix, accounts) for member in rows]
 
 
 def _not_a_tar(file: File) -> str:
@@ -113,11 +131,13 @@ def _not_a_tar(file: File) -> str:
     return bookkeeping(file.path) or "not a tar among tars"
 
 
-def _entry(place: Place, file: File, member: TarMember, prefix: str) -> Entry:
+def _entry(place: Place, file: File, member: TarMember, prefix: str, accounts: list[Accounts]) -> Entry:
     path = f"{file.path}/{member.name}" if member.name else file.path
     if member.reason:
         return Entry(path, file.name, size=member.size, reason=member.reason)
     key, facts = prefix + member.key, member.facts
+    for each in accounts:
+        facts = facts.over(each.of(f"{file.path.removesuffix('.tar')}/{member.key}"))
     label = facts.label if place.rule is None else folder_label(member.name, place.rule)
     return Entry(
         path,
@@ -192,7 +212,7 @@ def _sorted_in(
     key, name = _split(member.name)
     suffix = name.rpartition(".")[2]
     if suffix not in PICTURES and suffix not in SIDE_FILES:
-        return bookkeeping(member.name) or f"not a picture: .{name}"
+        return bookkeeping(member.name) or unread(suffix) or f"not a picture: .{name}"
     if not key.rpartition("/")[2]:
         return "refused: nothing before the first dot of its name"
     facts = None

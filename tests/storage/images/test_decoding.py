@@ -57,7 +57,7 @@ def test_what_is_no_whole_picture_is_rejected_with_a_reason() -> None:
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
+        (b"\0\0\0\x18ftypavif" + bytes(20), "AVIF"),
         (b"8BPS\0\1", "a Photoshop file"),
         (b"\n<!DOCTYPE html><p>404", "a web page, not a picture"),
         (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS: run 'git lfs pull'"),

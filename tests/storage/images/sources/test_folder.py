@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from storage.errors import Refused, StoreUnreachable
+from storage.images import formats
 
 Tree = Callable[..., Path]
 
@@ -18,13 +21,10 @@ Tree = Callable[..., Path]
 def test_captions_of_img2dataset(tmp_path: Path, tree: Tree, seen: type) -> None:
     about = json.dumps({"caption": "of the json", "url": "http://example.org", "status": "success"})
     files = {f"00000/00000000{n}{end}": data for n in (0, 1) for end, data in ((".jpg", "x"), (".json", about))}
-    tree(tmp_path, files | {"00000/000000000.txt": "a cat\n", "00000_stats.json": "{}", "00000.parquet": "x"})
+    tree(tmp_path, files | {"00000/000000000.txt": "a cat\n", "00000_stats.json": "{}"})
     found = seen(tmp_path)
     assert [entry.caption for entry in found.usable.values()] == ["a cat", "of the json"]
-    assert found.reasons == {
-        "00000.parquet": "not a picture: .parquet",
-        "00000_stats.json": "bookkeeping of img2dataset",
-    }
+    assert found.reasons == {"00000_stats.json": "bookkeeping of img2dataset"}
     assert len(found.notes) == 1 and "data.label=parent" in found.notes[0], "00000 looks like a portion"
 
 
@@ -242,9 +242,28 @@ def test_signs_of_a_shell_in_a_name_that_is_there(tmp_path: Path, tree: Tree, se
 
 
 def test_archives_are_listed_with_the_remedy(tmp_path: Path, tree: Tree, seen: type) -> None:
-    tree(tmp_path, {"a.png": "x", "more.zip": "x", "b.heic": "x", "c.tar.gz": "x"})
+    tree(tmp_path, {"a.png": "x", "more.zip": "x", "b.psd": "x", "c.tar.gz": "x"})
     assert seen(tmp_path).reasons == {
-        "b.heic": "a picture in a format that is not read: .heic",
+        "b.psd": "a picture in a format that is not read: .psd",
         "c.tar.gz": "an archive: unpack it to use what is in it",
         "more.zip": "an archive: unpack it to use what is in it",
     }
+
+
+@pytest.mark.parametrize("plugin", formats.PLUGINS, ids=lambda plugin: plugin.name)
+def test_pictures_that_a_plug_in_reads_are_taken_or_told_with_the_package(
+    plugin: formats.Plugin, tree: Callable[..., Path], seen: type, tmp_path: Path
+) -> None:
+    name = f"cats/a.{plugin.suffixes[0]}"
+    data = picture_of(plugin) if plugin.installed else b"\xff\x0a"
+    found = seen(tree(tmp_path / "in", {name: data}))
+    if plugin.installed:
+        assert found.labels == {name: "cats"} and all(row["kept"] for row in found.rows(tmp_path / "out"))
+    else:
+        assert plugin.package in found.reasons[name]
+
+
+def picture_of(plugin: formats.Plugin) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(buffer, formats.enable(plugin))
+    return buffer.getvalue()
