@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import socket
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlparse
 
 import typer
@@ -39,9 +40,26 @@ Finding = tuple[str, bool, str]
 """What was looked at, whether it will do, what was found."""
 
 
-def doctor(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
+def doctor(
+    recipe: RecipeName = "emoji",
+    pictures: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="also looks at so many pictures: do they suit the recipe's tokenizer and encoder?"
+        ),
+    ] = 0,
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
     """Checks versions, memory, disk, GPU, and that what the recipe names can be reached. Exit code 1 if something cannot."""
-    found = examine(resolved(recipe, set, store))
+    chosen = resolved(recipe, set, store)
+    found = examine(chosen)
+    if pictures and all(ok for what, ok, _ in found if what == "data.source"):
+        from flows.commands.doctor_pictures import examine_pictures
+
+        arguments = shlex.join([recipe, *(word for pair in set or [] for word in ("--set", pair))])
+        found += examine_pictures(chosen, pictures, arguments)
     if json:
         print_json([{"what": what, "ok": ok, "found": text} for what, ok, text in found])
     else:

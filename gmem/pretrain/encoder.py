@@ -237,6 +237,26 @@ def measure(
     }
 
 
+def leave_one_out(encoder: Encoder, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """How often the nearest other picture (cosine) is of the same class.
+
+    Args:
+        images: uint8 [N, 3, H, W], at least two.
+        labels: [N], all of them known.
+
+    Returns:
+        `accuracy`; `chance`, that of a random other picture; `possible`, the share that has another of its class at all.
+    """
+    features = F.normalize(snippets(encoder, images), dim=1)
+    nearest = (features @ features.T).fill_diagonal_(-2).argmax(1)
+    counts = torch.bincount(labels)[labels].float() - 1
+    return {
+        "accuracy": (labels[nearest] == labels).float().mean().item(),
+        "chance": (counts / (len(labels) - 1)).mean().item(),
+        "possible": (counts > 0).float().mean().item(),
+    }
+
+
 def snippets(encoder: Encoder, images: Tensor, batch: int = 256) -> Tensor:
     """Snippets [N, D] of uint8 images [N, 3, H, W]."""
     return torch.cat([encoder(from_bytes(part)).snippet for part in images.split(batch)])

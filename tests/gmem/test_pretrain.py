@@ -230,3 +230,15 @@ def test_what_is_shipped_stays_small() -> None:
     network = sum(path.stat().st_size for path in (ASSETS / "emoji-network").iterdir())
     assert network < 16e6
     assert sum(path.stat().st_size for path in shipped if path.is_file()) - network < 20e6
+
+
+def test_neighbours_are_told_beside_chance_and_what_is_possible() -> None:
+    from gmem.pretrain.encoder import leave_one_out
+
+    encoder = load_encoder("shipped:emoji-encoder")
+    random = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    low = torch.from_numpy(np.repeat(random, 2, 0)).permute(0, 3, 1, 2)
+    images = torch.nn.functional.interpolate(low, 64)
+    figures = leave_one_out(encoder, images, torch.tensor([0, 0, 1, 1, 2, 3]))
+    assert figures["accuracy"] == pytest.approx(4 / 6) == figures["possible"]
+    assert figures["chance"] == pytest.approx(4 / 30)
