@@ -38,6 +38,7 @@ COMMAND = re.compile(r"(gmem|make|prefect|mlflow|export|until|docker|kubectl|sed
 MAKE = "make's own targets: CI and whoever cloned the project run them"
 SERVERS = "test_server.py runs the block, on a port of its own"
 CONTAINERS = "needs a container engine or a cluster; tests/infra checks the files by the tools' own validators"
+EXPERIMENTS = "test_experiments.py runs smaller ones"
 ELSEWHERE = {
     "make demo": MAKE,
     "make test": MAKE,
@@ -52,11 +53,20 @@ ELSEWHERE = {
     "prefect worker start --pool gmem &": SERVERS,
     """prefect deployment run pipeline/emoji -p overrides='{"train": {"steps": 2000}}'""": SERVERS,
     "gmem explore emoji --network shipped:emoji-network": "tests/flows/page serves the page, on a port of its own",
+    "gmem compare-arms emoji emoji-memory --out out": EXPERIMENTS,
+    "gmem sweep emoji --network shipped:emoji-network --grid sample.steps=5,10,20 --grid sample.method=euler,heun": (
+        EXPERIMENTS
+    ),
+    "gmem results emoji": EXPERIMENTS,
+    "gmem adapt emoji twitter.tar --name twitter --network shipped:emoji-network": (
+        "tests/flows/experiments/test_adaptation.py does so with pictures of its own"
+    ),
     "gmem evaluate NETWORK RECIPE": "tests/flows/stages/evaluate evaluates networks from elsewhere",
 }
 LONG = "gmem run "
 """Such a line takes minutes: it is planned, with the same arguments."""
 YOURS = {
+    "prior.steps=800": "prior.steps=20",
     "1000": "60",
     "flags": "round",
     "private/%": "square/deep/0%",

@@ -128,7 +128,7 @@ def test_an_edited_bank_asks_for_another_prior(store: Path, first: Result, tmp_p
     bank = open_bank(plan.recipe)
     bank.withdraw(reason="a test", ids=[2])
     again = plan_of(tmp_path, 10)
-    assert again.missing(STAGE) and "revision unset -> 2" in again.why(STAGE)
+    assert again.missing(STAGE) and "bank_revision 1 -> 2" in again.why(STAGE)
     assert learned(again).fresh and not plan_of(tmp_path, 10).missing(STAGE)
     (checkpoint,) = all_checkpoints(again.artifact(PRIOR))
     assert checkpoint.manifest.bank is not None and checkpoint.manifest.bank.version == bank.version
