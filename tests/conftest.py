@@ -46,6 +46,7 @@ class Together(LoadFileScheduling):
         return "integration" if "/integration/" in file else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     return Together(config, log)
 

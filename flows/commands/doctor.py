@@ -80,7 +80,7 @@ def examine(recipe: Recipe) -> list[Finding]:
         _gpu(),
         _disk(recipe),
         _store(recipe),
-        *_named(recipe),
+        *examine_named(recipe),
         *(_server(name, url) for name, url in _servers(recipe)),
     ]
 
@@ -188,7 +188,7 @@ LOOKS: dict[Named, Callable[[str, Recipe], str]] = {
 """How what a field names is looked at: gives what is there, or raises what is wrong."""
 
 
-def _named(recipe: Recipe) -> list[Finding]:
+def examine_named(recipe: Recipe) -> list[Finding]:
     """What is behind each field of the recipe that names something."""
     found = []
     for section_name, section in recipe.sections():

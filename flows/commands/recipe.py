@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
+from flows.console import tell
 
 app = typer.Typer(no_args_is_help=True, help="The parameters of every stage.")
 
@@ -29,8 +30,13 @@ def show(recipe: RecipeName, set: Set = None, store: StoreUri = None, json: Json
 
 @app.command()
 def check(file: RecipeName, set: Set = None) -> None:
-    """Validates a recipe without running it."""
+    """Validates a recipe without running it; what it names and is not here is told, since it may be where it will run."""
+    from flows.commands.doctor import examine_named
+
     recipe = resolved(file, set, None)
+    for key, there, text in examine_named(recipe):
+        if not there:
+            tell(f"not here: {key}: {text}")
     print(
         f"{recipe.name}: {recipe.data.image_size} px, latent {recipe.tokenizer.channels}x{recipe.grid}x{recipe.grid}, network {recipe.network.size}/{recipe.network.patch}, {recipe.train.steps:,} steps: valid"
     )

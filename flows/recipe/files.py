@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from flows.recipe.model import Recipe
 from flows.recipe.yaml_values import MAX_CHARACTERS, NotYaml, read_yaml
 from gmem.settings import shown
 
 RECIPES = Path(__file__).parent
+MAX_TOLD = 400
+"""Characters that one message tells of several problems."""
 
 
 class RecipeError(ValueError):
@@ -157,21 +160,38 @@ def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a model's validation, in one sentence with its key and a remedy."""
-    first = error.errors(include_url=False)[0]
-    key = _printable(".".join(str(part) for part in first["loc"]))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
-        return f"unknown key {key}; {f'did you mean {near[0]}?' if near else 'known there: ' + ', '.join(known)}{more}"
-    if first["type"] == "value_error":
-        return f"{first['ctx']['error']!s}{more}"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key} is {shown(first['input'])}, but {message.replace('input should', 'it should')}{more}"
+    """The problems of a model's validation, each with its key and a remedy, in one sentence."""
+    problems = [_problem(each, model) for each in error.errors(include_url=False)]
+    told = problems[:1]
+    for problem in problems[1:]:
+        if sum(map(len, told)) + len(problem) <= MAX_TOLD:
+            told.append(problem)
+    rest = len(problems) - len(told)
+    return "; ".join(told) + (f"; and {rest} more" if rest else "")
+
+
+def _problem(found: ErrorDetails, model: type[BaseModel]) -> str:
+    key = _printable(".".join(str(part) for part in found["loc"]))
+    if found["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_hint(found['loc'], model)}"
+    if found["type"] == "value_error":
+        return str(found["ctx"]["error"])
+    message = found["msg"][0].lower() + found["msg"][1:]
+    return f"{key} is {shown(found['input'])}, but {message.replace('input should', 'it should')}"
+
+
+def _hint(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """What may be meant by an unknown key: the key of that name in a section, or one alike beside it."""
+    last, known = str(place[-1]), _fields_at(model, place[:-1])
+    sections = [name for name in model.model_fields if last in _fields_at(model, (name,))]
+    if sections:
+        return f"did you mean {' or '.join(f'{section}.{last}' for section in sections)}?"
+    near = difflib.get_close_matches(last, known, 1)
+    return f"did you mean {near[0]}?" if near else "known there: " + ", ".join(known)
 
 
 def _fields_at(model: Any, place: tuple[int | str, ...]) -> list[str]:
+    """Keys of a section; none of what is no section."""
     for part in place:
         model = model.model_fields[str(part)].annotation
-    return list(model.model_fields)
+    return list(getattr(model, "model_fields", {}))

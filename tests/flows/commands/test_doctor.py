@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from flows.commands.doctor import LOOKS, Finding, _named
+from flows.commands.doctor import LOOKS, Finding, examine_named
 from flows.recipe.files import load
 from flows.recipe.model import Named
 
@@ -15,7 +15,7 @@ NEEDED = ("data.source", "tokenizer.source", "encoder.source")
 
 
 def looked(store: Path, **sections: dict[str, Any]) -> dict[str, Finding]:
-    return {found[0]: found for found in _named(load("emoji", {"store": str(store), **sections}))}
+    return {found[0]: found for found in examine_named(load("emoji", {"store": str(store), **sections}))}
 
 
 def test_every_kind_of_thing_that_may_be_named_is_looked_at() -> None:

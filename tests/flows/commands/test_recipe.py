@@ -33,3 +33,11 @@ def test_what_is_wrong_is_one_sentence_on_standard_error() -> None:
     refused = gmem("recipe", "check", "nonsense")
     assert refused.returncode == 2 and refused.stdout == ""
     assert len(refused.stderr.strip().splitlines()) == 1 and "'nonsense' does not exist" in refused.stderr
+
+
+def test_what_a_valid_recipe_names_and_is_not_here_is_told_beside(tmp_path: Path) -> None:
+    missing = [f"data.source={tmp_path / 'none'}", "encoder.source=shipped:nope"]
+    checked = gmem("recipe", "check", "emoji", "--set", missing[0], "--set", missing[1])
+    assert checked.returncode == 0 and checked.stdout.rstrip().endswith("valid")
+    told = checked.stderr.splitlines()
+    assert [line.split(":")[1].strip() for line in told] == ["data.source", "encoder.source"]

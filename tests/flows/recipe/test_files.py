@@ -43,6 +43,8 @@ def test_overrides_win_over_everything() -> None:
     ("pair", "sentence"),
     [
         ("train.stps=3", "unknown key train.stps; did you mean steps?"),
+        ("image_size=32", "unknown key image_size; did you mean data.image_size?"),
+        ("data.factor=3", "unknown key data.factor; did you mean tokenizer.factor?"),
         ("train.steps=many", "train.steps is 'many'"),
         ("train.steps=0", "greater than or equal to 1"),
         ("data.image_size=250", "not divisible by tokenizer.factor 8; choose a multiple such as 248"),
@@ -142,3 +144,12 @@ def test_names_that_no_recipe_has() -> None:
         with pytest.raises(RecipeError) as refusal:
             load(name)
         assert len(str(refusal.value)) < 450
+
+
+def test_all_problems_are_told_at_once_and_no_more_than_can_be_read() -> None:
+    with pytest.raises(RecipeError) as error:
+        load("emoji", {"train": {"stps": 3, "batch": 0}, "data": {"image_size": "wide"}})
+    assert all(key in str(error.value) for key in ("train.stps", "train.batch", "data.image_size"))
+    with pytest.raises(RecipeError, match=r"; and \d+ more$") as error:
+        load("emoji", {"train": {f"unknown{number}": 1 for number in range(50)}})
+    assert len(str(error.value)) < 700
