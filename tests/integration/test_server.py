@@ -15,20 +15,24 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from prefect import Flow, get_client
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending, Running
 
 from flows.experiments.design import names as experiments
 from flows.recipe.files import assignments
 from flows.recipe.files import names as recipes
 from flows.stages.chain import STAGES
-from infra.alerts import watch
+from infra.alerts import HEARTBEAT, ZOMBIES, end_silent_runs, watch
 
 from .conftest import SMALL
 from .test_readme import README
@@ -199,3 +203,27 @@ def test_a_person_is_told_of_a_run_that_failed(server: Server, store: Path) -> N
         assert "ingest has failed" in said and "/nowhere" in said
         phone.shutdown()
     assert told.empty()
+
+
+@pytest.mark.timeout(300)
+def test_a_run_whose_process_is_gone_is_marked_crashed(server: Server) -> None:
+    """A stage's flow run, as a process that was killed leaves it: running, with a last heartbeat."""
+    with temporary_settings({PREFECT_API_URL: server.api}):
+        for _ in range(2):  # the second takes the place of the first
+            end_silent_runs(timedelta(seconds=10))
+        with get_client(sync_client=True) as client:
+            (flow,) = [each for each in client.read_flows() if each.name == "train"]
+            left, waiting = (
+                client.create_flow_run(Flow(lambda: None, name=flow.name), state=state)
+                for state in (Running(), Pending())
+            )
+            emit_event(HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{left.id}"})
+            for _ in range(120):
+                state = client.read_flow_run(left.id).state
+                if state and state.is_crashed():
+                    break
+                time.sleep(1)
+            assert state and state.is_crashed() and "its process is gone" in str(state.message)
+            untouched = client.read_flow_run(waiting.id).state
+            assert untouched and untouched.is_pending(), "it never began, so that nothing is to be heard of it"
+            assert len(client.read_automations_by_name(ZOMBIES)) == 1
