@@ -21,7 +21,7 @@ from flows.cluster.connection import connected
 from flows.engine.build import build, found
 from flows.engine.context import Result
 from flows.engine.progress import shown
-from flows.engine.stage import Plan, Stage
+from flows.engine.stage import Plan, Stage, require_wanted
 from flows.recipe.files import load
 from flows.recipe.form import overrides_of
 from flows.recipe.model import Recipe
@@ -81,6 +81,7 @@ def prefect_tags() -> dict[str, str]:
 def run(stage: Stage, recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Result:
     """The body of every stage's flow."""
     with session(recipe, overrides) as current:
+        require_wanted(stage, current.plan.recipe)
         result = attempted(stage, current, stage.name)
         publish(result, current.tracking)
         return result

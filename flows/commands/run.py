@@ -98,7 +98,7 @@ def stage(
     json: Json = False,
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
-    from flows.engine.stage import check_inputs
+    from flows.engine.stage import check_inputs, require_wanted
     from flows.stages.chain import stage_named
     from flows.warmup import begin, wait
 
@@ -106,6 +106,7 @@ def stage(
     wanted = stage_named(name)
     chosen = overrides(set, store)
     plan = _plan(resolved(recipe, set, store))
+    require_wanted(wanted, plan.recipe)
     if plan.missing(wanted):
         check_inputs(wanted, plan)
         begin(plan.recipe.cluster, [wanted])

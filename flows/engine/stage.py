@@ -180,13 +180,17 @@ def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_inputs(stage: Stage, plan: Plan) -> None:
-    """Raises StageError if something the stage reads is not there, or it has nothing to make."""
-    if not stage.wanted(plan.recipe):
+def require_wanted(stage: Stage, recipe: Recipe) -> None:
+    """Raises StageError for a stage that has nothing to make."""
+    if not stage.wanted(recipe):
         raise StageError(
-            f"recipe {plan.recipe.name} asks for nothing of stage {stage.name}; set {stage.name}.steps, such as "
+            f"recipe {recipe.name} asks for nothing of stage {stage.name}; set {stage.name}.steps, such as "
             f"--set {stage.name}.steps=800"
         )
+
+
+def check_inputs(stage: Stage, plan: Plan) -> None:
+    """Raises StageError if something the stage reads is not there."""
     for output in stage.wanted(plan.recipe):
         for needed in output.inputs(plan.recipe):
             if needed not in stage.outputs and not plan.artifact(needed).complete:

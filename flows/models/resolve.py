@@ -37,8 +37,10 @@ def open_network(uri: str, store: Store) -> Checkpoint:
 
         uri = Tracking.open(None, store, "").registered(uri)
     uri = in_full(uri, store)
-    newest = latest(uri)
-    return newest or open_checkpoint(uri)
+    found = latest(uri) or open_checkpoint(uri)
+    if found.manifest.details.get("makes") == "snippets":
+        raise StoreError(f"{uri} holds a prior, which makes snippets and no pictures; name a training")
+    return found
 
 
 def open_bank(uri: str, store: Store, version: int | str | datetime | None = None) -> Bank:

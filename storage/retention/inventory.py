@@ -45,7 +45,7 @@ class Entry:
         if not files and holder is None:
             return None
         manifest, state = _manifest(artifact, holder)
-        checkpoints = all_checkpoints(artifact) if artifact.kind == "training" else []
+        checkpoints = all_checkpoints(artifact) if any(path.startswith("checkpoints/") for path in files) else []
         names = _named(artifact, manifest, state == "damaged", checkpoints) - {artifact.folder}
         return cls(artifact, state, files, manifest, checkpoints, holder, names)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version as installed
+from typing import Any
 
 import numpy as np
 import ray
@@ -72,6 +73,7 @@ class PriorWorker:
             code_version=installed("gmem-pipeline"),
             mlflow_run=self.context.run_id,
             lease=self.context.leases["prior"],
+            details={"makes": "snippets"},
         )
         save(self.artifact, self.learner.steps, tensors, progress, manifest)
         prune(self.artifact, 1)
@@ -82,6 +84,10 @@ class PriorWorker:
         count = min(len(self.held_out), JUDGED)
         drawn = draw(self.learner.averaged(), count, self.context.recipe.sample.seed)
         return snippet_quality(drawn, self.snippets, self.held_out)
+
+    def about(self) -> tuple[dict[str, Any], dict[str, int]]:
+        """The encoder's identity, and how many snippets it learned from, and how many were held out."""
+        return self.encoder, {"learned": len(self.snippets), "held_out": len(self.held_out)}
 
 
 def _rows(bank: Bank, where: str) -> tuple[Tensor, Tensor]:
@@ -105,12 +111,14 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
             progress.advance(until - step, **values)
             step = until
         quality = ray.get(worker.call(PriorWorker.judge))
+        encoder, counts = ray.get(worker.call(PriorWorker.about))
     last = latest(artifact)
     assert last is not None, "the last step has left a checkpoint"
     metrics = {} if quality is None else asdict(quality)
     lines = [] if quality is None else [_said(quality)]
-    details = {"step": last.step, "held_out": last.manifest.held_out_loss, "metrics": metrics, "lines": lines}
-    return {"prior": Made({"rows": last.step}, last.step, details, metrics)}
+    details = {"step": last.step, "held_out": last.manifest.held_out_loss, "encoder": encoder}
+    details |= {"metrics": metrics, "lines": lines}
+    return {"prior": Made({"rows": last.step} | counts, last.step, details, metrics)}
 
 
 def _said(quality: SnippetQuality) -> str:

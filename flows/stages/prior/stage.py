@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.engine.context import Context
+from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
 from flows.stages.bank.stage import BANK, UNEDITED, edits, pinned
 from storage.checkpoints import latest
@@ -20,6 +22,17 @@ def _parameters(plan: Plan) -> dict[str, Any]:
 def _reached(plan: Plan, artifact: Artifact) -> bool:
     last = latest(artifact)
     return artifact.complete and last is not None and last.step >= plan.recipe.prior.steps
+
+
+def _pins(context: Context) -> dict[str, int]:
+    """The version of the bank that it begins with, or began; StageError where rows changed since the plan was made."""
+    from storage.tables.bank import Bank
+
+    versions = pinned(context, "prior")
+    bank = Bank(context.artifact("bank").uri, versions["bank"])
+    if bank.content_revision != context.parameters["prior"].get("bank_revision", 1):
+        raise StageError("the bank was edited in the moment in which the prior began to learn from it; run again")
+    return versions
 
 
 PRIOR = Output(
@@ -39,6 +52,6 @@ STAGE = Stage(
     driver="flows.stages.prior.driver",
     rows=lambda recipe, pictures: recipe.prior.steps,
     workers_import=("flows.stages.prior.driver",),
-    pins=lambda context: pinned(context, "prior"),
+    pins=_pins,
     continues=True,
 )

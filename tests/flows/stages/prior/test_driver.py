@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from flows.engine.build import build
-from flows.engine.context import Result
+from flows.engine.context import Context, Result
 from flows.engine.errors import StageError
 from flows.engine.progress import Terminal
-from flows.engine.stage import Plan, check_inputs
-from flows.explore import draw_snippets, open_bank
+from flows.engine.stage import Plan, require_wanted
+from flows.explore import draw_snippets, open_bank, open_network
 from flows.recipe.files import load
 from flows.stages.bank.stage import BANK
 from flows.stages.chain import STAGES, stages_of
 from flows.stages.prior.driver import open_prior
 from flows.stages.prior.stage import PRIOR, STAGE
 from gmem.prior import Prior
-from storage.checkpoints import all_checkpoints, latest
-from storage.errors import Refused
+from storage.checkpoints import CheckpointManifest, all_checkpoints, latest, save
+from storage.errors import Refused, StoreError
+from storage.retention.clean import clean
 from storage.tables.bank_rows import make_rows, write_fragments
 from storage.tables.bank_writer import BankWriter
 from storage.tracking.access import client
@@ -99,6 +100,10 @@ def test_it_learns_is_judged_and_says_so_everywhere(store: Path, first: Result) 
     bank, used = open_bank(plan_of(store, 300).recipe), checkpoint.manifest.bank
     assert used is not None and used.version == bank.version and checkpoint.manifest.encoder == bank.encoder
     assert f"prior-{checkpoint.manifest.training}" in bank.info().tags
+    manifest = plan_of(store, 300).artifact(PRIOR).manifest()
+    assert manifest is not None and manifest.details["encoder"] == ENCODER
+    assert manifest.counts == {"rows": 300, "learned": 90, "held_out": 30}
+    assert manifest.inputs["bank"].version == bank.version
 
 
 def test_more_steps_go_on_with_the_same_bits(store: Path, first: Result, tmp_path: Path) -> None:
@@ -134,8 +139,40 @@ def test_an_edited_bank_asks_for_another_prior(store: Path, first: Result, tmp_p
     assert checkpoint.manifest.bank is not None and checkpoint.manifest.bank.version == bank.version
 
 
+def test_it_is_not_taken_for_a_network(store: Path, first: Result) -> None:
+    plan = plan_of(store, 300)
+    with pytest.raises(StoreError, match="holds a prior, which makes snippets and no pictures; name a training"):
+        open_network(plan.recipe, plan.artifact(PRIOR).folder)
+
+
+def test_an_edit_in_the_moment_of_its_beginning_is_noticed(tmp_path: Path) -> None:
+    plan = plan_of(with_bank(tmp_path), 10).settled()
+    planned = {"prior": plan.parameters(PRIOR)}
+    context = Context(
+        recipe=plan.recipe,
+        fingerprints=plan.fingerprints(STAGE),
+        parameters=planned,
+        leases={},
+        tracking_uri="",
+        run_id="",
+    )
+    open_bank(plan.recipe).withdraw(reason="a test", ids=[2])
+    with pytest.raises(StageError, match="edited in the moment in which the prior began"):
+        STAGE.pins(context)
+
+
+def test_one_that_was_interrupted_is_no_leftover(tmp_path: Path) -> None:
+    """Its checkpoint is what the next run goes on from; a folder without one is."""
+    plan = plan_of(with_bank(tmp_path), 10)
+    begun, empty = plan.artifact(PRIOR), plan.store.artifact("prior", "emoji", "0" * 12)
+    save(begun, 2, {"network.w": torch.zeros(3)}, {}, CheckpointManifest(step=2, network={}))
+    plan.store.write_bytes(empty.path("half"), b"x")
+    removed = {removal.folder for removal in clean(plan.store, remove=True).removals}
+    assert removed == {empty.folder} and latest(begun) is not None
+
+
 def test_a_recipe_without_steps_has_no_such_stage(store: Path) -> None:
     plan = plan_of(store, 0)
     assert STAGE in STAGES and STAGE not in stages_of(plan.recipe) and not plan.missing(STAGE)
     with pytest.raises(StageError, match=r"asks for nothing of stage prior; set prior\.steps"):
-        check_inputs(STAGE, plan)
+        require_wanted(STAGE, plan.recipe)
