@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -282,15 +283,16 @@ def server(folder: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
     from mlflow.server import app
 
-    running = make_server("127.0.0.1", port, app, threaded=True)
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    try:
-        yield
-    finally:
-        running.shutdown()
-        running.server_close()
-        thread.join()
+    with patch.dict(os.environ):  # where it serves, MLflow names its own database in MLFLOW_TRACKING_URI
+        running = make_server("127.0.0.1", port, app, threaded=True)
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            running.shutdown()
+            running.server_close()
+            thread.join()
 
 
 def test_a_server_that_goes_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
