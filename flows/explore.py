@@ -229,6 +229,8 @@ def generate(
     ids: NDArray[np.int64],
     network: str | None = None,
     progress: Progress | None = None,
+    noise: float = 0.0,
+    neighbours: int = 0,
 ) -> Generated:
     """Samples from snippets of a bank, with the recipe's sampler and seed, on the GPU where there is one.
 
@@ -238,10 +240,25 @@ def generate(
         ids: [N] ids of rows; one may come several times.
         network: URI of a checkpoint, training or imported network; None: the recipe's own.
         progress: is told how many there are and are made.
+        noise: how far each snippet is moved at random, beside its length of 1.
+        neighbours: where above 0, each is first mixed with one of its so many nearest others.
     """
     wanted = ids.tolist()
     labels = [-1 if label is None else label for label in bank.rows(wanted, ["label"])["label"].to_pylist()]
-    return _generated(recipe, bank, bank.snippets(wanted), labels, range(len(ids)), network, progress)
+    snippets = _varied(bank, wanted, recipe.sample.seed, noise, neighbours)
+    return _generated(recipe, bank, snippets, labels, range(len(ids)), network, progress)
+
+
+def _varied(bank: Bank, ids: list[int], seed: int, noise: float, neighbours: int) -> Tensor:
+    """Snippets [N, D] of rows, or near to them."""
+    import torch
+
+    from gmem.memory import perturb
+    from gmem.noise import PERTURBING, normals
+    from storage.tables.bank_mixing import near_mixtures
+
+    mixed = torch.from_numpy(near_mixtures(bank, ids, neighbours, seed)) if neighbours else bank.snippets(ids)
+    return perturb(mixed, normals(seed, PERTURBING, 0, range(len(ids)), (bank.dim,)), noise) if noise else mixed
 
 
 class Drawn(NamedTuple):

@@ -1,4 +1,4 @@
-"""What one does to the memory: make snippets unit length, mask and drop them, find what they vary along."""
+"""What one does to the memory: make snippets unit length, mask, drop and move them, find what they vary along."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ def mask(snippet: Tensor, uniform: Tensor, rate: float) -> Tensor:
 def drop(snippet: Tensor, uniform: Tensor, rate: float) -> Tensor:
     """Zeroes each snippet of [B, D] whose draw [B] from [0, 1) is below `rate`: trains guidance's other branch."""
     return snippet * (uniform >= rate)[:, None]
+
+
+def perturb(snippet: Tensor, normal: Tensor, size: float) -> Tensor:
+    """Snippets [B, D] at unit length, moved by noise about `size` long, and made unit length again.
+
+    Args:
+        snippet: [B, D] of any length.
+        normal: [B, D] standard normal draws; `size` / √D of them are added.
+        size: beside the snippet's length of 1: 0 leaves it, and from 2 on little is left of it.
+
+    >>> perturb(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]]), size=0.0)
+    tensor([[0.6000, 0.8000]])
+    """
+    if not 0 <= size < float("inf"):
+        raise ValueError(f"the size of noise is {size}; give a number from 0 up")
+    return normalise(normalise(snippet) + size / snippet.shape[-1] ** 0.5 * normal)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRAINING, SAMPLING, PRIOR_TRAINING, PRIOR_SAMPLING = 1, 2, 3, 4  # purposes
+TRAINING, SAMPLING, PRIOR_TRAINING, PRIOR_SAMPLING, PERTURBING = 1, 2, 3, 4, 5  # purposes
 
 
 def stream(seed: int, purpose: int, step: int, place: int) -> np.random.Generator:

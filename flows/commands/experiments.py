@@ -24,6 +24,7 @@ Seeds = Annotated[
 Steps = Annotated[
     list[int] | None, typer.Option("--step", min=1, help="training steps at which every arm is measured; repeatable")
 ]
+Note = Annotated[str, typer.Option(help="what else a reader should know, such as what else the machine did")]
 Out = Annotated[
     Path | None, typer.Option(help="folder for the plots, the findings as JSON and as a page; none: MLflow alone")
 ]
@@ -36,12 +37,13 @@ def compare_arms(
         typer.Argument(metavar="EXPERIMENT", help="a shipped experiment's name, such as emoji-memory, or a YAML file"),
     ],
     out: Out = None,
+    note: Note = "",
     set: Set = None,
     store: StoreUri = None,
     json: Json = False,
 ) -> None:
     """Trains and measures every arm of an experiment alike: distances over steps, and how much sooner each gets there."""
-    _run(recipe, experiment, out, set, store, json)
+    _run(recipe, experiment, out, note, set, store, json)
 
 
 def sweep(
@@ -59,6 +61,7 @@ def sweep(
     seed: Seeds = None,
     name: Annotated[str, typer.Option(help="of the sweep, in MLflow and in RESULTS.md")] = "sweep",
     out: Out = None,
+    note: Note = "",
     set: Set = None,
     store: StoreUri = None,
     json: Json = False,
@@ -73,7 +76,7 @@ def sweep(
         "steps": step or [],
         "seeds": seed or [],
     }
-    _run(recipe, experiment, out, set, store, json)
+    _run(recipe, experiment, out, note, set, store, json)
 
 
 def _parted(text: str) -> tuple[str, str]:
@@ -93,6 +96,7 @@ def _run(
     recipe: str,
     experiment: str | dict[str, Any],
     out: Path | None,
+    note: str,
     pairs: list[str] | None,
     store: str | None,
     json: bool,
@@ -104,7 +108,7 @@ def _run(
 
     design.load(experiment)
     resolved(recipe, pairs, store)
-    found: Findings = followed(flow, recipe, overrides(pairs, store), experiment=experiment)
+    found: Findings = followed(flow, recipe, overrides(pairs, store), experiment=experiment, note=note)
     say = tell if json else show
     columns, rows = table(found)
     drawn = new_table(*columns, title=f"{found.design.name}: {found.metric}, by the split of the snippets")

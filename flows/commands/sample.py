@@ -1,4 +1,4 @@
-"""``gmem sample``: pictures from snippets of the bank, or from mixtures of them."""
+"""``gmem sample``: pictures from snippets of the bank, from what is near or between them, or from the prior's."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ def sample(
         bool, typer.Option("--prior", help="from snippets that are nobody's, drawn from the recipe's prior")
     ] = False,
     class_name: Annotated[str | None, typer.Option("--class", help="with --prior: only of this class")] = None,
+    noise: Annotated[
+        float, typer.Option(min=0, help="moves each snippet, of length 1, at random by about this much")
+    ] = 0.0,
+    neighbours: Annotated[
+        int,
+        typer.Option(min=0, help="mixes each snippet half and half with one of its so many nearest others; 0: none"),
+    ] = 0,
     steps: Annotated[int, typer.Option(min=2, max=64, help="samples on the way, the ends included")] = 7,
     network: Annotated[
         str | None, typer.Option(metavar="URI", help="a checkpoint, training or imported network; none: the recipe's")
@@ -70,6 +77,8 @@ def sample(
         )
     if class_name is not None and not prior:
         raise Refused("--class goes with --prior; of the bank's own snippets, --where \"class = '…'\" chooses")
+    if (noise or neighbours) and (prior or mixed is not None):
+        raise Refused("--noise and --neighbours change snippets of the bank; leave --prior and --mix away")
     chosen = resolved(recipe, set, store)
     snippets = open_bank(chosen, bank, version_of(at))
     with Terminal("sample") as progress:
@@ -85,7 +94,7 @@ def sample(
             drawn = grid(made.images)
         else:
             rows = ids or _drawn(chosen, snippets, count, where, split, balanced_by)
-            made = generate(chosen, snippets, np.array(rows), network, progress)
+            made = generate(chosen, snippets, np.array(rows), network, progress, noise, neighbours)
             drawn = pairs(thumbnails(snippets, np.array(rows), made.images.shape[1]), made.images)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(drawn)

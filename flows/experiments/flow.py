@@ -47,7 +47,10 @@ Trials = list[tuple[Trial, list[Plan]]]
 
 @flow(name="compare-arms", persist_result=False)
 def compare_arms(
-    recipe: str = "emoji", experiment: str | dict[str, Any] = "emoji-memory", overrides: Overrides | None = None
+    recipe: str = "emoji",
+    experiment: str | dict[str, Any] = "emoji-memory",
+    overrides: Overrides | None = None,
+    note: str = "",
 ) -> Findings:
     """Trains and measures every arm of an experiment alike, and tells what each change of the recipe is worth."""
     chosen, base = design.load(experiment), overrides_of(overrides)
@@ -78,6 +81,7 @@ def compare_arms(
             hardware=f"{os.cpu_count()} CPUs ({platform.machine()})",
             versions={name: installed(name) for name in ("gmem-pipeline", "torch")},
             run_id=run.id,
+            note=note,
         )
         _publish(found, run)
         return found

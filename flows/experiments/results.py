@@ -56,6 +56,8 @@ class Findings:
     versions: dict[str, str]
     run_id: str
     """In MLflow."""
+    note: str = ""
+    """What else a reader should know, such as what else the machine did."""
 
     @classmethod
     def from_json(cls, text: str) -> Findings:
@@ -195,7 +197,7 @@ def markdown(found: Findings, pictures: Sequence[str] = ()) -> str:
     text.append("\n".join(f"- {line}" for line in lines(found)))
     text += [f"![Distances of {design.name}]({picture})" for picture in pictures]
     changed = "\n".join(f"- {arm}: {_told(changes) or 'the recipe as it is'}" for arm, changes in design.arms.items())
-    text += [changed, _about(found)]
+    text += [changed, found.note, _about(found)]
     return "\n\n".join(part for part in text if part) + "\n"
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import Refused
+from storage.ids import sample_of
+
+if TYPE_CHECKING:
+    from storage.tables.bank_reader import BankReader
 
 Vectors = NDArray[np.float32]
 STEPS = 64
@@ -40,6 +45,32 @@ def mix(snippets: Vectors, method: str, weights: Sequence[float] | None = None, 
             "these snippets cancel each other and leave no direction; choose other weights or the method mask"
         )
     return (mixed * (lengths.mean() / length)).astype(np.float32)
+
+
+def near_mixtures(
+    bank: BankReader, ids: Sequence[int], neighbours: int, seed: int, where: str | None = None
+) -> Vectors:
+    """Snippets [N, D] half way from each row to one of its nearest others, drawn by seed and place in `ids`.
+
+    Args:
+        bank: which is searched, and stays as it is.
+        ids: N of them.
+        neighbours: of how many nearest rows one is drawn; the row's own mirror image is none of them.
+        seed: decides which.
+        where: SQL condition on columns that the others fulfil.
+
+    Raises:
+        Refused: a row has no other one, or is not there.
+    """
+    mixed = []
+    for place, mine in enumerate(ids):
+        near = bank.search(mine, neighbours + 2, where)["id"].to_pylist()  # itself and its mirror image come along
+        others = [other for other in near if sample_of(other) != sample_of(mine)][:neighbours]
+        if not others:
+            raise Refused(f"row {mine} has no other one near to be mixed with; choose from more rows")
+        other = np.random.default_rng([seed, place]).choice(others)
+        mixed.append(bank.mixture([mine, int(other)]))
+    return np.stack(mixed)
 
 
 def _shares(weights: Sequence[float] | None, parents: int) -> Vectors:

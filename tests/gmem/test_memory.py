@@ -64,3 +64,16 @@ def test_impossible_ranks_are_refused():
         memory.principal_components([], 2)
     with pytest.raises(ValueError, match="at least 2"):
         memory.principal_components([torch.randn(1, 12)], 2)
+
+
+def test_noise_moves_a_snippet_as_far_as_it_is_long() -> None:
+    """Noise of length s across a unit vector turns it by the angle of tangent s, whatever length it had."""
+    draw = torch.Generator().manual_seed(0)
+    snippet, normal = (torch.randn(20, 4096, generator=draw) for _ in range(2))
+    for size in (0.0, 0.5, 2.0):
+        moved = memory.perturb(3 * snippet, normal, size)
+        torch.testing.assert_close(moved.norm(dim=1), torch.ones(20))
+        cosine = (moved * memory.normalise(snippet)).sum(1)
+        torch.testing.assert_close(cosine, torch.full((20,), (1 + size**2) ** -0.5), atol=0.04, rtol=0)
+    with pytest.raises(ValueError, match="the size of noise is -1"):
+        memory.perturb(snippet, normal, -1)

@@ -225,6 +225,11 @@ def test_samples_of_a_condition_and_of_a_way_between_rows(recipe: Recipe, encode
     assert "rank" in run(recipe, "bank", "info", "--bank", reduced).stdout
     again = answered(recipe, "sample", *more, "--bank", reduced, "--where", "class = 'flags'", "--count", "3")
     assert sorted(again["ids"]) == [0, 4, 8]
+    plain, moved, between = (
+        Path(answered(recipe, "sample", *more, "--id", "2", "--out", "one.png", *vary)["picture"]).read_bytes()
+        for vary in ((), ("--noise", "0.5"), ("--neighbours", "2"))
+    )
+    assert len({plain, moved, between}) == 3
     walked = answered(recipe, "sample", *more, "--mix", "2,6", "--steps", "3", "--out", "way.png")
     assert walked["ids"] == [2, 6] and Image.open(walked["picture"]).width > Image.open(walked["picture"]).height
     assert len(open_bank(recipe).history()) == 1, "a walk adds nothing"
@@ -241,5 +246,8 @@ def test_samples_of_a_condition_and_of_a_way_between_rows(recipe: Recipe, encode
         (["--prior"], "has no prior in"),
         (["--prior", "--split", "train"], "leave --id, --mix, --where, --split and the like away"),
         (["--class", "flags"], "--class goes with --prior"),
+        (["--prior", "--noise", "0.5"], "leave --prior and --mix away"),
+        (["--mix", "2,6", "--neighbours", "3"], "leave --prior and --mix away"),
+        (["--id", "2", "--noise", "inf"], "the size of noise is inf; give a number from 0 up"),
     ):
         assert words in refused(recipe, "sample", *more, *arguments)
