@@ -17,7 +17,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
 from flows.cluster.address import jobs_address
-from flows.cluster.connection import connected
+from flows.cluster.connection import connected, interruptible
 from flows.engine.build import build, found
 from flows.engine.context import Result
 from flows.engine.progress import shown
@@ -132,7 +132,8 @@ def attempt(stage: Stage, current: Session) -> Result:
         if address := jobs_address(plan.recipe.cluster):
             return submit(stage, plan, current.tracking, current.parent, address, progress)
         current.join_cluster()
-        return build(stage, plan, current.tracking, current.parent, progress)
+        with interruptible():
+            return build(stage, plan, current.tracking, current.parent, progress)
 
 
 def publish(result: Result, tracking: Tracking) -> None:

@@ -89,6 +89,27 @@ def connected(cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM interrupts this thread as Ctrl-C does, also while it waits for Ray.
+
+    Where Ray waits it hears of nothing but interrupts: what another handler raises there, such as Prefect's within a
+    flow, is lost, and the work goes on until it is killed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def _join(cluster: Cluster, modules: tuple[str, ...] = (), reserve: Reserve | None = None) -> bool:
     """Starts or joins Ray unless this process has done so; whether it was this call that did."""
     with _starting:

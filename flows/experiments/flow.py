@@ -4,6 +4,7 @@
 
 import os
 import platform
+import re
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
@@ -22,7 +23,7 @@ from flows.experiments import design
 from flows.experiments.curves import Point
 from flows.experiments.design import Trial
 from flows.experiments.plots import distances
-from flows.experiments.results import Findings, markdown, table
+from flows.experiments.results import Findings, markdown, split_of, table
 from flows.recipe.files import merged
 from flows.recipe.form import Overrides, overrides_of
 from flows.session import Session, attempted, planned, show_picture
@@ -88,7 +89,8 @@ def compare_arms(
 
 
 def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> Trials:
-    """Raises Refused where the store holds a training without the checkpoints that are to be measured."""
+    """Raises Refused where the store holds a training without the checkpoints that are to be measured, or arms are
+    measured in different features."""
     made: Trials = []
     source: tuple[Any, str] | None = None
     steps: list[int] | list[None] = sorted(chosen.steps, reverse=True) or [None]
@@ -102,6 +104,11 @@ def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> Tri
             _require_checkpoint(trial, plan)
             plans.append(plan)
         made.append((trial, plans))
+    metrics = sorted({distance_metric(plan.recipe.evaluate) for _, plans in made for plan in plans})
+    if len(metrics) > 1:
+        raise Refused(
+            f"the arms would be measured by {' and '.join(metrics)}; name one encoder for all to evaluate with"
+        )
     return made
 
 
@@ -172,13 +179,11 @@ def _publish(found: Findings, run: Run) -> None:
     """Table, plots and findings in MLflow and Prefect."""
     run.artifact(FINDINGS, found.to_json().encode())
     for key in found.distances:
-        split, title = (
-            key.partition("/")[0],
-            f"{found.design.name}: {found.metric} from {key.partition('/')[0]} snippets",
-        )
-        plot = distances(found.points, key, title.replace("_", "-"))
+        split, name = split_of(key), found.design.name
+        title = f"{name}: {found.metric} from {split} snippets"
+        plot = distances(found.points, key, title)
         run.artifact(f"{split}-{PLOT}", plot)
-        show_picture(plot, f"{found.design.name.lower().replace('.', '-')}-{split.replace('_', '-')}", title)
+        show_picture(plot, re.sub("[^a-z0-9]+", "-", f"{name}-{split}".lower()).strip("-"), title)
     columns, rows = table(found)
     run.table("arms", [dict(zip(columns, row, strict=True)) for row in rows])
     run.artifact("findings.md", markdown(found).encode())

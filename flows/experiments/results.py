@@ -99,7 +99,7 @@ def _columns(found: Findings) -> Iterator[tuple[str, Callable[[Sequence[Point]],
     arms = by_arm(found.points)
     several = any(len(by_step(points)) > 1 for points in arms.values())
     for key in found.distances:
-        split = _split(key)
+        split = split_of(key)
         yield split, partial(_text, figure=at_last, key=key)
         if several:
             yield f"least, {split}", partial(_text, figure=best, key=key)
@@ -120,7 +120,8 @@ def _gain(points: Sequence[Point], baseline: Sequence[Point], key: str, along: A
     return "" if ratio is None else str(ratio)
 
 
-def _split(key: str) -> str:
+def split_of(key: str) -> str:
+    """The split that a metric's key names, as people read it."""
     return key.partition("/")[0].replace("_", "-")
 
 
@@ -139,7 +140,7 @@ def lines(found: Findings) -> list[str]:
     """What a person reads beside the table."""
     said = []
     for key in found.distances:
-        split, arms = _split(key), by_arm(found.points)
+        split, arms = split_of(key), by_arm(found.points)
         leader = min(arms, key=lambda arm: best(arms[arm], key).mean)
         least = best(arms[leader], key)
         floor = found.floors.get(key.partition("/")[0])
@@ -174,8 +175,8 @@ def write(findings: Sequence[Findings], page: Path, figures: Path, adapted: Sequ
         name, pictures = found.design.name, []
         (figures / f"{name}.json").write_text(found.to_json() + "\n")
         for key in found.distances:
-            plot = figures / f"{name}-{_split(key)}.png"
-            plot.write_bytes(distances(found.points, key, f"{found.metric} from {_split(key)} snippets"))
+            plot = figures / f"{name}-{split_of(key)}.png"
+            plot.write_bytes(distances(found.points, key, f"{found.metric} from {split_of(key)} snippets"))
             pictures.append(os.path.relpath(plot, page.parent))
         chapters.append(markdown(found, pictures))
     for each in adapted:

@@ -91,7 +91,7 @@ def test_mlflow_has_the_experiment_its_trials_and_their_stages(bench: Bench, com
     history = mlflow.get_metric_history(trials[0].info.run_id, "train/samples/fd-emoji-evaluator")
     assert sorted(point.step for point in history) == [2, 6]
     files = {file.path for file in mlflow.list_artifacts(top.info.run_id)}
-    assert {"findings.json", "findings.md", "train-distances.png", "arms.json"} <= files
+    assert {"findings.json", "findings.md", "train-distances.png", "held-out-distances.png", "arms.json"} <= files
 
 
 def test_a_second_time_nothing_is_computed_and_the_page_is_made_from_mlflow(
@@ -120,6 +120,7 @@ def test_a_sweep_over_a_training_that_is_there_trains_nothing(bench: Bench, comp
         (["compare-arms", "emoji", "three.yaml"], "cannot be read"),
         (["compare-arms", "emoji", "typo.yaml"], "unknown key sample.stepps"),
         (["compare-arms", "emoji", "other-steps.yaml"], "only those at steps 2, 3, 6, not at 4"),
+        (["compare-arms", "emoji", "eyes.yaml"], "measured by fd-emoji-encoder and fd-emoji-evaluator"),
         (["sweep", "emoji"], "name what to vary"),
         (["sweep", "emoji", "--grid", "sample.steps"], "not of the form"),
     ],
@@ -129,6 +130,8 @@ def test_what_cannot_be_is_one_sentence_before_anything_is_computed(
 ) -> None:
     typo = EXPERIMENT | {"arms": {"three": {"sample.stepps": 3}}}
     (bench.folder / "typo.yaml").write_text(yaml.safe_dump(typo, sort_keys=False))
+    eyes = EXPERIMENT | {"arms": {"three": {}, "other": {"evaluate.encoder": "shipped:emoji-encoder"}}}
+    (bench.folder / "eyes.yaml").write_text(yaml.safe_dump(eyes, sort_keys=False))
     (bench.folder / "other-steps.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"steps": [4, 6]}))
     done = bench(*arguments)
     assert done.returncode == 2 and words in done.stderr.replace("\n", " "), done.stderr

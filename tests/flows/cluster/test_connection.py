@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +37,39 @@ def test_nobody_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch, unused: s
 def test_an_address_that_cannot_be(address: str) -> None:
     with pytest.raises(ClusterError, match="no Ray cluster answers"), connected(Cluster(address=address)):
         pass
+
+
+WAITING = """
+import signal, sys, time
+import ray
+from flows.cluster.connection import connected, interruptible
+from flows.recipe.model import Cluster
+
+class Termination(BaseException):
+    "What a flow's own handler raises."
+
+def terminate(*_):
+    raise Termination
+
+with connected(Cluster(cpus=1, object_store_gib=0.1)):
+    signal.signal(signal.SIGTERM, terminate)
+    sleeping = ray.remote(lambda: time.sleep(100)).remote()
+    try:
+        with interruptible():
+            print("waiting", flush=True)
+            ray.wait([sleeping])
+    except KeyboardInterrupt:
+        assert signal.getsignal(signal.SIGTERM) is terminate
+        sys.exit(7)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_work_that_waits_for_ray_is_ended_by_a_signal_whoever_listens_to_it() -> None:
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 7
+    finally:
+        process.kill()
