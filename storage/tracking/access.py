@@ -67,7 +67,8 @@ def _client(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     try:
-        return MlflowClient(uri)
+        # The registry is named too: else it is whatever some other use of MLflow in this process set last.
+        return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     except MlflowException as problem:
         raise TrackingError(without_userinfo(f"MLflow at {uri} cannot be opened: {problem}")) from problem
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import mlflow
 import mlflow.pyfunc
@@ -31,7 +34,7 @@ DIM = 16
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A bank of four pictures, and two versions of a registered network that was trained on it."""
     from dataclasses import asdict
 
@@ -62,8 +65,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
             small = 1 << 30 if step == 2 else 0  # the second one's weights stay where they are
             made = run.register("gmem-emoji", checkpoint, lambda folder, target: save(folder, target, recipe), small)
             assert made == step // 2
-    mlflow.set_tracking_uri(tracking.uri)
-    return store
+    with patch.dict(os.environ):  # set_tracking_uri sets MLFLOW_TRACKING_URI, which other tests would follow
+        mlflow.set_tracking_uri(tracking.uri)
+        yield store
 
 
 def shown(answer: pd.DataFrame) -> list[np.ndarray]:
