@@ -161,7 +161,9 @@ def test_a_sample_does_not_depend_on_its_batch(config):
     for rows in ([4, 1], [0], [5, 3, 2]):
         noise = noise_for(5, torch.tensor(rows), (4, 4, 4))
         part = sample(network, noise, snippets[rows], config, seed=5, indices=torch.tensor(rows)).latent
-        torch.testing.assert_close(part, whole[rows], atol=1e-5, rtol=1e-5)
+        # Rounding differs in batches of another size, and an adaptive solver chooses its steps by it, within its tolerance.
+        allowed = config.rtol if config.method == "dopri5" else 1e-5
+        torch.testing.assert_close(part, whole[rows], atol=allowed, rtol=allowed)
 
 
 def test_less_precise_products_give_nearly_the_same_samples():
