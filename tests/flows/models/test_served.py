@@ -67,6 +67,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             assert made == step // 2
     with patch.dict(os.environ):  # set_tracking_uri sets MLFLOW_TRACKING_URI, which other tests would follow
         mlflow.set_tracking_uri(tracking.uri)
+        mlflow.set_registry_uri(tracking.uri)
         yield store
 
 
