@@ -26,7 +26,7 @@ from gmem.metrics.paired import Fidelity, fidelity
 from gmem.pixels import channels_first, channels_last, from_bytes, to_bytes
 from gmem.tokenizer import load_tokenizer
 from storage.ids import sample_of
-from storage.images.shards import HELD_OUT, TRAIN, read_index, read_shard
+from storage.images.shards import HELD_OUT, TRAIN, read_pictures
 from storage.tables.bank import Bank
 from storage.tables.bank_where import equals
 
@@ -137,13 +137,7 @@ def _held_out(recipe: Recipe, bank: Bank, count: int, seed: int) -> _Subjects:
 
 def _dataset_pictures(recipe: Recipe, ids: NDArray[np.int64]) -> Pictures:
     """The recipe's own pictures of rows, in the order of `ids`."""
-    uri = Plan(recipe).artifact(IMAGES).uri
-    index, samples = read_index(uri), sample_of(ids).tolist()
-    shards = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
-    found: dict[int, Pictures] = {}
-    for shard in {shards[sample] for sample in samples}:
-        found |= {picture.sample: picture.image for picture in read_shard(uri, shard, samples)}
-    return np.stack([found[sample] for sample in samples])
+    return read_pictures(Plan(recipe).artifact(IMAGES).uri, sample_of(ids).tolist())
 
 
 class _Measure:

@@ -12,7 +12,7 @@ from flows.figures import grid, pairs
 from flows.stages.evaluate.worker import CHUNK, SEEDS, samples_path, seeds_path
 from gmem.metrics import Memorisation
 from storage.ids import sample_of
-from storage.images.shards import read_index, read_shard
+from storage.images.shards import read_pictures
 from storage.samples import read_samples
 
 SHOWN = 32
@@ -82,10 +82,4 @@ def _samples(context: Context, split: str, numbers: list[int]) -> NDArray[np.uin
 
 def _pictures(context: Context, samples: list[int]) -> NDArray[np.uint8]:
     """Pictures uint8 [N, H, W, 3] of the dataset by their sample numbers."""
-    uri = context.artifact("images").uri
-    index = read_index(uri)
-    place = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
-    found: dict[int, NDArray[np.uint8]] = {}
-    for shard in {place[sample] for sample in samples}:
-        found |= {p.sample: p.image for p in read_shard(uri, shard, samples)}
-    return np.stack([found[sample] for sample in samples])
+    return read_pictures(context.artifact("images").uri, samples)
