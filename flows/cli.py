@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands import bank, doctor, experiments, explore, measure, pretrain, published, recipe, run, sample, store
+from flows.refusals import REFUSALS
+from storage.errors import StoreUnreachable
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
 SILENT = {
@@ -80,7 +82,7 @@ def main() -> None:
         if end.code == INTERRUPTED:  # typer ends so on Ctrl-C, without a word
             _say("interrupted; what is committed stays, and the same command goes on from there")
         raise
-    except (ValueError, OSError) as error:
+    except (*REFUSALS, OSError) as error:
         _say(str(error))
         sys.exit(2)
     except Exception as error:  # noqa: BLE001 - a traceback is no user interface
@@ -89,10 +91,10 @@ def main() -> None:
 
 
 def _failure(error: Exception) -> str:
-    """What failed while running: a cluster in its own words; anything else is a defect of ours, and kept for a report."""
+    """What failed while running: a store or a cluster in its own words; the rest is a defect, and kept for a report."""
     from flows.cluster.errors import ClusterError
 
-    if isinstance(error, ClusterError):
+    if isinstance(error, StoreUnreachable | ClusterError):
         return str(error)
     with tempfile.NamedTemporaryFile("w", prefix="gmem-", suffix=".log", delete=False) as log:
         traceback.print_exception(error, file=log)

@@ -190,7 +190,7 @@ def _prepared_entries(
 
 
 def _encoder(recipe: Recipe, bank: Bank) -> Encoder:
-    """The recipe's, on the GPU where there is one. ValueError unless the bank was made by it."""
+    """The recipe's, on the GPU where there is one. Refused unless the bank was made by it."""
     import torch
 
     from gmem.encoder import load_encoder

@@ -25,8 +25,8 @@ from flows.engine.stage import Plan, Stage, require_wanted
 from flows.recipe.files import load
 from flows.recipe.form import overrides_of
 from flows.recipe.model import Recipe
+from flows.refusals import REFUSALS
 from flows.remote.submission import submit
-from storage.errors import StoreUnreachable
 from storage.tracking.tracking import Tracking
 
 DEPLOYED_WAIT = 6 * 3600.0
@@ -98,9 +98,7 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     """Bad input stays bad; a lost node or an unreachable server may come back."""
     try:
         state.result()
-    except StoreUnreachable:
-        return True
-    except ValueError:
+    except REFUSALS:
         return False
     except Exception:  # noqa: BLE001 - whatever it was
         return True

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.flow import like
 
 SAFETY, LARGEST, SMALLEST = 0.9, 10.0, 0.2  # of the factor by which a step size may change
@@ -44,7 +45,7 @@ def integrate(velocity: Velocity, x: Tensor, begin: float, end: float, rtol: flo
         deviation = like(step.float(), x) * _combine(slopes, error)
         ratio = _norm(deviation / (atol + rtol * torch.maximum(x.abs(), ahead.abs()))).double()
         if not ratio[waiting].isfinite().all():
-            raise ValueError("the network's velocity is NaN or infinite; look at its weights and its snippets")
+            raise InputError("the network's velocity is NaN or infinite; look at its weights and its snippets")
         accepted = waiting & (ratio <= 1)
         arrived = accepted & (t + step >= end)
         value = x + like(step.float(), x) * _interpolate(slopes, dense, ((end - t) / step).float())
@@ -58,7 +59,7 @@ def integrate(velocity: Velocity, x: Tensor, begin: float, end: float, rtol: flo
         smallest = torch.where(ratio < 1, 1.0, SMALLEST)
         factor = torch.maximum(SAFETY / ratio.clamp_min(1e-12) ** 0.2, smallest).clamp_max(LARGEST)
         step = torch.where(waiting, step * factor, step)
-    raise ValueError(f"dopri5 did not arrive within {LIMIT} steps; raise rtol or atol")
+    raise InputError(f"dopri5 did not arrive within {LIMIT} steps; raise rtol or atol")
 
 
 def _first_step(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmem.errors import InputError
 from gmem.weights import WeightsRef, weights_hash
 
 
@@ -120,12 +121,12 @@ def load_encoder(source: str, device: str | torch.device = "cpu", image_size: in
     elif (ref.folder() / "config.json").is_file():
         name = f"local-dir:{ref.folder()}"
     else:
-        raise ValueError(
+        raise InputError(
             f"there is no encoder at '{source}'; give 'shipped:NAME', 'timm:MODEL', 'timm:MODEL@FILE' or a folder "
             "with config.json and model.safetensors"
         )
     if ref.file and not Path(ref.file).is_file():
-        raise ValueError(f"there is no file {ref.file} with weights for '{name}'")
+        raise InputError(f"there is no file {ref.file} with weights for '{name}'")
     model, preprocessing = build(name, image_size or 256, pretrained=True, file=ref.file, source=source)
     return Encoder(model, ref.network, preprocessing, device)
 
@@ -147,7 +148,7 @@ def build(
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=overlay, **sized)
     except Exception as error:  # timm, the hub client and safetensors each have their own families of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ValueError(f"the encoder '{source or name}' could not be loaded: {reason}") from error
+        raise InputError(f"the encoder '{source or name}' could not be loaded: {reason}") from error
     preprocessing = Preprocessing(
         size=size,
         mean=tuple(config["mean"]),
@@ -164,4 +165,4 @@ def _native_size(model: Any) -> int:
 
 def _require_plain_vit(model: Any, name: str) -> None:
     if not (hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed")):
-        raise ValueError(f"{name} is no plain vision transformer with a grid of patch tokens; choose a ViT")
+        raise InputError(f"{name} is no plain vision transformer with a grid of patch tokens; choose a ViT")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.settings import TimeSampling
 
 SHIFT_BASE = 4096  # dimensions of a latent whose noise levels are left as they are
@@ -49,7 +50,7 @@ def times(normal: Tensor, kind: TimeSampling = "logit-normal", factor: float = 1
     "logit-normal" is the draw's logistic function, "uniform" its distribution function.
     """
     if kind not in get_args(TimeSampling):
-        raise ValueError(f"there is no time sampling {kind!r}; use one of {', '.join(get_args(TimeSampling))}")
+        raise InputError(f"there is no time sampling {kind!r}; use one of {', '.join(get_args(TimeSampling))}")
     return shift(torch.sigmoid(normal) if kind == "logit-normal" else torch.special.ndtr(normal), factor)
 
 
@@ -68,7 +69,7 @@ def match_tokens(tokens: Tensor, count: int) -> Tensor:
     if have == want:
         return tokens
     if have % want or have**2 != tokens.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"{tokens.shape[1]} patch tokens do not fit the network's {want} x {want} tokens; use an encoder input whose "
             "grid is the network's or a multiple of it"
         )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gmem import flow, memory
 from gmem.batch import Batch, Draws
+from gmem.errors import InputError
 from gmem.network import Network
 from gmem.parallel import Alone
 from gmem.settings import LearnerConfig
@@ -152,7 +153,7 @@ class Learner:
             expected |= {f"optimiser.{name}.{m}": p for name, p in self.parameters.items() for m in MOMENTS}
         wrong = [n for n in expected.keys() | tensors.keys() if _shape(expected.get(n)) != _shape(tensors.get(n))]
         if wrong:
-            raise ValueError(
+            raise InputError(
                 f"this checkpoint is of another network: {len(wrong)} tensors are missing, surplus or of another shape, "
                 f"first {', '.join(sorted(wrong)[:3])}"
             )
@@ -220,7 +221,7 @@ class Learner:
             if label is not None:
                 label = label.where(drop_draws >= self.config.drop, self.network.config.classes)
         if self.aligned and tokens is None:
-            raise ValueError("the network has an alignment head: give patch tokens, or set train.align to 0")
+            raise InputError("the network has an alignment head: give patch tokens, or set train.align to 0")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             velocity, projected = model(flow.interpolate(latent, epsilon, t), t, snippet, label)
         return flow.losses(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.threads import one_thread
 
 
@@ -25,7 +26,7 @@ def normalise(snippet: Tensor) -> Tensor:
 def mask(snippet: Tensor, uniform: Tensor, rate: float) -> Tensor:
     """Drops each coordinate of snippet [B, D] whose draw from [0, 1) is below `rate`; kept ones grow by 1/(1−rate)."""
     if not 0 <= rate < 1:
-        raise ValueError(f"the mask rate is {rate}; give a number from 0 up to, but not including, 1")
+        raise InputError(f"the mask rate is {rate}; give a number from 0 up to, but not including, 1")
     return snippet * (uniform >= rate) / (1 - rate)
 
 
@@ -46,7 +47,7 @@ def perturb(snippet: Tensor, normal: Tensor, size: float) -> Tensor:
     tensor([[0.6000, 0.8000]])
     """
     if not 0 <= size < float("inf"):
-        raise ValueError(f"the size of noise is {size}; give a number from 0 up")
+        raise InputError(f"the size of noise is {size}; give a number from 0 up")
     return normalise(normalise(snippet) + size / snippet.shape[-1] ** 0.5 * normal)
 
 
@@ -93,9 +94,9 @@ class Covariance:
         """The `rank` leading directions of variance about the mean, strongest first."""
         dim = len(self.sum)
         if not 1 <= rank <= dim:
-            raise ValueError(f"rank {rank} is impossible for vectors of {dim} dimensions; give 1 to {dim}")
+            raise InputError(f"rank {rank} is impossible for vectors of {dim} dimensions; give 1 to {dim}")
         if self.count < 2:
-            raise ValueError(f"principal components need at least 2 vectors, not {self.count}")
+            raise InputError(f"principal components need at least 2 vectors, not {self.count}")
         mean = self.sum / self.count
         scatter = self.outer - self.count * torch.outer(mean, mean)
         with one_thread():
@@ -118,5 +119,5 @@ def principal_components(pieces: Iterable[Tensor], rank: int) -> Components:
         total = total or Covariance(piece.shape[-1])
         total.update(piece)
     if total is None:
-        raise ValueError("principal components need at least 2 vectors, not 0")
+        raise InputError("principal components need at least 2 vectors, not 0")
     return total.principal_components(rank)

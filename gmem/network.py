@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmem.errors import InputError
 from gmem.layers import (
     Block,
     FinalLayer,
@@ -128,7 +129,7 @@ class Network(nn.Module):
     def _patches(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, T, C·p·p]."""
         if x.shape[1:] != self.config.latent_shape:
-            raise ValueError(f"the network takes latents of {self.config.latent_shape}, not {tuple(x.shape[1:])}")
+            raise InputError(f"the network takes latents of {self.config.latent_shape}, not {tuple(x.shape[1:])}")
         p = self.config.patch
         return x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmem import flow, memory, noise
+from gmem.errors import InputError
 from gmem.layers import FinalLayer, LabelEmbedding, Modulation, RMSNorm, SwiGLU, TimeEmbedding
 from gmem.pretrain.loop import Average
 from gmem.sampler import sample
@@ -116,7 +117,7 @@ def draw(prior: Prior, count: int, seed: int, label: int | None = None, guidance
     Raises ValueError for a label that is not known.
     """
     if label is not None and not 0 <= label < prior.shape.classes:
-        raise ValueError(f"the prior knows {prior.shape.classes} classes, and not number {label}; name one it has seen")
+        raise InputError(f"the prior knows {prior.shape.classes} classes, and not number {label}; name one it has seen")
     device, made = prior.mean.device, []
     config = SamplerConfig("ode", "heun", steps=SAMPLER.steps, guidance=guidance) if guidance != 1 else SAMPLER
     for start in range(0, count, DRAWN_TOGETHER):
@@ -145,7 +146,7 @@ class PriorLearner:
         Raises ValueError for fewer than 2 snippets.
         """
         if len(snippets) < 2:
-            raise ValueError(f"a prior is learned of many snippets, and there are {len(snippets)}; add pictures")
+            raise InputError(f"a prior is learned of many snippets, and there are {len(snippets)}; add pictures")
         self.snippets, self.labels, self.config, self.device = snippets, labels, config, torch.device(device)
         shape = PriorShape(snippets.shape[1], max(int(labels.max()) + 1, 0), config.width, config.depth)
         torch.manual_seed(config.seed)

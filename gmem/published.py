@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gmem import ldm
+from gmem.errors import InputError
 from gmem.memory import Components
 from gmem.network import Network
 from gmem.published_config import network_choices
@@ -55,7 +56,7 @@ def read_network(path: str | Path, part: str = "ema") -> PublishedNetwork:
     """
     content = _read_folder(Path(path)) if Path(path).is_dir() else read_file(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds {kind(content)}, not a network's weights; did you mean `gmem import bank`?")
+        raise InputError(f"{path} holds {kind(content)}, not a network's weights; did you mean `gmem import bank`?")
     found = next((p for p in (part, "ema", "model", "state_dict") if isinstance(content.get(p), Mapping)), None)
     tensors = bare_names(path, content if found is None else content[found])
     config = _network_config(str(path), tensors, network_choices(str(path), content))
@@ -112,7 +113,7 @@ class PublishedBank:
             chunk = self.snippets[start : start + size].clone()
             bad = (~chunk.isfinite().all(1)).nonzero()
             if len(bad):
-                raise ValueError(f"row {start + int(bad[0])} of the bank holds NaN or infinity; get the file again")
+                raise InputError(f"row {start + int(bad[0])} of the bank holds NaN or infinity; get the file again")
             yield chunk
 
 
@@ -125,10 +126,10 @@ def read_bank(path: str | Path) -> PublishedBank:
     if isinstance(content, Mapping) and len(content) == 1:
         content = next(iter(content.values()))
     if not isinstance(content, Tensor):
-        raise ValueError(f"{path} holds {kind(content)}, not a bank; a bank is one tensor [N, D] of snippets")
+        raise InputError(f"{path} holds {kind(content)}, not a bank; a bank is one tensor [N, D] of snippets")
     content = require_plain(path, "the bank", content)
     if content.dim() != 2 or not content.is_floating_point() or not content.numel():
-        raise ValueError(
+        raise InputError(
             f"{path} holds {content.dtype} of shape {list(content.shape)}; a bank is one tensor [N, D] of floats"
         )
     return PublishedBank(content)
@@ -140,14 +141,14 @@ def _factorised(path: str | Path, content: Mapping[str, Any]) -> PublishedBank:
     shapes = [list(tensor.shape) for tensor in (codes, directions, mean)]
     fits = [len(shape) for shape in shapes] == [2, 2, 1] and shapes[1] == [shapes[2][0], shapes[0][1]]
     if not fits or not all(tensor.is_floating_point() and tensor.numel() for tensor in (codes, directions, mean)):
-        raise ValueError(
+        raise InputError(
             f"{path} holds C, M and mean of shapes {shapes}, which are no factorised bank; C is [N, k], M [D, k], mean [D]"
         )
     directions, mean = directions.float().T.contiguous(), mean.float()
     if not (directions.isfinite().all() and mean.isfinite().all()):
-        raise ValueError(f"the directions in {path} hold NaN or infinity; get the file again")
+        raise InputError(f"the directions in {path} hold NaN or infinity; get the file again")
     if (directions @ directions.T - torch.eye(len(directions))).abs().max() > ORTHONORMAL:
-        raise ValueError(
+        raise InputError(
             f"the directions M in {path} are not orthonormal, as those of a decomposition are; get the file again"
         )
     return PublishedBank(codes, Components(mean, directions))
@@ -157,16 +158,16 @@ def read_latent_statistics(path: str | Path, channels: int | None = None) -> tup
     """Mean and standard deviation [C], float32, from a published `latents_stats.pt`."""
     content = read_file(path)
     if not isinstance(content, Mapping) or not all(isinstance(content.get(k), Tensor) for k in ("mean", "std")):
-        raise ValueError(f"{path} holds {kind(content)}; latent statistics are a dictionary with `mean` and `std`")
+        raise InputError(f"{path} holds {kind(content)}; latent statistics are a dictionary with `mean` and `std`")
     mean, std = (require_plain(path, key, content[key]).float().flatten() for key in ("mean", "std"))
     if len(mean) != len(std) or (channels is not None and len(mean) != channels):
-        raise ValueError(
+        raise InputError(
             f"{path} has {len(mean)} means and {len(std)} deviations"
             f"{'' if channels is None else f', but the latents have {channels} channels'}; "
             "give the statistics of this tokenizer"
         )
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
-        raise ValueError(f"{path} has a mean or deviation that is NaN, infinite or not positive; get it again")
+        raise InputError(f"{path} has a mean or deviation that is NaN, infinite or not positive; get it again")
     return mean, std
 
 
@@ -181,7 +182,7 @@ def read_tokenizer(path: str | Path) -> Any:
 
     content = read_file(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds {kind(content)}, not an autoencoder's weights")
+        raise InputError(f"{path} holds {kind(content)}, not an autoencoder's weights")
     nested = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     tensors = ldm.without_training_parts(bare_names(path, nested))
     try:
@@ -189,9 +190,9 @@ def read_tokenizer(path: str | Path) -> Any:
         with torch.device("meta"):
             model: Any = AutoencoderKL(**settings)
     except KeyError as error:
-        raise ValueError(f"{path} is not a latent-diffusion autoencoder: tensor {error} is missing") from error
+        raise InputError(f"{path} is not a latent-diffusion autoencoder: tensor {error} is missing") from error
     except (IndexError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"{path} is not a latent-diffusion autoencoder: its shapes fit no layers") from error
+        raise InputError(f"{path} is not a latent-diffusion autoencoder: its shapes fit no layers") from error
     expected = {name: value.shape for name, value in model.state_dict().items()}
     check(f"{path} is not the autoencoder that its shapes announce", ldm.diffusers_names(tensors), expected)
     _check_one_type(str(path), tensors)
@@ -204,7 +205,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder} has no readable {CONFIG_FILE}; give a folder written by `gmem export`") from error
+        raise InputError(f"{folder} has no readable {CONFIG_FILE}; give a folder written by `gmem export`") from error
     return {"ema": read_file(folder / WEIGHTS_FILE), "config": about}
 
 
@@ -251,7 +252,7 @@ def _depth(path: str, tensors: Tensors) -> int:
     odd = [number[:80] for number in named if not re.fullmatch(r"\d{1,6}", number, re.ASCII)]
     numbers = {int(number) for number in named} if not odd else set()
     if odd or numbers != set(range(len(numbers))):
-        raise ValueError(f"{path} is not a GMem network: its blocks are not numbered from 0; get it again")
+        raise InputError(f"{path} is not a GMem network: its blocks are not numbered from 0; get it again")
     return len(numbers)
 
 
@@ -259,4 +260,4 @@ def _check_one_type(path: str, tensors: Tensors) -> None:
     fixed = ("pos_embed", "feat_rope.")
     types = {str(value.dtype) for name, value in tensors.items() if not name.startswith(fixed)}
     if len(types) > 1:
-        raise ValueError(f"{path} mixes weights of {' and '.join(sorted(types))}; save them in one type")
+        raise InputError(f"{path} mixes weights of {' and '.join(sorted(types))}; save them in one type")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gmem.errors import InputError
 from gmem.settings import shown
 
 PARTS = ("config", "args")
@@ -39,7 +40,7 @@ def network_choices(path: str, content: Mapping[Any, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, kind) or not abs(value) < LARGEST:
-            raise ValueError(f"{path} states config.{key}: {shown(value)}, which cannot be; correct its config")
+            raise InputError(f"{path} states config.{key}: {shown(value)}, which cannot be; correct its config")
         choices[key] = value
     return choices
 
@@ -47,7 +48,7 @@ def network_choices(path: str, content: Mapping[Any, Any]) -> dict[str, Any]:
 def _require_read(path: str, name: str, key: str, value: Any) -> None:
     said = value.lower() if isinstance(value, str) else value
     if said not in READ[key]:
-        raise ValueError(
+        raise InputError(
             f"{path} states {name}: {shown(value)}, and networks are read here with {key} {READ[key][0]} alone; "
             "give one that was trained so"
         )

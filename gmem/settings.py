@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
+from gmem.errors import InputError
+
 SizeName = Literal["T", "S", "B", "L", "XL", "1p0B", "1p6B"]
 Conditioning = Literal["memory", "none", "label"]
 Prediction = Literal["velocity", "data"]
@@ -47,7 +49,7 @@ class Settings:
         for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = getattr(self, field.name)
             if wrong := _wrong(value, types[field.name]):
-                raise ValueError(f"{self.SECTION}.{field.name} is {shown(value)}; {wrong}")
+                raise InputError(f"{self.SECTION}.{field.name} is {shown(value)}; {wrong}")
         self.check()
 
     def check(self) -> None:
@@ -139,22 +141,22 @@ class NetworkConfig(NetworkChoices):
 
     def check(self) -> None:
         if self.width % (4 * self.heads):
-            raise ValueError(
+            raise InputError(
                 f"network.width {self.width} does not give {self.heads} heads a size divisible by 4, which rotary "
                 "positions need; change width or heads"
             )
         if self.latent_size % self.patch:
-            raise ValueError(f"network.patch {self.patch} does not divide the latent's side {self.latent_size}; use 1")
+            raise InputError(f"network.patch {self.patch} does not divide the latent's side {self.latent_size}; use 1")
         if self.projection_dim and self.projection_after > self.depth:
-            raise ValueError(f"network.projection_after {self.projection_after} is not one of the {self.depth} blocks")
+            raise InputError(f"network.projection_after {self.projection_after} is not one of the {self.depth} blocks")
         if self.conditioning == "label" and self.classes < 1:
-            raise ValueError("network.classes must be at least 1 when network.conditioning is 'label'")
+            raise InputError("network.classes must be at least 1 when network.conditioning is 'label'")
 
     @classmethod
     def of(cls, size: SizeName, **rest: Any) -> NetworkConfig:
         """The network of a named size (`SIZES`), with the other fields as given."""
         if size not in SIZES:
-            raise ValueError(f"there is no network size {shown(size)}; use one of {', '.join(SIZES)}")
+            raise InputError(f"there is no network size {shown(size)}; use one of {', '.join(SIZES)}")
         return cls(**SIZES[size]._asdict(), **rest)
 
     @property
@@ -235,9 +237,9 @@ class SamplerConfig(Settings):
 
     def check(self) -> None:
         if self.kind == "sde" and self.method == "dopri5":
-            raise ValueError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
+            raise InputError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
         if self.guidance_from > self.guidance_until:
-            raise ValueError("sample.guidance_from lies after sample.guidance_until; exchange them")
+            raise InputError("sample.guidance_from lies after sample.guidance_until; exchange them")
 
     def pieces(self) -> list[tuple[float, float, bool]]:
         """Where the velocity is smooth in time: beginning, end, and whether it is guided there."""

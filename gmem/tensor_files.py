@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gmem.errors import InputError
+
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
 """Parts of a name that data parallelism and compilation put in."""
 HOLDERS = ("ema.", "ema_model.", "model.", "network.")
@@ -25,7 +27,7 @@ BOOKKEEPING: list[Any] = [argparse.Namespace]
 Tensors = dict[str, Tensor]
 
 
-class Mismatch(ValueError):
+class Mismatch(InputError):
     """A file's tensors are not those expected. The message counts them and names three; `report` names all."""
 
     def __init__(self, what: str, missing: list[str], surplus: list[str], misshapen: list[str]) -> None:
@@ -59,14 +61,14 @@ def check(what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch
     broken = [name for name, value in tensors.items() if not value.is_floating_point() or not value.isfinite().all()]
     if broken:
         shown = ", ".join(name[:80] for name in broken[:3])
-        raise ValueError(f"{what}: {len(broken)} tensors hold NaN or infinity ({shown}); get it again")
+        raise InputError(f"{what}: {len(broken)} tensors hold NaN or infinity ({shown}); get it again")
 
 
 def read_file(path: str | Path) -> Any:
     """What a .safetensors, .npy or torch file holds, mapped if possible; ValueError if it is broken or holds code."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise InputError(f"there is no file {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -74,16 +76,16 @@ def read_file(path: str | Path) -> Any:
             return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
         return _torch_load(path)
     except _Damaged as error:
-        raise ValueError(f"{path} {error}") from None
+        raise InputError(f"{path} {error}") from None
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} holds more than tensors and plain values ({_culprit(error)}), so it is not opened; if you trust it, "
             f"save its weights alone: torch.save(torch.load({path.name!r}, weights_only=False)['ema'], 'ema.pt')"
         ) from error
     except PermissionError:
         raise
     except Exception as error:  # parsers fail on damaged bytes in every way there is
-        raise ValueError(f"{path} is truncated or no file of tensors; get it again") from error
+        raise InputError(f"{path} is truncated or no file of tensors; get it again") from error
 
 
 class _Damaged(ValueError):
@@ -127,12 +129,12 @@ def bare_names(path: str | Path, tensors: Mapping[Any, Any]) -> Tensors:
         if not isinstance(value, Tensor):
             continue
         if not isinstance(name, str):
-            raise ValueError(
+            raise InputError(
                 f"{path} holds a tensor under a {type(name).__name__} instead of a name; save a state dict"
             )
         bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if bare in found:
-            raise ValueError(f"{path} holds two tensors {bare[:80]!r}, but for {', '.join(WRAPPERS)}; save one of them")
+            raise InputError(f"{path} holds two tensors {bare[:80]!r}, but for {', '.join(WRAPPERS)}; save one of them")
         found[bare] = require_plain(path, name, value)
     return _without_holder(found)
 
@@ -148,9 +150,9 @@ def _without_holder(tensors: Tensors) -> Tensors:
 def require_plain(path: str | Path, name: str, value: Tensor) -> Tensor:
     """The tensor, apart from any graph. ValueError where its numbers do not all lie in memory, one by one."""
     if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested or value.is_complex():
-        raise ValueError(f"{path}: {name[:80]} is no plain tensor; save it dense, as real numbers")
+        raise InputError(f"{path}: {name[:80]} is no plain tensor; save it dense, as real numbers")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"{path}: {name[:80]} states more numbers than it holds; save it contiguous")
+        raise InputError(f"{path}: {name[:80]} states more numbers than it holds; save it contiguous")
     return value.detach()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gmem.errors import InputError
 from gmem.weights import WeightsRef, weights_hash
 
 
@@ -26,7 +27,7 @@ def destandardise(latent: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def _per_channel(values: Tensor, latent: Tensor) -> Tensor:
     if values.shape != (latent.shape[1],):
-        raise ValueError(
+        raise InputError(
             f"latent statistics have shape {tuple(values.shape)} but the latents have {latent.shape[1]} channels; "
             "take the statistics of the table that these latents come from"
         )
@@ -67,7 +68,7 @@ class Tokenizer:
         Raises ValueError when the sides are not multiples of the factor.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer takes images [B, 3, H, W] with sides divisible by {self.factor}, not "
                 f"{tuple(images.shape)}; choose an image size that is a multiple of {self.factor}"
             )
@@ -81,7 +82,7 @@ class Tokenizer:
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents [B, C, h, w] -> images [B, 3, f h, f w], float32, not clamped (`to_bytes` does)."""
         if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise ValueError(
+            raise InputError(
                 f"this tokenizer decodes latents of {self.channels} channels, not {tuple(latents.shape)}; "
                 "load the tokenizer that made them"
             )
@@ -113,18 +114,18 @@ def _load_model(ref: WeightsRef) -> Any:
     from diffusers import AutoencoderKL
 
     if ref.kind == "timm":
-        raise ValueError(f"'{ref}' is an encoder; give a tokenizer's folder, 'shipped:NAME' or a hub id")
+        raise InputError(f"'{ref}' is an encoder; give a tokenizer's folder, 'shipped:NAME' or a hub id")
     folder = ref.folder()
     local = folder.is_dir()
     part = "vae" if local and (folder / "vae" / "config.json").is_file() else None
     if local and part is None and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json; give a folder that diffusers' AutoencoderKL was saved in")
+        raise InputError(f"{folder} holds no config.json; give a folder that diffusers' AutoencoderKL was saved in")
     if not local and ref.kind == "folder":
-        raise ValueError(f"there is no folder {ref}; give a tokenizer's folder, 'shipped:NAME' or a hub id")
+        raise InputError(f"there is no folder {ref}; give a tokenizer's folder, 'shipped:NAME' or a hub id")
     try:
         return _read(AutoencoderKL, str(folder if local else ref), part)
     except Exception as error:  # the hub client, diffusers and safetensors each have their own families of errors
-        raise ValueError(
+        raise InputError(
             f"the tokenizer '{ref}' could not be loaded as an AutoencoderKL: {_first_line(error)}"
         ) from error
 

@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gmem.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -72,7 +74,7 @@ class WeightsRef:
             return Path(self.name).expanduser()
         shipped = sorted(path.parent.name for path in ASSETS.glob("*/provenance.json"))
         if self.name not in shipped:
-            raise ValueError(
+            raise InputError(
                 f"no weights named '{self.name[:80]}' are shipped (there are: {', '.join(shipped) or 'none'}); "
                 "use 'shipped:NAME' with one of them"
             )
@@ -105,7 +107,7 @@ def absolute(path: str) -> str:
 def content_identity(path: Path | str) -> str:
     """The first 16 digits of `content_sha256`; ValueError where nothing is."""
     if not Path(path).exists():
-        raise ValueError(f"weights '{path}' are not there; name an existing folder or file")
+        raise InputError(f"weights '{path}' are not there; name an existing folder or file")
     return content_sha256(path)[:16]
 
 

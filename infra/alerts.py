@@ -20,6 +20,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import PrefectHTTPStatusError
 
+from storage.errors import Refused
+
 NAME = "gmem: a run has failed"
 SUBJECT = "{{ flow.name }} has failed: {{ flow_run.name }}"
 BODY = """{{ flow_run.state.name }}: {{ flow_run.state.message }}
@@ -35,12 +37,12 @@ RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 def watch(block: str) -> Automation:
     """Creates the automation that tells a person, or points the one that is there at another block, `<type>/<name>`.
 
-    ValueError where there is no such block. Runs that no deployment started are left out: their caller sees the error.
+    Refused where there is no such block. Runs that no deployment started are left out: their caller sees the error.
     """
     try:
         found: Any = Block.load(block)
     except ValueError as error:
-        raise ValueError(f"there is no block {block}: make one in Prefect's UI, or see 'prefect block ls'") from error
+        raise Refused(f"there is no block {block}: make one in Prefect's UI, or see 'prefect block ls'") from error
     return _created(
         Automation(
             name=NAME,

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import AwareDatetime, Field
 
 from storage.checkpoint_files import REMEDY, FileRecord, grouped, record_of, scratch_of, verified
-from storage.errors import Damaged, StoreError
+from storage.errors import Damaged, StoreRefused
 from storage.files import open_files
 from storage.files.faults import translate_errors
 from storage.manifest import Input, Versioned, parse
@@ -135,7 +135,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
     uri = uri.rstrip("/")
     if found := _open(uri):
         return found
-    raise StoreError(f"{uri} holds no finished checkpoint (no manifest.json): name another one.")
+    raise StoreRefused(f"{uri} holds no finished checkpoint (no manifest.json): name another one.")
 
 
 def at(where: Artifact | str, step: int) -> Checkpoint:
@@ -184,7 +184,7 @@ def load(
 
     there = [name.removesuffix(".safetensors") for name in checkpoint.manifest.files if name.endswith(".safetensors")]
     if absent := set(groups or ()) - set(there):
-        raise StoreError(f"{checkpoint.uri} has no {', '.join(sorted(absent))}: name a checkpoint that has.")
+        raise StoreRefused(f"{checkpoint.uri} has no {', '.join(sorted(absent))}: name a checkpoint that has.")
     tensors: dict[str, torch.Tensor] = {}
     for group in there if groups is None else groups:
         with _verified(checkpoint, f"{group}.safetensors") as local:
@@ -218,7 +218,7 @@ def export(checkpoint: Checkpoint, uri: str) -> Checkpoint:
     target, name = open_files(uri), "ema.safetensors"
     record = checkpoint.manifest.files.get(name)
     if record is None:
-        raise StoreError(f"{checkpoint.uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
+        raise StoreRefused(f"{checkpoint.uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
     with _verified(checkpoint, name) as local:
         target.upload(local, f"{uri}/{name}")
     manifest = checkpoint.manifest.model_copy(update={"files": {name: record}, "lease": 0})

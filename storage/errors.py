@@ -7,23 +7,27 @@ class Refused(ValueError):
     """What a person must change, in one sentence that says what to do; never retried."""
 
 
-class StoreError(Refused):
-    """The store, or something in it, cannot be used as it is."""
+class StoreError(Exception):
+    """The store, or something in it, could not be used."""
 
 
 class StoreUnreachable(StoreError):
     """The network, the server or the disk did not answer as it should: the same may succeed a while later."""
 
 
-class Damaged(StoreError):
+class StoreRefused(StoreError, Refused):
+    """The store, or something in it, cannot be used as it is."""
+
+
+class Damaged(StoreRefused):
     """Something is there and can be read, and is not what was written, or in a format that is not read here."""
 
 
-class LeaseHeld(StoreError):
+class LeaseHeld(StoreRefused):
     """Somebody else is building this artifact."""
 
 
-class LeaseLost(StoreError):
+class LeaseLost(StoreRefused):
     """The lease has passed to another holder: nothing may be committed under it any more."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 
 from storage import lease as leases
-from storage.errors import Damaged, LeaseHeld, LeaseLost, StoreError
+from storage.errors import Damaged, LeaseHeld, LeaseLost, Refused, StoreError, StoreRefused
 from storage.files import Files, open_files
 from storage.lease import Lease, LeaseState
 from storage.manifest import Input, Manifest, fingerprint, parse
@@ -76,7 +76,7 @@ class Store:
         parts = uri.removeprefix(f"{self.root}/").strip("/").split("/")
         match = _FOLDER.fullmatch(parts[-1])
         if len(parts) != 2 or not match:
-            raise StoreError(f"{uri} is no artifact of the store {self.root}: give <kind>/<name>-<fingerprint>.")
+            raise StoreRefused(f"{uri} is no artifact of the store {self.root}: give <kind>/<name>-<fingerprint>.")
         return Artifact(self, parts[0], match["name"], match["fingerprint"])
 
     def require_writable(self) -> None:
@@ -113,11 +113,11 @@ class Artifact:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"There is no kind of artifact called {self.kind!r}: one of {', '.join(KINDS)}.")
+            raise Refused(f"There is no kind of artifact called {self.kind!r}: one of {', '.join(KINDS)}.")
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} cannot name an artifact: use letters, digits, dots, dashes, underscores.")
+            raise Refused(f"{self.name!r} cannot name an artifact: use letters, digits, dots, dashes, underscores.")
         if not re.fullmatch(r"[0-9a-f]{12}", self.fingerprint):
-            raise ValueError(f"{self.fingerprint!r} is no fingerprint: twelve hexadecimal digits are.")
+            raise Refused(f"{self.fingerprint!r} is no fingerprint: twelve hexadecimal digits are.")
 
     @property
     def folder(self) -> str:

@@ -6,6 +6,7 @@ import os
 
 from flows.recipe.model import Cluster
 from storage.addresses import without_userinfo
+from storage.errors import Refused
 
 
 def address_of(cluster: Cluster) -> str | None:
@@ -18,5 +19,5 @@ def jobs_address(cluster: Cluster) -> str | None:
     address = address_of(cluster) or ""
     if address.startswith("ray://"):
         shown = without_userinfo(address)
-        raise ValueError(f"RAY_ADDRESS {shown} is for Ray's client; give the cluster's jobs API, http://HOST:8265")
+        raise Refused(f"RAY_ADDRESS {shown} is for Ray's client; give the cluster's jobs API, http://HOST:8265")
     return address if address.startswith(("http://", "https://")) else None

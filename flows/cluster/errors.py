@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from storage.errors import StoreUnreachable
+from flows.refusals import REFUSALS
+from storage.errors import Refused, StoreUnreachable
 
 
 class ClusterError(RuntimeError):
@@ -10,14 +11,21 @@ class ClusterError(RuntimeError):
 
 
 def explained(error: BaseException) -> Exception:
-    """What went wrong in a worker, in its own words: a ValueError or an unreachable store stays one, whatever Ray wrapped
+    """What went wrong in a worker, in its own words: a refusal or an unreachable store stays one, whatever Ray wrapped
     it in."""
     cause = error
-    while not isinstance(cause, StoreUnreachable) and isinstance(
-        inner := getattr(cause, "cause", None) or cause.__cause__, BaseException
-    ):
+    while inner := _wrapped(cause):
         cause = inner
-    if isinstance(cause, ValueError):
-        return (StoreUnreachable if isinstance(cause, StoreUnreachable) else ValueError)(str(cause))
+    if isinstance(cause, StoreUnreachable):
+        return StoreUnreachable(str(cause))
+    if isinstance(cause, REFUSALS):
+        return Refused(str(cause))
     lines = str(cause).strip().splitlines() or [""]
     return ClusterError(f"a job failed: {type(cause).__name__}: {lines[-1]}")
+
+
+def _wrapped(error: BaseException) -> BaseException | None:
+    """What an error was raised for. Ray's wrapper is of its cause's class too, and its text the whole traceback."""
+    if isinstance(inner := getattr(error, "cause", None), BaseException):
+        return inner
+    return None if isinstance(error, (*REFUSALS, StoreUnreachable)) else error.__cause__

@@ -17,6 +17,7 @@ import typer
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import new_table, show
+from storage.errors import Refused, StoreError
 
 if TYPE_CHECKING:
     from flows.recipe.model import Named, Recipe
@@ -125,7 +126,7 @@ def _store(recipe: Recipe) -> Finding:
 
     try:
         Store(recipe.store).require_writable()
-    except (ValueError, OSError) as error:
+    except (StoreError, OSError) as error:
         return "store", False, str(error)
     return "store", True, f"{recipe.store} can be written"
 
@@ -138,7 +139,7 @@ def _pictures(_named: str, recipe: Recipe) -> str:
 
     reasons = list_source(recipe.source, recipe.data.layout, recipe.data.label).table["reason"]
     if not (usable := reasons.null_count):
-        raise ValueError(f"nothing in {recipe.source} can be used ({reasons[0]}); correct data.source")
+        raise Refused(f"nothing in {recipe.source} can be used ({reasons[0]}); correct data.source")
     return f"{recipe.source} ({usable:,} pictures)"
 
 
@@ -171,9 +172,9 @@ def _file(named: str, _recipe: Recipe) -> str:
     if named.startswith(("http://", "https://")):
         _, there, told = _server("", named)
         if not there:
-            raise ValueError(told)
+            raise Refused(told)
     elif not Path(named).is_file():
-        raise ValueError(f"there is no file {named}; name an existing one")
+        raise Refused(f"there is no file {named}; name an existing one")
     return named
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gmem.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -120,7 +122,7 @@ def _tokenizer(recipe: Recipe, images: Tensor, arguments: str) -> Finding:
     what = "tokenizer: reconstruction"
     try:
         figures: dict[str, Any] = measure(load_tokenizer(recipe.tokenizer.source), images, recipe.tokenizer.batch)
-    except ValueError as error:
+    except InputError as error:
         return what, False, str(error)
     psnr = figures["held_out_psnr"]
     said = f"PSNR {psnr:.1f} dB on {len(images):,} pictures"
@@ -156,7 +158,7 @@ def _encoder(recipe: Recipe, images: Tensor, labels: Tensor, arguments: str) -> 
     try:
         encoder = load_encoder(recipe.encoder.source, image_size=recipe.data.image_size)
         figures = leave_one_out(encoder, images, labels)
-    except ValueError as error:
+    except InputError as error:
         return what, False, str(error)
     accuracy, chance, best = (figures[name] for name in ("accuracy", "chance", "possible"))
     said = f"the nearest of {len(images):,} pictures is of the same class for {accuracy:.0%}; by chance {chance:.0%}"

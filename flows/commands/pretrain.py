@@ -12,6 +12,7 @@ import typer
 
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import show
+from storage.errors import Refused
 
 if TYPE_CHECKING:
     from flows.engine.progress import Terminal
@@ -109,7 +110,7 @@ class Pictures:
         labels = torch.tensor([-1 if p.label is None else p.label for p in pictures])
         held = torch.tensor([p.split == "held_out" for p in pictures])
         if not held.any():
-            raise ValueError("no picture is held out, so nothing could be measured; raise data.held_out")
+            raise Refused("no picture is held out, so nothing could be measured; raise data.held_out")
         self.images, self.labels = images[~held], labels[~held]
         self.held_images, self.held_labels = images[held], labels[held]
 
@@ -121,7 +122,7 @@ def _parameters(kind: type, pairs: list[str] | None) -> dict[str, Any]:
     known = [field.name for field in fields(kind)]
     for key in given:
         if key not in known:
-            raise ValueError(f"unknown parameter {key} of the pretraining; known are {', '.join(known)}")
+            raise Refused(f"unknown parameter {key} of the pretraining; known are {', '.join(known)}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import UUID
 
 from flows.console import terminal
-from storage.errors import StoreUnreachable
+from flows.refusals import REFUSALS
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -210,8 +210,7 @@ class Lines:
 
     def error(self, problem: BaseException) -> None:
         """Why the job ends; bad input is told apart, because it stays bad."""
-        bad_input = isinstance(problem, ValueError) and not isinstance(problem, StoreUnreachable)
-        self._write("error", str(problem), {"bad_input": bad_input})
+        self._write("error", str(problem), {"bad_input": isinstance(problem, REFUSALS)})
 
     def _write(self, event: str, value: int | str, values: dict[str, Any]) -> None:
         # A bar that some library draws may have left a line unfinished: what is before the mark is not ours.

@@ -20,6 +20,7 @@ from gmem.network import Network
 from gmem.published import write_folder, write_latent_statistics, write_network
 from gmem.settings import NetworkConfig
 from storage.checkpoints import load
+from storage.errors import Refused
 from storage.images.shards import TRAIN
 from storage.samples import read_samples
 from storage.store import Artifact, Store
@@ -36,10 +37,10 @@ def export_network(uri: str, store: Store, out: Path) -> list[Path]:
 
     An `out` that ends in .pt or .pth becomes the published layout alone. Any other is a folder with the published
     layout, the averaged weights as safetensors with their config.json, and the latents' statistics if they are known.
-    Names, types and bits of the tensors stay as they are. ValueError when there is something at `out` already.
+    Names, types and bits of the tensors stay as they are. Refused when there is something at `out` already.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} is there already; name a new file or an empty folder")
+        raise Refused(f"{out} is there already; name a new file or an empty folder")
     checkpoint = open_network(uri, store)
     config = NetworkConfig(**checkpoint.manifest.network)
     groups = [g for g in ("ema", "network") if g == "ema" or f"{g}.safetensors" in checkpoint.manifest.files]
@@ -81,19 +82,15 @@ def _write_published(path: Path, ema: dict[str, Tensor], trained: dict[str, Tens
 def export_samples(uri: str, store: Store, out: Path, split: str = TRAIN, count: int | None = None) -> int:
     """Writes the kept samples of a split as `arr_0`, in the order of their numbers; returns how many.
 
-    ValueError when there are none, or fewer than `count`.
+    Refused when there are none, or fewer than `count`.
     """
     artifact = artifact_at(uri, store)
     if not (manifest := artifact.manifest()) or artifact.kind != "samples":
-        raise ValueError(
-            f"{artifact.uri} holds no finished samples; name the samples of a 'gmem evaluate' or 'gmem run'"
-        )
+        raise Refused(f"{artifact.uri} holds no finished samples; name the samples of a 'gmem evaluate' or 'gmem run'")
     there = manifest.counts.get(split, 0)
     wanted = there if count is None else count
     if not 0 < wanted <= there:
-        raise ValueError(
-            f"{artifact.uri} holds {there} samples of split {split}, not {wanted}; evaluate with more first"
-        )
+        raise Refused(f"{artifact.uri} holds {there} samples of split {split}, not {wanted}; evaluate with more first")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_adm_samples(out, _batches(islice(_images(artifact, split), wanted)), wanted)
     return wanted
@@ -113,13 +110,13 @@ def _batches(images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]
 def export_statistics(uri: str, store: Store, out: Path, split: str = TRAIN) -> int:
     """Writes mean and covariance of the Inception features of a split's pictures; returns how many pictures those are.
 
-    ValueError when the evaluation was without the Inception network.
+    Refused when the evaluation was without the Inception network.
     """
     artifact = artifact_at(uri, store)
     path = artifact.path(f"{split}.npz")
     sums = read_sums(artifact.store.read_bytes(path)).get(INCEPTION) if artifact.store.files.exists(path) else None
     if sums is None:
-        raise ValueError(
+        raise Refused(
             f"{artifact.uri} holds no Inception statistics of split {split}; evaluate with evaluate.inception set"
         )
     out.parent.mkdir(parents=True, exist_ok=True)

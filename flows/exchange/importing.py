@@ -20,6 +20,7 @@ from gmem.published import (
 )
 from gmem.weights import content_sha256, file_sha256, weights_hash
 from storage.checkpoints import CheckpointManifest, save
+from storage.errors import Refused
 from storage.store import Artifact, Store, fingerprint
 from storage.tables.latents import Latents
 from storage.tracking.tracking import Run, Tracking
@@ -53,7 +54,7 @@ def import_network(path: Path, store: Store, name: str | None = None, latent_sta
         path: a published checkpoint, a bare state dict, or a folder as `gmem export network` writes it.
         latent_stats: a published `latents_stats.pt`, or URI of a latents artifact; without it nothing can be decoded.
 
-    Raises ValueError for any other file; all mismatched tensors are listed in a temporary file.
+    Raises InputError for any other file; all mismatched tensors are listed in a temporary file.
     """
     found = _told_in_full(path, lambda: read_network(path))
     trained, note = _trained(path, found)
@@ -103,7 +104,7 @@ def _latent_statistics(source: str | None, store: Store, channels: int) -> Detai
         return {"latent_mean": mean, "latent_std": std}
     latents = Latents.open(uri)
     if len(latents.mean) != channels:
-        raise ValueError(
+        raise Refused(
             f"the latents in {uri} have {len(latents.mean)} channels, but the network takes {channels}; "
             "give the statistics of the tokenizer it was trained with"
         )
@@ -177,7 +178,7 @@ def named_after(path: Path) -> str:
 def content_hash(path: Path) -> str:
     """SHA-256 of a file's content, or of a folder's files with their names."""
     if not path.exists():
-        raise ValueError(f"there is no file {path}; name an existing one")
+        raise Refused(f"there is no file {path}; name an existing one")
     return content_sha256(path) if path.is_dir() else file_sha256(path)
 
 
@@ -190,4 +191,4 @@ def _told_in_full(path: Path, read: Callable[[], Any]) -> Any:
             raise
         with tempfile.NamedTemporaryFile("w", prefix="gmem-", suffix=".mismatch.txt", delete=False) as report:
             report.write("\n".join([str(path), *error.report]) + "\n")
-        raise ValueError(f"{error}; all {len(error.report)} are listed in {report.name}") from error
+        raise Refused(f"{error}; all {len(error.report)} are listed in {report.name}") from error

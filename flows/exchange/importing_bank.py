@@ -13,6 +13,7 @@ import torch
 from flows.engine.progress import Progress
 from flows.exchange.importing import Details, Imported, Made, artifact_of, content_hash, imported_once, named_after
 from gmem.published import PublishedBank, read_bank
+from storage.errors import Refused
 from storage.ids import FIRST_FOREIGN_ID
 from storage.store import Artifact, Store
 from storage.tables.bank import Bank
@@ -99,16 +100,16 @@ def _column(path: Path, what: str) -> Iterator[str | int | None]:
 
 def _label(text: str, path: Path, line: int) -> int:
     if not text.isdecimal() or int(text) not in LABELS:
-        raise ValueError(f"{path} has {text[:40]!r} in line {line}; a label is a whole number from 0, one a line")
+        raise Refused(f"{path} has {text[:40]!r} in line {line}; a label is a whole number from 0, one a line")
     return int(text)
 
 
 def _require_rows(path: Path, rows: int) -> None:
-    """ValueError unless it is a text file of as many lines; before anything is written."""
+    """Refused unless it is a text file of as many lines; before anything is written."""
     try:
         with path.open(encoding="utf-8") as file:
             lines = sum(1 for _ in file)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file; give one entry a line") from error
+        raise Refused(f"{path} is no text file; give one entry a line") from error
     if lines != rows:
-        raise ValueError(f"{path} has {lines} lines, but the bank has {rows} rows; give one line for each row")
+        raise Refused(f"{path} has {lines} lines, but the bank has {rows} rows; give one line for each row")

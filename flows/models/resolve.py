@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.recipe.model import Sample
 from gmem.weights import WeightsRef
 from storage.checkpoints import Checkpoint, all_checkpoints, latest, open_checkpoint
-from storage.errors import StoreError
+from storage.errors import Refused, StoreRefused
 from storage.store import KINDS, Artifact, Store
 
 if TYPE_CHECKING:
@@ -39,18 +39,18 @@ def open_network(uri: str, store: Store) -> Checkpoint:
     uri = in_full(uri, store)
     found = latest(uri) or open_checkpoint(uri)
     if found.manifest.details.get("makes") == "snippets":
-        raise StoreError(f"{uri} holds a prior, which makes snippets and no pictures; name a training")
+        raise StoreRefused(f"{uri} holds a prior, which makes snippets and no pictures; name a training")
     return found
 
 
 def open_bank(uri: str, store: Store, version: int | str | datetime | None = None) -> Bank:
-    """The finished bank of the artifact at this URI or of this fingerprint, at a version, tag or time; ValueError says
+    """The finished bank of the artifact at this URI or of this fingerprint, at a version, tag or time; Refused says
     when there is none."""
     from storage.tables.bank import Bank  # LanceDB, of which those who only plan have no need
 
     artifact = _bank_at(uri, store)
     if not artifact.complete:
-        raise StoreError(f"{artifact.uri} holds no finished bank; name the artifact that 'gmem import bank' made")
+        raise StoreRefused(f"{artifact.uri} holds no finished bank; name the artifact that 'gmem import bank' made")
     return Bank(artifact.uri, version)
 
 
@@ -59,7 +59,7 @@ def _bank_at(uri: str, store: Store) -> Artifact:
         for artifact in store.artifacts("bank"):
             if artifact.fingerprint == uri:
                 return artifact
-        raise StoreError(f"{store.root} has no bank of fingerprint {uri}; 'gmem store usage' lists those it has")
+        raise StoreRefused(f"{store.root} has no bank of fingerprint {uri}; 'gmem store usage' lists those it has")
     return artifact_at(uri, store)
 
 
@@ -74,7 +74,7 @@ def network_identity(uri: str, store: Store) -> str:
     """The hash of the averaged weights: what a fingerprint takes of a network from elsewhere."""
     record = open_network(uri, store).manifest.files.get("ema.safetensors")
     if record is None:
-        raise StoreError(f"{uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
+        raise StoreRefused(f"{uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
     return record.sha256[:16]
 
 
@@ -94,7 +94,7 @@ def open_guide(sample: Sample, checkpoint: Checkpoint, store: Store) -> Checkpoi
     there = {each.step: each for each in all_checkpoints(training)} if training else {}
     if sample.earlier not in there:
         steps = ", ".join(str(step) for step in there if step < checkpoint.step) or "none"
-        raise ValueError(
+        raise Refused(
             f"sample.guide {sample.guide} is no checkpoint of {training or checkpoint.uri} (earlier ones there: {steps}); "
             "name one of those, or train again with train.checkpoint_every a divisor of that step"
         )

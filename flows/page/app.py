@@ -28,6 +28,8 @@ from pydantic import BaseModel, Field
 
 from flows.explore import Generated, add_pictures, encode_picture, generate, open_bank, version_of, walk
 from flows.recipe.model import Recipe
+from flows.refusals import REFUSALS
+from storage.errors import Refused, StoreUnreachable
 from storage.tables.bank import Bank
 
 PAGE = Path(__file__).with_name("page.html")
@@ -125,9 +127,11 @@ def make_app(recipe: Recipe, bank: str | None, host: str, password: str | None, 
             return JSONResponse({"error": "a password is needed"}, 401, {"WWW-Authenticate": "Basic"})
         return await call_next(request)
 
-    @app.exception_handler(ValueError)
-    async def refused(_: Request, error: ValueError) -> Response:
+    async def refused(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 400)
+
+    for kind in (*REFUSALS, StoreUnreachable):
+        app.add_exception_handler(kind, refused)
 
     @app.get("/")
     def page() -> FileResponse:
@@ -171,7 +175,7 @@ def make_app(recipe: Recipe, bank: str | None, host: str, password: str | None, 
     @app.post("/api/walk")
     def between(order: Annotated[Order, Body()]) -> dict[str, Any]:
         if len(order.ids) != 2:
-            raise ValueError(f"a way leads from one row to another: choose 2, not {len(order.ids)}")
+            raise Refused(f"a way leads from one row to another: choose 2, not {len(order.ids)}")
         ends = order.ids[0], order.ids[1]
         made = walk(recipe, explorer.bank(order.at), ends, order.steps, order.method, order.network or network)
         return _generated(made)
@@ -203,7 +207,7 @@ async def _uploaded(request: Request) -> bytes:
     async for part in request.stream():
         total += len(part)
         if total > LARGEST_UPLOAD:
-            raise ValueError(f"the file has more than {LARGEST_UPLOAD >> 20} MiB; give a smaller picture")
+            raise Refused(f"the file has more than {LARGEST_UPLOAD >> 20} MiB; give a smaller picture")
         parts.append(part)
     return b"".join(parts)
 

@@ -18,13 +18,14 @@ from pydantic_core import ErrorDetails
 from flows.recipe.model import Recipe
 from flows.recipe.yaml_values import MAX_CHARACTERS, NotYaml, read_yaml
 from gmem.settings import shown
+from storage.errors import Refused
 
 RECIPES = Path(__file__).parent
 MAX_TOLD = 400
 """Characters that one message tells of several problems."""
 
 
-class RecipeError(ValueError):
+class RecipeError(Refused):
     """A recipe that cannot be used; the message is one sentence that names the key and the remedy."""
 
 

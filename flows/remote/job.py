@@ -22,6 +22,7 @@ from flows.engine.errors import StageError
 from flows.engine.progress import Lines, Progress
 from flows.engine.stage import Plan, Stage
 from flows.recipe.model import Recipe
+from flows.refusals import REFUSALS
 from flows.stages.chain import stage_named
 from storage.tracking.tracking import Tracking
 
@@ -74,7 +75,7 @@ def difference(here: dict[str, str], there: dict[str, str]) -> str:
 def perform(request: Request, progress: Progress) -> None:
     """Builds the stage over the cluster this process runs in.
 
-    Raises ValueError where the cluster sees other inputs than the flow, besides whatever the stage raises.
+    Raises Refused where the cluster sees other inputs than the flow, besides whatever the stage raises.
     """
     if unlike := difference(versions(), request.versions):
         progress.note(unlike)
@@ -103,7 +104,7 @@ def main() -> int:
         return 130
     except Exception as error:  # noqa: BLE001 - handed to the flow, which raises it there
         lines.error(error)
-        return 2 if isinstance(error, ValueError) else 1
+        return 2 if isinstance(error, REFUSALS) else 1
     return 0
 
 

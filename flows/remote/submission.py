@@ -32,6 +32,7 @@ from flows.engine.progress import Failure, Progress, replay
 from flows.engine.stage import Plan, Stage, check_inputs, result_of
 from flows.remote.job import REQUEST, Request
 from storage.addresses import without_userinfo
+from storage.errors import Refused
 from storage.tracking.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def submit(
 ) -> Result:
     """Has the stage built on the cluster: by a job that is at work on it already, or by a new one.
 
-    Raises the job's own ValueError for bad input, ClusterError for whatever may pass. A flow that is cancelled or
+    Raises the job's own Refused for bad input, ClusterError for whatever may pass. A flow that is cancelled or
     runs out of time stops the job; one that merely loses the cluster leaves it at work.
     """
     check_inputs(stage, plan)
@@ -161,7 +162,7 @@ class Jobs:
         if info.status == "SUCCEEDED":
             return
         if failure and failure.bad_input:
-            raise ValueError(failure.sentence)
+            raise Refused(failure.sentence)
         if info.status == "STOPPED":
             raise ClusterError(f"job {job} was stopped on the cluster; run again to go on from what is committed")
         last = (info.message or "no further words").strip().splitlines()[-1]

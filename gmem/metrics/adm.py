@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from gmem.errors import InputError
 from gmem.metrics.statistics import Gaussian
 from gmem.weights import file_sha256
 
@@ -33,7 +34,7 @@ class AdmReference:
     def images(self, batch: int = 64) -> Iterator[NDArray[np.uint8]]:
         """The pictures in order, uint8 [b, H, W, 3], streamed: a reference batch may be larger than the memory."""
         if self.images_shape is None:
-            raise ValueError(f"{self.path} holds statistics only: its pictures (arr_0) are missing.")
+            raise InputError(f"{self.path} holds statistics only: its pictures (arr_0) are missing.")
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
             _header(file)
             for start in range(0, self.images_shape[0], batch):
@@ -41,9 +42,9 @@ class AdmReference:
                 try:
                     data = file.read(int(np.prod(part)))
                 except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                    raise ValueError(f"{self.path} is damaged in its pictures: fetch the file again.") from error
+                    raise InputError(f"{self.path} is damaged in its pictures: fetch the file again.") from error
                 if len(data) != np.prod(part):
-                    raise ValueError(f"{self.path} ends in the middle of its pictures: fetch the file again.")
+                    raise InputError(f"{self.path} ends in the middle of its pictures: fetch the file again.")
                 yield np.frombuffer(data, dtype=np.uint8).reshape(part)
 
 
@@ -54,12 +55,12 @@ def read_adm(path: str | Path) -> AdmReference:
     """
     path = Path(path)
     if not path.is_file() or not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no .npz file: give a reference or sample file of the ADM suite.")
+        raise InputError(f"{path} is no .npz file: give a reference or sample file of the ADM suite.")
     names, arrays, count = _read(path)
     pool, spatial = (_gaussian(arrays, count, path, *pair) for pair in STATISTICS)
     if pool is None and "arr_0" not in names:
         shown = sorted(name[:25] for name in names)[:3]
-        raise ValueError(f"{path} holds {shown}, and neither mu and sigma nor arr_0: it is no ADM file.")
+        raise InputError(f"{path} holds {shown}, and neither mu and sigma nor arr_0: it is no ADM file.")
     shape = _images_shape(path) if "arr_0" in names else None
     return AdmReference(path, file_sha256(path), pool, spatial, shape)
 
@@ -123,7 +124,7 @@ def _read(path: Path) -> tuple[set[str], dict[str, NDArray[np.float64]], int | N
             return set(file.files), arrays, int(file["count"]) if wanted and "count" in file.files else None
     except Exception as error:  # numpy, zipfile and zlib fail on damaged bytes in every way there is
         shown = ", ".join(name for pair in STATISTICS for name in pair)
-        raise ValueError(f"{path} holds no readable numbers under {shown}: fetch the file again.") from error
+        raise InputError(f"{path} holds no readable numbers under {shown}: fetch the file again.") from error
 
 
 def _gaussian(
@@ -132,11 +133,11 @@ def _gaussian(
     if mean not in arrays and cov not in arrays:
         return None
     if mean not in arrays or cov not in arrays:
-        raise ValueError(f"{path} has only one of {mean} and {cov}: fetch the whole file.")
+        raise InputError(f"{path} has only one of {mean} and {cov}: fetch the whole file.")
     try:
         return Gaussian(arrays[mean], arrays[cov], count)
     except ValueError as error:
-        raise ValueError(f"{path}, {mean} and {cov}: {error}") from error
+        raise InputError(f"{path}, {mean} and {cov}: {error}") from error
 
 
 def _images_shape(path: Path) -> tuple[int, ...]:
@@ -145,13 +146,13 @@ def _images_shape(path: Path) -> tuple[int, ...]:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             shape, dtype = _header(file)
     except Exception as error:  # as above
-        raise ValueError(f"{path} holds no readable array under arr_0: fetch the file again.") from error
+        raise InputError(f"{path} holds no readable array under arr_0: fetch the file again.") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
-        raise ValueError(
+        raise InputError(
             f"{path} holds {str(dtype)[:20]} {str(shape)[:60]} under arr_0, not pictures as uint8 [N, H, W, 3]."
         )
     if not shape[0] >= 0 or not all(0 < side <= MAX_SIDE for side in shape[1:3]):
-        raise ValueError(f"{path} states pictures of {str(shape)[:60]} under arr_0: fetch the file again.")
+        raise InputError(f"{path} states pictures of {str(shape)[:60]} under arr_0: fetch the file again.")
     return shape
 
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.distances import squared_distances
 from gmem.metrics.statistics import as_features
 
@@ -39,6 +40,6 @@ def snippet_diversity(features: Tensor | NDArray, snippets: NDArray[np.integer])
     same = groups[:, None] == groups
     pairs = ~torch.eye(len(rows), dtype=torch.bool)
     if not bool((same & pairs).any()) or bool(same.all()):
-        raise ValueError("Diversity needs two samples of one snippet, and another snippet: sample more.")
+        raise InputError("Diversity needs two samples of one snippet, and another snippet: sample more.")
     within, between = (float(distances[chosen].mean()) for chosen in (same & pairs, ~same))
     return SnippetDiversity(within / between if between else 0.0, within, between)

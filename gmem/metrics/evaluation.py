@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gmem.errors import InputError
 from gmem.metrics.adm import AdmReference
 from gmem.metrics.alignment import PixelCopies
 from gmem.metrics.diversity import snippet_diversity
@@ -74,7 +75,7 @@ def measure(
     ['fd-mine', 'mind-mine', 'kd-mine', 'precision-mine', 'recall-mine', 'density-mine', 'coverage-mine', 'vendi-mine']
     """
     if samples.count != protocol.count:
-        raise ValueError(f"The protocol asks for {protocol.count} samples, and there are {samples.count}.")
+        raise InputError(f"The protocol asks for {protocol.count} samples, and there are {samples.count}.")
     moments = _reference_moments(reference)
     pictures = reference if isinstance(reference, FeatureSums) else features
     protocol = replace(protocol, reference_count=moments["pool"].count)
@@ -103,7 +104,7 @@ def _reference_moments(reference: FeatureSums | AdmReference) -> dict[str, Gauss
         pairs = {"pool": reference.pool, "spatial": reference.spatial}
         moments = {name: gaussian for name, gaussian in pairs.items() if gaussian is not None}
     if "pool" not in moments:
-        raise ValueError("The reference holds no statistics of pooled features: run the detector over its pictures.")
+        raise InputError("The reference holds no statistics of pooled features: run the detector over its pictures.")
     return moments
 
 

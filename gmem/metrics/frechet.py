@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.statistics import Array, GaussianStatistics, as_features
 from gmem.threads import one_thread
 
@@ -39,11 +40,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     mean_a, cov_a, mean_b, cov_b = (np.asarray(x, dtype=np.float64) for x in (a.mean, a.cov, b.mean, b.cov))
     if mean_a.shape != mean_b.shape:
-        raise ValueError(
+        raise InputError(
             f"Statistics of {len(mean_a)} and {len(mean_b)} dimensions cannot be compared: use one detector for both."
         )
     if not all(np.isfinite(x).all() for x in (mean_a, cov_a, mean_b, cov_b)):
-        raise ValueError("The statistics hold NaN or infinity: compute them again from finite features.")
+        raise InputError("The statistics hold NaN or infinity: compute them again from finite features.")
     dim = len(mean_a)
     if _rank_bound(b, dim) < _rank_bound(a, dim):
         cov_a, cov_b = cov_b, cov_a
@@ -60,7 +61,7 @@ def frechet_distance_of_features(x: Tensor | NDArray, y: Tensor | NDArray) -> fl
     """
     first, second = (_centred(f, name) for f, name in ((x, "The first features"), (y, "The second features")))
     if first[0].shape != second[0].shape:
-        raise ValueError(
+        raise InputError(
             f"Features of {len(first[0])} and {len(second[0])} dimensions cannot be compared: use one detector for both."
         )
     product = _reduced(first[1]) @ _reduced(second[1]).T
@@ -117,7 +118,7 @@ def _moments(rows: NDArray) -> GaussianStatistics:
 def _centred(features: Tensor | NDArray, name: str) -> tuple[Tensor, Tensor]:
     rows = torch.from_numpy(as_features(features, name)).double()
     if len(rows) < 2:
-        raise ValueError(f"{name} need at least 2 samples, and there is {len(rows)}: add samples.")
+        raise InputError(f"{name} need at least 2 samples, and there is {len(rows)}: add samples.")
     mean = rows.mean(dim=0)
     return mean, (rows - mean) / (len(rows) - 1) ** 0.5
 

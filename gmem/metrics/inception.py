@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmem.errors import InputError
 from gmem.precision import multiplying
 from gmem.weights import file_sha256
 
@@ -98,7 +99,7 @@ def load_inception(weights: str | Path = WEIGHTS_URL, device: str | torch.device
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types here, from pickle's to zip's
-        raise ValueError(f"{path} holds no readable Inception weights: fetch {WEIGHTS_URL}.") from error
+        raise InputError(f"{path} holds no readable Inception weights: fetch {WEIGHTS_URL}.") from error
     with torch.device("meta"):  # no time is spent on numbers that the file replaces
         network = FidInception(file_sha256(path))
     _load(network, state, path)
@@ -136,14 +137,14 @@ def _downloaded(url: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
         except (OSError, RuntimeError) as error:  # RuntimeError: another hash
-            raise ValueError(f"{url} cannot be fetched ({error}): give the weights as a local file.") from error
+            raise InputError(f"{url} cannot be fetched ({error}): give the weights as a local file.") from error
     return path
 
 
 def _load(network: FidInception, state: object, path: Path) -> None:
     wanted = network.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds something else than a dictionary of tensors: fetch {WEIGHTS_URL}.")
+        raise InputError(f"{path} holds something else than a dictionary of tensors: fetch {WEIGHTS_URL}.")
     # files from before 2018 lack a counter which only training reads
     counters = {name: torch.tensor(0) for name in wanted if name.endswith("num_batches_tracked")}
     state = {**counters, **state}
@@ -151,11 +152,11 @@ def _load(network: FidInception, state: object, path: Path) -> None:
         name for name in set(wanted) & set(state) if wanted[name].shape != state[name].shape
     )
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"{path} is not the FID Inception network: {len(wrong)} tensors are missing, surplus or of another shape, "
             f"such as {', '.join(map(str, wrong[:3]))}."
         )
     if not all(torch.isfinite(value).all() for value in state.values()):
-        raise ValueError(f"{path} holds NaN or infinity: fetch the file again.")
+        raise InputError(f"{path} holds NaN or infinity: fetch the file again.")
     network.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()}, assign=True)
     network.requires_grad_(False)

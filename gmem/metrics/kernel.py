@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.statistics import as_features
 
 
@@ -63,11 +64,11 @@ def _check(first: NDArray, second: NDArray, subset: int, subsets: int) -> None:
             f"Features of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared: use one detector for both."
         )
     if subset < 2 or subsets < 1:
-        raise ValueError(
+        raise InputError(
             f"The kernel distance needs a subset of at least 2 and one subset, not {subset} and {subsets}: add samples."
         )
     if min(len(first), len(second)) < subset:
-        raise ValueError(f"A subset of {subset} asks for more samples than there are ({len(first)} and {len(second)}).")
+        raise InputError(f"A subset of {subset} asks for more samples than there are ({len(first)} and {len(second)}).")
 
 
 def _unbiased_mmd(x: NDArray, y: NDArray) -> float:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.distances import blocks, squared_distances
 from gmem.metrics.statistics import as_features
 
@@ -64,7 +65,7 @@ def overlap(
         )
     most = max(neighbours, density_neighbours)
     if min(len(generated), len(real)) <= most:
-        raise ValueError(
+        raise InputError(
             f"{most} neighbours need at least {most + 1} members on each side, "
             f"and there are {len(generated)} samples and {len(real)} reference pictures."
         )

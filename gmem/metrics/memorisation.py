@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.distances import blocks
 from gmem.metrics.statistics import Array, as_features
 from gmem.precision import multiplying
@@ -153,7 +154,7 @@ def memorisation(samples: Nearest, held_out: Nearest, sources: Tensor | NDArray 
     typical = float(np.median(held_out.distance))
     copy_distance = float(np.quantile(held_out.distance, COPY_QUANTILE))
     if typical == 0:
-        raise ValueError("Most held-out pictures are in the training set: hold out pictures that were not trained on.")
+        raise InputError("Most held-out pictures are in the training set: hold out pictures that were not trained on.")
     return Memorisation(
         ratio=float(np.median(samples.distance)) / typical,
         closer=float((samples.distance < np.quantile(held_out.distance, 0.05)).mean()),

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from gmem.errors import InputError
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -40,14 +42,14 @@ class Protocol:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, str) and not value:
-                raise ValueError(f"The protocol does not say its {entry.name}: every result must carry it.")
+                raise InputError(f"The protocol does not say its {entry.name}: every result must carry it.")
             wants_number = "int" in str(entry.type)
             number = isinstance(value, int) and not isinstance(value, bool)
             optional = "None" in str(entry.type) and value is None
             if not (number or optional if wants_number else isinstance(value, str)):
-                raise ValueError(f"The protocol's {entry.name} must be {entry.type}, not {value!r}.")
+                raise InputError(f"The protocol's {entry.name} must be {entry.type}, not {value!r}.")
         if self.count < 2:
-            raise ValueError(f"A measurement needs at least 2 samples, not {self.count}.")
+            raise InputError(f"A measurement needs at least 2 samples, not {self.count}.")
 
     def differences(self, other: Protocol) -> dict[str, tuple[Any, Any]]:
         """The entries that differ, with both values."""
@@ -79,7 +81,7 @@ class Result:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
-            raise ValueError(f"{self.metric} came out as {self.value}: look at the features it was computed from.")
+            raise InputError(f"{self.metric} came out as {self.value}: look at the features it was computed from.")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), allow_nan=False)
@@ -90,9 +92,9 @@ class Result:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"This is no result: {error.msg} at character {error.pos}.") from error
+            raise InputError(f"This is no result: {error.msg} at character {error.pos}.") from error
         except (ValueError, RecursionError) as error:
-            raise ValueError("This is no result: JSON nested too deep, or with numbers too long.") from error
+            raise InputError("This is no result: JSON nested too deep, or with numbers too long.") from error
         return cls.from_dict(values)
 
     @classmethod
@@ -100,12 +102,12 @@ class Result:
         """The inverse of `asdict`. Raises ValueError on anything else."""
         protocol = values.get("protocol") if isinstance(values, dict) else None
         if not isinstance(protocol, dict):
-            raise ValueError("This is no result: it must be a JSON object with a protocol.")
+            raise InputError("This is no result: it must be a JSON object with a protocol.")
         _expect(set(values), {entry.name for entry in fields(cls)}, "result")
         try:
             return cls(**{**values, "protocol": Protocol.from_dict(protocol)})
         except (TypeError, OverflowError) as error:
-            raise ValueError("This is no result: its value is no number.") from error
+            raise InputError("This is no result: its value is no number.") from error
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,15 @@ def compare(a: Result, b: Result, allow: Collection[str] = ()) -> Comparison:
     Raises ValueError that says what differs otherwise.
     """
     if a.metric != b.metric:
-        raise ValueError(f"{a.metric} and {b.metric} are different metrics and cannot be compared.")
+        raise InputError(f"{a.metric} and {b.metric} are different metrics and cannot be compared.")
     unknown = set(allow) - {entry.name for entry in fields(Protocol)}
     if unknown:
-        raise ValueError(f"A protocol has no {', '.join(sorted(unknown))}.")
+        raise InputError(f"A protocol has no {', '.join(sorted(unknown))}.")
     differing = a.protocol.differences(b.protocol)
     refused = {name: pair for name, pair in differing.items() if name not in allow}
     if refused:
         what = "; ".join(f"{name}: {one!r} and {other!r}" for name, (one, other) in refused.items())
-        raise ValueError(f"The two values of {a.metric} were measured differently ({what}): measure both in one way.")
+        raise InputError(f"The two values of {a.metric} were measured differently ({what}): measure both in one way.")
     return Comparison(a.metric, a.value, b.value, b.value - a.value, differing)
 
 
@@ -145,4 +147,4 @@ def _expect(given: set[str], wanted: set[str], what: str) -> None:
             if given - wanted
             else []
         )
-        raise ValueError(f"This is no {what} of this version: it {' and '.join(parts)}.")
+        raise InputError(f"This is no {what} of this version: it {' and '.join(parts)}.")

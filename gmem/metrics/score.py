@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.statistics import as_features
 
 
@@ -31,7 +32,7 @@ def inception_score(logits: Tensor | NDArray, splits: int = 10) -> InceptionScor
     """
     values = torch.from_numpy(as_features(logits, "Logits")).double()
     if splits < 1 or len(values) < splits:
-        raise ValueError(f"{splits} splits need at least as many samples, and there are {len(values)}.")
+        raise InputError(f"{splits} splits need at least as many samples, and there are {len(values)}.")
     log_p = values.log_softmax(dim=1)
     edges = [i * len(values) // splits for i in range(splits + 1)]
     scores = [_score(log_p[start:stop]) for start, stop in pairwise(edges)]

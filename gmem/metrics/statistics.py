@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
+
 Array = NDArray[np.float64]
 _ROWS_AT_ONCE = 8192  # bounds the float64 copy of a large batch: 134 MB at 2048 dimensions
 
@@ -26,7 +28,7 @@ def as_features(features: Tensor | NDArray, name: str = "features") -> NDArray:
         raise ValueError(f"{name} must be floating-point numbers, not {tensor.dtype}.")
     bad = int((~torch.isfinite(tensor)).any(dim=1).sum())
     if bad:
-        raise ValueError(
+        raise InputError(
             f"{name} hold NaN or infinity in {bad} of {len(tensor)} rows: look at the network that made them."
         )
     if tensor.dtype in (torch.float16, torch.bfloat16):
@@ -44,19 +46,19 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.cov.shape != (len(self.mean), len(self.mean)):
-            raise ValueError(
+            raise InputError(
                 f"A covariance of shape {self.cov.shape} does not belong to a mean of shape {self.mean.shape}: "
                 "give mean [D] and covariance [D, D]."
             )
         if not (np.isfinite(self.mean).all() and np.isfinite(self.cov).all()):
-            raise ValueError("The statistics hold NaN or infinity: compute them again from finite features.")
+            raise InputError("The statistics hold NaN or infinity: compute them again from finite features.")
         scale = float(np.abs(self.cov).max(initial=0.0))
         if np.abs(self.cov - self.cov.T).max(initial=0.0) > 1e-5 * scale or self.cov.diagonal().min(initial=0.0) < 0:
-            raise ValueError(
+            raise InputError(
                 "The matrix is no covariance (not symmetric, or a negative variance): is the file foreign?"
             )
         if self.count is not None and self.count < 2:
-            raise ValueError(f"A covariance needs at least 2 samples, and there is {self.count}: add samples.")
+            raise InputError(f"A covariance needs at least 2 samples, and there is {self.count}: add samples.")
 
     @property
     def dim(self) -> int:
@@ -126,7 +128,7 @@ class GaussianStatistics:
     def cov(self) -> Array:
         """Covariance [D, D] with divisor N - 1. Raises ValueError below two samples."""
         if self.count < 2:
-            raise ValueError(f"A covariance needs at least 2 samples, and there is {self.count}: add samples.")
+            raise InputError(f"A covariance needs at least 2 samples, and there is {self.count}: add samples.")
         return self.scatter / (self.count - 1)
 
     def gaussian(self) -> Gaussian:
@@ -141,13 +143,13 @@ class GaussianStatistics:
     def from_state(cls, state: Mapping[str, NDArray]) -> GaussianStatistics:
         """The inverse of `state`. Raises ValueError where an array is missing or of the wrong shape."""
         if not {"count", "mean", "scatter"} <= set(state):
-            raise ValueError(f"Running statistics need count, mean and scatter, not {sorted(state)}.")
+            raise InputError(f"Running statistics need count, mean and scatter, not {sorted(state)}.")
         statistics = cls(len(state["mean"]))
         statistics._count = int(np.ravel(state["count"])[0])  # safetensors may give [1] for a scalar
         statistics._mean = np.array(state["mean"], dtype=np.float64)
         statistics._scatter = np.array(state["scatter"], dtype=np.float64)
         if statistics._scatter.shape != (statistics.dim, statistics.dim):
-            raise ValueError(
+            raise InputError(
                 f"A scatter of shape {statistics._scatter.shape} does not fit {statistics.dim} dimensions."
             )
         return statistics

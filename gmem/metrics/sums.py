@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.statistics import GaussianStatistics, as_features
 
 FORMAT_VERSION = 1
@@ -107,7 +108,7 @@ class FeatureSums:
         """The inverse of `arrays`. Raises ValueError on arrays of another origin."""
         version = np.ravel(arrays.get("format_version", -1))  # safetensors may give [1] for a scalar
         if version.tolist() != [FORMAT_VERSION] or not {"streams", "index"} <= set(arrays):
-            raise ValueError(f"These are no feature sums of format {FORMAT_VERSION}: {sorted(arrays)[:5]}.")
+            raise InputError(f"These are no feature sums of format {FORMAT_VERSION}: {sorted(arrays)[:5]}.")
         try:
             sums = cls(**json.loads(np.asarray(arrays["streams"]).tobytes()))
             sums._note(np.ravel(np.asarray(arrays["index"], dtype=np.int64)))
@@ -118,9 +119,9 @@ class FeatureSums:
                 sums.statistics[name] = GaussianStatistics.from_state(state)
             sums._kept = {name: [as_features(arrays[f"kept/{name}"], name)] for name in sums.kept}
         except KeyError as error:
-            raise ValueError(f"The feature sums lack {error}: they were not written whole.") from error
+            raise InputError(f"The feature sums lack {error}: they were not written whole.") from error
         except (TypeError, IndexError, RecursionError, OverflowError) as error:
-            raise ValueError("These are no feature sums: their arrays are of other types.") from error
+            raise InputError("These are no feature sums: their arrays are of other types.") from error
         sums._check_counts()
         return sums
 
@@ -147,7 +148,7 @@ class FeatureSums:
     def _check_counts(self) -> None:
         counts = {s.count for s in self.statistics.values()} | {len(p[0]) for p in self._kept.values()} | {self.count}
         if len(counts) > 1:
-            raise ValueError(f"The sums do not hold together: they are of {sorted(counts)} samples.")
+            raise InputError(f"The sums do not hold together: they are of {sorted(counts)} samples.")
 
 
 # --- the file of several detectors' sums -----------------------------------------------------------------------------
@@ -170,5 +171,5 @@ def read_sums(data: bytes) -> Sums:
                 detector, _, key = name.partition("|")
                 arrays.setdefault(detector, {})[key] = archive[name]
     except Exception as error:  # numpy, zipfile and zlib fail on damaged bytes in every way there is
-        raise ValueError("These are no feature sums: not an .npz of plain numbers.") from error
+        raise InputError("These are no feature sums: not an .npz of plain numbers.") from error
     return {detector: FeatureSums.from_arrays(values) for detector, values in arrays.items()}

@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmem.errors import InputError
 from gmem.metrics.distances import blocks
 from gmem.metrics.statistics import as_features
 from gmem.threads import one_thread
@@ -47,5 +48,5 @@ def _directions(rows: NDArray) -> Tensor:
     x = torch.from_numpy(rows).double()
     lengths = x.norm(dim=1, keepdim=True)
     if not bool((lengths > 0).all()):
-        raise ValueError("A feature of length zero has no direction: look at the network that made it.")
+        raise InputError("A feature of length zero has no direction: look at the network that made it.")
     return x / lengths

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmem.encoder import Encoder, load_encoder
+from gmem.errors import InputError
 from gmem.pixels import from_bytes
 from gmem.pretrain.augment import View, draw_view, erase_patches, mirror
 from gmem.pretrain.loop import (
@@ -69,7 +70,7 @@ class EncoderTraining(Training):
         if method == "barlow":
             own: dict[str, Any] = {"width": 128, "depth": 5, "heads": 4, "embedding": 512, "seed": 1, "view": STRONG}
             return cls(method="barlow", **(own | rest))
-        raise ValueError(f"there is no method '{method}' for encoders; choose 'contrast' or 'barlow'")
+        raise InputError(f"there is no method '{method}' for encoders; choose 'contrast' or 'barlow'")
 
 
 def pretrain_encoder(
@@ -92,7 +93,7 @@ def pretrain_encoder(
     Returns the figures. Raises ValueError when there are fewer pictures than a batch.
     """
     if len(images) < training.batch:
-        raise ValueError(
+        raise InputError(
             f"{len(images)} pictures are fewer than a batch of {training.batch}; give more, or batch={len(images)}"
         )
     torch.manual_seed(training.seed)

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from gmem.errors import InputError
 from gmem.tensor_files import write_tensors
 
 Progress = Callable[[dict[str, Any]], None]
@@ -214,7 +215,7 @@ def load_checkpoint(
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if metadata.get("recipe") != recipe:
-        raise ValueError(f"{path} was made with other parameters; remove it or give the parameters it was made with")
+        raise InputError(f"{path} was made with other parameters; remove it or give the parameters it was made with")
     module.load_state_dict(_under(tensors, "module."))
     for name, value in _under(tensors, "average.").items():
         average.values[name].copy_(value)

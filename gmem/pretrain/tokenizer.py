@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gmem.errors import InputError
 from gmem.pixels import from_bytes, to_bytes
 from gmem.pretrain.augment import vary_pixels
 from gmem.pretrain.loop import Average, Losses, Muon, Progress, Training, batch_rows, generator, train, write_provenance
@@ -56,7 +57,7 @@ def pretrain_tokenizer(
     """
     factor = 2 ** (len(training.widths) - 1)
     if not len(images) or not len(held_images) or images.shape[2] % factor or images.shape[3] % factor:
-        raise ValueError(
+        raise InputError(
             f"pretraining takes pictures with sides divisible by {factor}, some of them held out; these are "
             f"{tuple(images.shape)} and {tuple(held_images.shape)}"
         )

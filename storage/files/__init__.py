@@ -14,6 +14,7 @@ from typing import Protocol
 
 import fsspec
 
+from storage.errors import Refused
 from storage.files.local import LocalFiles
 from storage.files.s3 import ObjectFiles
 
@@ -62,5 +63,5 @@ def open_files(root: str) -> Files:
     if root.startswith("s3://"):
         return ObjectFiles()
     if "://" in root:
-        raise ValueError(f"The store {root} is neither a folder nor s3://…: give one of these.")
+        raise Refused(f"The store {root} is neither a folder nor s3://…: give one of these.")
     return LocalFiles()

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.errors import StoreError, StoreUnreachable
+from storage.errors import StoreError, StoreRefused, StoreUnreachable
 
 FAILING = ("botocore", "aiobotocore", "aiohttp", "safetensors")
 """Libraries whose own errors, while they read or write, are the disk's or the network's."""
@@ -31,7 +31,7 @@ def translate_errors(doing: str, path: str) -> Iterator[None]:
         if not isinstance(problem, OSError) and not type(problem).__module__.startswith(FAILING):
             raise
         reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
-        kind = StoreUnreachable if may_pass(problem) else StoreError
+        kind = StoreUnreachable if may_pass(problem) else StoreRefused
         raise kind(
             f"{path} cannot be {doing} ({reason}): check the store's address, its free space and your permissions."
         ) from problem

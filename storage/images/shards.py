@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.errors import StoreError
+from storage.errors import Refused, StoreError, StoreRefused
 from storage.files import open_files
 from storage.images.decoding import MAX_PIXELS, Decoded, Rejected, centre_crop, decode, lossless_webp
 from storage.images.isolation import Care, Crashed, Isolated, Watched
@@ -142,12 +142,12 @@ def done_shards(root: str) -> set[int]:
 def write_index(root: str, shards: int, plan: ShardPlan) -> pa.Table:
     """Numbers the kept pictures of shards 0 to `shards` - 1 in order and writes `index.parquet`; returns it.
 
-    ValueError when nothing was kept, or a shard is missing.
+    Refused when nothing was kept, or a shard is missing.
     """
     files = open_files(root)
     missing = set(range(shards)) - done_shards(root)
     if missing:
-        raise ValueError(f"shards {sorted(missing)[:5]} are not written yet; run ingest again")
+        raise Refused(f"shards {sorted(missing)[:5]} are not written yet; run ingest again")
     names = [f"{root}/parts/{shard_name(number)}.parquet" for number in range(shards)]
     with ThreadPoolExecutor(READERS) as pool:
         index = pa.concat_tables(_complete(pq.read_table(io.BytesIO(part))) for part in pool.map(files.read, names))
@@ -155,7 +155,7 @@ def write_index(root: str, shards: int, plan: ShardPlan) -> pa.Table:
     if not kept.any():
         reasons = pc.value_counts(index["reason"]).to_pylist()
         worst = max(reasons, key=lambda r: r["counts"])["values"] if reasons else "no input"
-        raise ValueError(f"no picture of {plan.source!r} can be used ({len(index)} inputs, mostly: {worst})")
+        raise Refused(f"no picture of {plan.source!r} can be used ({len(index)} inputs, mostly: {worst})")
     sample = pa.array(np.cumsum(kept) - 1, pa.int64(), mask=~kept)
     index = index.set_column(index.schema.get_field_index("sample"), INDEX_SCHEMA.field("sample"), sample)
     index = index.replace_schema_metadata({"classes": json.dumps(plan.classes), "size": str(plan.size)})
@@ -226,7 +226,7 @@ def read_shard(root: str, shard: str, wanted: Collection[int] | None = None) -> 
 
 
 def _damaged(root: str, shard: str, reason: str) -> StoreError:
-    return StoreError(
+    return StoreRefused(
         f"{root}/{shard}.tar is damaged ({reason}): remove {root}/parts/{shard}.parquet and {root}/manifest.json and "
         "run again; ingest then writes this shard anew, and no other."
     )

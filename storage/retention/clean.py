@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from storage import lease as leases
 from storage.checkpoints import best
-from storage.errors import LeaseHeld, StoreError
+from storage.errors import LeaseHeld, StoreError, StoreRefused
 from storage.retention.inventory import Entry, survey
 from storage.retention.policy import Asked, pinned_steps, superseded
 from storage.store import KINDS, Artifact, Store
@@ -233,6 +233,6 @@ def _remove(artifact: Artifact, path: str) -> None:
     """A file, or a folder with its manifest first, so that what is half removed is never taken for whole."""
     files, uri = artifact.store.files, artifact.path(path)
     if not files.inside(artifact.store.root, uri):
-        raise StoreError(f"{uri} lies behind a link that leads out of the store: remove the link.")
+        raise StoreRefused(f"{uri} lies behind a link that leads out of the store: remove the link.")
     files.remove(f"{uri}/manifest.json")
     files.remove(uri)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from storage.errors import StoreError
+from storage.errors import Refused, StoreError
 from storage.retention.checkpoints import PINNED, pins
 from storage.retention.inventory import Entry
 from storage.tables.bank import Bank
@@ -24,9 +24,9 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.keep < 1:
-            raise ValueError(f"keep {self.keep} would leave nothing: keep at least 1 of each kind and name")
+            raise Refused(f"keep {self.keep} would leave nothing: keep at least 1 of each kind and name")
         if self.days is not None and self.days < 0:
-            raise ValueError(f"{self.days} days is no age: give 0 or more")
+            raise Refused(f"{self.days} days is no age: give 0 or more")
 
     @property
     def at_all(self) -> bool:

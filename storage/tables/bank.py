@@ -43,7 +43,7 @@ class Bank(BankReader):
         except StoreError as error:
             if "already exists" not in str(error):
                 raise
-            raise ValueError(f"{artifact} holds a bank already; open it to append to it") from error
+            raise Refused(f"{artifact} holds a bank already; open it to append to it") from error
         note(artifact)
         return cls(artifact)
 
@@ -57,14 +57,14 @@ class Bank(BankReader):
     ) -> NDArray[np.int64]:
         """Adds snippets [N,D] with new ids, which it returns; `columns` as in `bank_rows.make_rows`.
 
-        ValueError for another encoder's snippets. Several processes may append to one bank at the same time.
+        Refused for another encoder's snippets. Several processes may append to one bank at the same time.
         """
         edit = Edit("append", reason, {"origin": origin, "rows": len(snippets)})
         return bank_edits.append(self, snippets, origin, encoder, edit, **columns)
 
     def add(self, pictures: Pictures, batch: str, encoder: dict[str, Any], reason: str | None = None) -> Added:
         """Adds pictures from elsewhere under the keys `<batch>/<key>`: those that the bank does not have, nor had and
-        withdrew. ValueError for another encoder's snippets or an odd batch name."""
+        withdrew. Refused for another encoder's snippets or an odd batch name."""
         return bank_edits.add(self, pictures, batch, encoder, reason)
 
     def mix(
@@ -107,12 +107,12 @@ class Bank(BankReader):
         return self.version
 
     def tag(self, name: str) -> int:
-        """Keeps the present version from ever being cleaned up; returns it. ValueError when the name is another's."""
+        """Keeps the present version from ever being cleaned up; returns it. Refused when the name is another's."""
         known = self.table.tags.list()
         if name not in known:
             self.table.tags.create(name, self.version)
         elif known[name]["version"] != self.version:
-            raise ValueError(f"tag {name!r} names version {known[name]['version']} already; choose another name")
+            raise Refused(f"tag {name!r} names version {known[name]['version']} already; choose another name")
         return self.version
 
     def refresh(self) -> None:

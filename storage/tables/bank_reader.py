@@ -77,7 +77,7 @@ class BankReader:
             version: a number, a tag or a time, whose newest version is meant; none: the newest.
 
         Raises:
-            ValueError: there is no finished one, or none of this version.
+            Refused: there is no finished one, or none of this version.
             Refused: another client has left rows in it that cannot be used.
         """
         self.artifact = artifact
@@ -92,12 +92,12 @@ class BankReader:
             absent = "no bank; run the bank stage first"
             if version is not None:
                 absent = f"no version {version} of the bank; its history lists those there are"
-            raise ValueError(f"{artifact} holds {absent}") from error
+            raise Refused(f"{artifact} holds {absent}") from error
         self.basis = basis_of(self.table.schema)
         known = REDUCED_VERSION if self.basis else FORMAT_VERSION
         require_format(self.table.schema, known, table_uri(artifact))
         if REVISION.encode() not in self.table.schema.metadata:
-            raise ValueError(f"the bank in {artifact} is unfinished; run the bank stage again")
+            raise Refused(f"the bank in {artifact} is unfinished; run the bank stage again")
         require_checked(self.dataset)
 
     @property
@@ -132,9 +132,9 @@ class BankReader:
         return self.table.count_rows()
 
     def require_encoder(self, encoder: dict[str, Any]) -> None:
-        """ValueError unless the bank was made by exactly this encoder; equal dimensions are not enough."""
+        """Refused unless the bank was made by exactly this encoder; equal dimensions are not enough."""
         if canonical(encoder) != canonical(self.encoder):
-            raise ValueError(
+            raise Refused(
                 f"the bank in {self.artifact} was made by the encoder {_named(self.encoder)}, not by {_named(encoder)}; "
                 "use that encoder or build another bank"
             )
@@ -164,7 +164,7 @@ class BankReader:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def rows(self, ids: Sequence[int], columns: list[str] | None = None) -> pa.Table:
-        """The rows of these ids in this order, all columns by default. ValueError names ids that are not there."""
+        """The rows of these ids in this order, all columns by default. Refused names ids that are not there."""
         wanted = [int(i) for i in ids]
         names = list(dict.fromkeys(["id", *(columns or self.columns)]))
         parts = []

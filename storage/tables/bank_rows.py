@@ -79,13 +79,13 @@ def make_rows(
     Whatever is not told is null; only that a row is no mirror image is said where nothing else is.
 
     Raises:
-        ValueError: a snippet is zero, not finite or beyond float16, or the origin is unknown.
+        Refused: a snippet is zero, not finite or beyond float16, or the origin is unknown.
     """
     stored = to_float16(snippets, "snippets")
     if origin not in ORIGINS:
-        raise ValueError(f"origin {origin!r} is unknown; use one of {', '.join(ORIGINS)}")
+        raise Refused(f"origin {origin!r} is unknown; use one of {', '.join(ORIGINS)}")
     if not stored.any(axis=1).all():
-        raise ValueError("snippets must not be zero, which has no direction; check the encoder")
+        raise Refused("snippets must not be zero, which has no direction; check the encoder")
     nothing = [None] * len(stored)
     return pa.table(
         {

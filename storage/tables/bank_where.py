@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 
-from storage.errors import Refused, StoreUnreachable
+from storage.errors import Refused
 from storage.tables.bank_rows import LATER_COLUMNS
 
 LONGEST = 10_000
@@ -65,7 +65,7 @@ def said_of(where: str | None, columns: Collection[str]) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if where is None or isinstance(error, StoreUnreachable):
+        if where is None:
             raise
         reason = str(error).split(", /")[0].splitlines()[0].removeprefix("Invalid user input: ")[:160]
         raise Refused(

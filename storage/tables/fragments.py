@@ -26,7 +26,7 @@ from lance.dataset import LanceDataset, LanceOperation, Transaction
 from lance.fragment import FragmentMetadata
 from numpy.typing import NDArray
 
-from storage.errors import Damaged, LeaseLost, StoreError, StoreUnreachable
+from storage.errors import Damaged, LeaseLost, Refused, StoreError, StoreRefused, StoreUnreachable
 from storage.files.s3 import lance_options
 
 _DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 bytes", re.IGNORECASE)
@@ -51,10 +51,10 @@ def require_format(schema: pa.Schema, known: str, uri: str) -> None:
     if there == known:
         return
     if there.isdecimal() and int(there) > int(known):
-        raise StoreError(
+        raise StoreRefused(
             f"{uri} has format version {there}, and this version of the project reads up to {known}: update it."
         )
-    raise StoreError(
+    raise StoreRefused(
         f"{uri} is of format version {there}, which is read no more (now {known}): remove its artifact and run again."
     )
 
@@ -76,12 +76,12 @@ def translate_errors(doing: str, uri: str) -> Iterator[None]:
             )
             raise Damaged(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
         remedy = "check the store's address, its free space and your permissions"
-        kind = StoreUnreachable if _PASSING.search(str(error)) else StoreError
+        kind = StoreUnreachable if _PASSING.search(str(error)) else StoreRefused
         raise kind(f"{uri} cannot be {doing} ({reason}): {remedy}.") from error
 
 
 def busy(uri: str) -> StoreError:
-    return StoreError(f"{uri} changes faster than it can be written; try again when others have finished.")
+    return StoreRefused(f"{uri} changes faster than it can be written; try again when others have finished.")
 
 
 def write_fragments(uri: str, shard: str, rows: pa.Table, memory: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class FragmentWriter:
     def __init__(self, uri: str, schema: pa.Schema, lease: int = 0) -> None:
         """Creates the table, or opens it and fences off earlier writers.
 
-        ValueError when the table there has another schema or metadata; LeaseLost when a later lease has been at it.
+        Refused when the table there has another schema or metadata; LeaseLost when a later lease has been at it.
         """
         self.uri = uri
         self.lease = lease
@@ -160,7 +160,7 @@ class FragmentWriter:
             done |= json.loads(properties(transaction).get(SHARDS, "{}"))
         known, rows = sum(shard["rows"] for shard in done.values()), self._dataset.count_rows(self.FROM_SHARDS)
         if known != rows:
-            raise ValueError(f"{self.uri} has {rows} rows, of which {known} are accounted for; delete it and rerun")
+            raise Refused(f"{self.uri} has {rows} rows, of which {known} are accounted for; delete it and rerun")
         return done
 
     def commit(self, descriptions: Iterable[dict[str, Any]]) -> int:
@@ -191,7 +191,7 @@ class FragmentWriter:
             return LanceDataset.commit(self.uri, transaction, storage_options=lance_options(self.uri))
 
     def verify(self, expected: NDArray[np.int64]) -> None:
-        """ValueError unless the table holds exactly one row for each of the `expected` ids and no other."""
+        """Refused unless the table holds exactly one row for each of the `expected` ids and no other."""
         verify_ids(self._dataset, expected, self.FROM_SHARDS)
 
     def finish(self, metadata: dict[str, str], about: dict[str, str] | None = None) -> LanceDataset:
@@ -247,25 +247,25 @@ def properties(transaction: Transaction) -> dict[str, str]:
 
 
 def verify_ids(dataset: LanceDataset, expected: NDArray[np.int64], among: str | None = None) -> None:
-    """ValueError unless the `id` column of the table, or of those rows, is exactly the `expected` ids, each once."""
+    """Refused unless the `id` column of the table, or of those rows, is exactly the `expected` ids, each once."""
     found = np.sort(dataset.to_table(columns=["id"], filter=among)["id"].to_numpy())
     expected = np.sort(np.asarray(expected, np.int64))
     if np.array_equal(found, expected):
         return
     doubled = found[1:][found[1:] == found[:-1]]
     missing, foreign = np.setdiff1d(expected, found), np.setdiff1d(found, expected)
-    raise ValueError(
+    raise Refused(
         f"{dataset.uri}: {len(missing)} ids missing (first {missing[:3].tolist()}), {len(doubled)} doubled "
         f"(first {doubled[:3].tolist()}), {len(foreign)} not expected (first {foreign[:3].tolist()})"
     )
 
 
 def to_float16(values: NDArray[np.floating], what: str) -> NDArray[np.float16]:
-    """ValueError when a number is not finite or beyond float16."""
+    """Refused when a number is not finite or beyond float16."""
     with np.errstate(over="ignore"):
         stored = np.asarray(values).astype(np.float16)
     if not np.isfinite(stored).all():
-        raise ValueError(f"{what} are not finite as float16; check the network they come from")
+        raise Refused(f"{what} are not finite as float16; check the network they come from")
     return stored
 
 
@@ -283,7 +283,7 @@ def to_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float16]:
 
 def _require_same(wanted: pa.Schema, there: pa.Schema, uri: str) -> None:
     if not wanted.equals(there, check_metadata=False):
-        raise ValueError(f"{uri} has other columns than this run would write; name another store or delete it")
+        raise Refused(f"{uri} has other columns than this run would write; name another store or delete it")
     for name, value in (wanted.metadata or {}).items():
         if (there.metadata or {}).get(name) != value:
-            raise ValueError(f"{uri} was begun with another {name.decode()}; name another store or delete it")
+            raise Refused(f"{uri} was begun with another {name.decode()}; name another store or delete it")

@@ -16,6 +16,7 @@ import pyarrow as pa
 from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 
+from storage.errors import Refused
 from storage.tables import fragments
 from storage.tables.fragments import FragmentWriter, fixed_size, open_table, require_format, to_float16
 
@@ -54,7 +55,7 @@ def write_fragments(
 ) -> dict[str, Any]:
     """In a worker: writes one shard's latents [N,C,H,W]; returns the JSON description for `LatentsWriter.commit`.
 
-    ValueError when a latent is not finite as float16.
+    Refused when a latent is not finite as float16.
     """
     stored = to_float16(latents, f"latents of {shard}")
     rows = pa.table(
@@ -104,9 +105,7 @@ class LatentsWriter(FragmentWriter):
         self.verify(expected)
         mean, std = moments([self.done[shard]["memory"] for shard in sorted(self.done)])
         if not (std > 0).all():
-            raise ValueError(
-                f"{self.uri}: channels {np.flatnonzero(std == 0).tolist()} are constant; check the tokenizer"
-            )
+            raise Refused(f"{self.uri}: channels {np.flatnonzero(std == 0).tolist()} are constant; check the tokenizer")
         return self.finish({"mean": json.dumps(mean.tolist()), "std": json.dumps(std.tolist())})
 
 
@@ -122,15 +121,15 @@ class Latents:
 
     @classmethod
     def open(cls, artifact: str, version: int | None = None) -> Latents:
-        """ValueError when there is no finished latents table."""
+        """Refused when there is no finished latents table."""
         try:
             dataset = open_table(table_uri(artifact), version)
         except FileNotFoundError as error:
-            raise ValueError(f"{artifact} holds no latents table; run the latents stage first") from error
+            raise Refused(f"{artifact} holds no latents table; run the latents stage first") from error
         require_format(dataset.schema, FORMAT_VERSION, dataset.uri)
         about = {name.decode(): json.loads(value) for name, value in dataset.schema.metadata.items()}
         if "mean" not in about:
-            raise ValueError(f"the latents table in {artifact} is unfinished; run the latents stage again")
+            raise Refused(f"the latents table in {artifact} is unfinished; run the latents stage again")
         return cls(dataset, tuple(about["shape"]), tuple(about["mean"]), tuple(about["std"]), about["tokenizer"])
 
     @property

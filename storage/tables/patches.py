@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
+from storage.errors import Refused
 from storage.tables import fragments
 from storage.tables.fragments import FragmentWriter, fixed_size, open_table, require_format, to_float16
 
@@ -99,11 +100,11 @@ class Patches:
 
     @classmethod
     def open(cls, artifact: str, version: int | None = None) -> Patches:
-        """ValueError when there is no token table."""
+        """Refused when there is no token table."""
         try:
             dataset = open_table(table_uri(artifact), version)
         except FileNotFoundError as error:
-            raise ValueError(f"{artifact} holds no patch tokens; run the bank stage with alignment on") from error
+            raise Refused(f"{artifact} holds no patch tokens; run the bank stage with alignment on") from error
         require_format(dataset.schema, FORMAT_VERSION, dataset.uri)
         about = dataset.schema.metadata
         return cls(dataset, int(about[b"tokens"]), *_basis(dataset), json.loads(about[b"encoder"]))

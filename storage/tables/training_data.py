@@ -19,6 +19,7 @@ from lance.dataset import LanceDataset
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.errors import Refused
 from storage.ids import id_of
 from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
@@ -50,7 +51,7 @@ class TrainingTable:
         """Opens artifacts by URI; `versions` pins "latents", "bank", "patches". Loads all when under `memory_limit`.
 
         Tables in an object store are read by way of a copy in the folder `cache` on this node's disk, where given.
-        ValueError when the split is empty or a training row lacks its latent or tokens.
+        Refused when the split is empty or a training row lacks its latent or tokens.
         """
         pin = versions or {}
         self.latents = Latents.open(latents, pin.get("latents"))
@@ -63,7 +64,7 @@ class TrainingTable:
         chosen = self._bank.to_table(columns=["id"], filter=f"split = '{split}' AND origin = 'dataset'")["id"]
         self.ids = np.sort(chosen.to_numpy())
         if not len(self.ids) and split == "train":
-            raise ValueError(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
+            raise Refused(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
         self.pictures = np.unique(self.ids >> 1)
         self._sources = self._open_sources(cache)
         self.in_memory = self.bytes <= memory_limit
@@ -147,7 +148,7 @@ class _Source:
         self.offsets = order[np.minimum(found, len(there) - 1)]
         missing = ids[there[self.offsets] != ids]
         if len(missing):
-            raise ValueError(
+            raise Refused(
                 f"{dataset.uri} lacks {len(missing)} rows of the bank, first id {missing[0]}; rerun its stage"
             )
 
@@ -191,7 +192,7 @@ class BatchOrder:
     def __init__(self, seed: int, pictures: NDArray[np.int64], global_batch: int, mirrored: bool = False) -> None:
         """`pictures`: the sample numbers to go through; `mirrored`: whether mirror images are drawn as well."""
         if not len(pictures) or global_batch < 1:
-            raise ValueError(f"{len(pictures)} pictures in batches of {global_batch} cannot be trained on; give some")
+            raise Refused(f"{len(pictures)} pictures in batches of {global_batch} cannot be trained on; give some")
         self.seed, self.samples, self.global_batch, self.mirrored = seed, pictures, global_batch, mirrored
 
     def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

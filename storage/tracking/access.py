@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.addresses import without_userinfo
+from storage.errors import Refused
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -44,7 +45,7 @@ _FINAL = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREAD
 Value = TypeVar("Value")
 
 
-class TrackingError(ValueError):
+class TrackingError(Refused):
     """MLflow cannot be used as things are."""
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from storage.addresses import without_userinfo
-from storage.errors import StoreError
+from storage.errors import StoreRefused
 from storage.tracking.access import client, cut, flatten, is_final, patiently, problems
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _register(
 
     about, weights = checkpoint.manifest, checkpoint.manifest.files.get("ema.safetensors")
     if weights is None:
-        raise StoreError(f"{checkpoint.uri} has no averaged weights (ema.safetensors)")
+        raise StoreRefused(f"{checkpoint.uri} has no averaged weights (ema.safetensors)")
     if weights.bytes >= copy_below:  # else the registry has a copy, whatever becomes of the checkpoint
         pin(checkpoint, "registered")
     try:

@@ -6,7 +6,7 @@ from prefect.states import Failed
 from flows.cluster.errors import explained
 from flows.recipe.files import load
 from flows.session import DEPLOYED_WAIT, _patient, _worth_retrying
-from storage.errors import StoreError, StoreUnreachable
+from storage.errors import StoreRefused, StoreUnreachable
 
 
 def test_a_store_that_is_away_is_worth_another_attempt() -> None:
@@ -14,7 +14,7 @@ def test_a_store_that_is_away_is_worth_another_attempt() -> None:
     unreachable.__cause__, wrapped.__cause__ = TimeoutError(), unreachable
     assert str(said := explained(wrapped)) == "no answer"
     assert _worth_retrying(None, None, Failed(data=said))
-    assert not _worth_retrying(None, None, Failed(data=StoreError("no room")))
+    assert not _worth_retrying(None, None, Failed(data=StoreRefused("no room")))
 
 
 def test_a_deployments_run_waits_for_anothers_lease_unless_its_recipe_says_how_long(

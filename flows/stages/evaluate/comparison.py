@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flows.models.resolve import in_full
 from gmem.metrics import Result, compare
-from storage.errors import StoreError
+from storage.errors import Refused, StoreRefused
 from storage.files import open_files
 from storage.store import Store
 
@@ -25,32 +25,32 @@ class Pair:
 
 
 def read_report(uri: str, store: Store) -> list[Result]:
-    """The results in a report's artifact, or in its `report.json`; ValueError when there are none."""
+    """The results in a report's artifact, or in its `report.json`; Refused when there are none."""
     folder = in_full(uri, store).removesuffix("/report.json")
     path = f"{folder}/report.json"
     try:
         content = json.loads(open_files(path).read(path))
     except FileNotFoundError as error:
-        raise StoreError(f"{folder} holds no report (no report.json); name the report of an evaluation") from error
+        raise StoreRefused(f"{folder} holds no report (no report.json); name the report of an evaluation") from error
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged (no whole JSON document); evaluate again") from error
+        raise StoreRefused(f"{path} is damaged (no whole JSON document); evaluate again") from error
     if not isinstance(content, list) or not content:
-        raise StoreError(f"{path} holds no results; name the report of an evaluation")
+        raise StoreRefused(f"{path} holds no results; name the report of an evaluation")
     try:
         return [Result.from_dict(each) for each in content]
     except TypeError as error:
-        raise StoreError(f"{path} holds values of a wrong type ({error}); evaluate again") from error
+        raise StoreRefused(f"{path} holds values of a wrong type ({error}); evaluate again") from error
 
 
 def side_by_side(a: list[Result], b: list[Result], allow: list[str]) -> list[Pair]:
     """Every metric that both reports have of one kind of subject (such as samples of train), in the order of the first.
 
-    `allow` names entries of the protocol that may differ. ValueError where the reports have nothing in common.
+    `allow` names entries of the protocol that may differ. Refused where the reports have nothing in common.
     """
     others = {_place(result): result for result in b}
     pairs = [_pair(result, others[_place(result)], allow) for result in a if _place(result) in others]
     if not pairs:
-        raise ValueError("the two reports have no metric in common; evaluate both with one detector")
+        raise Refused("the two reports have no metric in common; evaluate both with one detector")
     return pairs
 
 

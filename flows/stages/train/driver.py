@@ -23,11 +23,13 @@ from flows.cluster.workers import make_room
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
+from flows.refusals import REFUSALS
 from flows.stages.train.channel import Channel
 from flows.stages.train.preemption import Listening
 from flows.stages.train.stage import STAGE
 from flows.stages.train.worker import loop
 from storage.checkpoints import best, latest
+from storage.errors import Refused
 from storage.store import Artifact
 
 POLL_SECONDS = 0.5
@@ -85,7 +87,7 @@ def _attempt(trainer: TorchTrainer, channel: Any, progress: Progress) -> None:
     try:
         while not ended.wait(POLL_SECONDS):
             _relay(channel, progress)
-    except ValueError:  # no use in trying again
+    except REFUSALS:  # no use in trying again
         raise
     except BaseException:
         progress.note("stopping after a last checkpoint")
@@ -132,12 +134,12 @@ def _fit(trainer: TorchTrainer, failure: list[BaseException], ended: threading.E
 
 
 def _relay(channel: Any, progress: Progress) -> None:
-    """Raises ValueError when the workers said that nothing but another recipe or store would help."""
+    """Raises Refused when the workers said that nothing but another recipe or store would help."""
     events, reason = ray.get(channel.take.remote())
     for event, value, values in events:
         getattr(progress, event)(value, **values)
     if reason:
-        raise ValueError(reason)
+        raise Refused(reason)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from gmem.learner import Learner
 from gmem.network import Network
 from storage import checkpoints
 from storage.checkpoints import Checkpoint
+from storage.errors import Refused
 
 SKIPS_ALLOWED, RETURNS_ALLOWED = 5, 3
 
@@ -42,12 +43,12 @@ class Recovery:
         """To the newest checkpoint, from which other random numbers are drawn; to the one before when that fails too.
 
         The pictures stay in their order. Where a kill makes all this happen again, it happens alike, since whatever it
-        depends on is in the checkpoint. ValueError when it did not help several times.
+        depends on is in the checkpoint. Refused when it did not help several times.
         """
         failed, found = self.learner.steps, self._newest_good()
         self.returns = 1 if found and found[0].step > self.failed_at else self.returns + 1
         if self.returns > RETURNS_ALLOWED:
-            raise ValueError(
+            raise Refused(
                 f"the training does not get beyond step {failed}: going back {RETURNS_ALLOWED} times did not help; "
                 "lower train.lr or train.clip, and look at the table of events in MLflow"
             )

@@ -11,7 +11,7 @@ from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK, PATCHES, bank_revision, pinned
 from flows.stages.latents.stage import LATENTS
 from storage.checkpoints import Checkpoint, all_checkpoints, best_of, latest
-from storage.errors import StoreError
+from storage.errors import StoreRefused
 from storage.store import Artifact
 
 VERSION = 1
@@ -41,7 +41,7 @@ def chosen_checkpoint(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
     within = [each for each in there if each.step <= steps]
     if there and not within:
         kept = ", ".join(f"{each.step:,}" for each in there)
-        raise StoreError(
+        raise StoreRefused(
             f"of the first {steps:,} steps of {artifact.uri} no checkpoint is kept (kept are {kept}); raise train.steps, "
             f"or train anew with train.checkpoint_at=[{steps}]"
         )

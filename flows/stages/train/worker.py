@@ -11,6 +11,7 @@ import torch
 
 from flows.cluster.workers import set_threads_and_device
 from flows.engine.context import Context
+from flows.refusals import REFUSALS
 from flows.stages.train.agreement import Agreement
 from flows.stages.train.clock import Clock
 from flows.stages.train.observer import Observer
@@ -23,7 +24,7 @@ from gmem.guard import Guard
 from gmem.learner import Learner
 from gmem.network import Network
 from gmem.parallel import Replicated, Sharded
-from storage.errors import StoreUnreachable
+from storage.errors import Refused
 from storage.tables.training_data import BatchOrder
 
 
@@ -31,14 +32,13 @@ def loop(config: dict[str, Any]) -> None:
     """The function Ray Train runs on every worker."""
     channel = config["channel"]
     if reason := ray.get(channel.failed.remote()):
-        raise ValueError(reason)
+        raise Refused(reason)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device, context = set_threads_and_device(config["threads"]), Context(**config["context"])
     try:
         Worker(context, channel, rank, world, device, Notice()).run()
-    except ValueError as error:
-        if not isinstance(error, StoreUnreachable):  # which may come back
-            ray.get(channel.fail.remote(str(error)))
+    except REFUSALS as error:
+        ray.get(channel.fail.remote(str(error)))
         raise
     finally:
         context.run.close()

@@ -13,6 +13,7 @@ from flows.cluster.errors import explained
 from flows.cluster.resources import Resources, one_actor_per_device, resources
 from flows.cluster.workers import make_room, pool
 from flows.recipe.model import Cluster
+from storage.errors import Refused
 
 EMBEDDED = Cluster(cpus=3)
 
@@ -34,7 +35,7 @@ class Adder:
         return self.first + second, os.getpid()
 
     def refuse(self) -> None:
-        raise ValueError("the file is no picture")
+        raise Refused("the file is no picture")
 
     def die_once(self, traces: str) -> int:
         if not Path(traces).exists():
