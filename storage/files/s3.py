@@ -22,7 +22,12 @@ PATIENCE = "60"
 
 
 class ObjectFiles:
-    """An S3 bucket: single puts are atomic, `If-None-Match: *` makes creation exclusive."""
+    """An S3 bucket: single puts are atomic, `If-None-Match: *` makes creation exclusive.
+
+    By s3fs, which sources are read with too. obstore, which Lance stands on, takes the answer 409, that another creation
+    has not ended yet, for "exists already", so that a lease might be nobody's; and it has one error for all that may pass
+    and much that may not.
+    """
 
     @cached_property
     def filesystem(self) -> fsspec.AbstractFileSystem:

@@ -6,9 +6,9 @@ import faulthandler
 import multiprocessing
 import signal
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any, Generic, Literal, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
 
 ATTEMPTS = 2
 SECONDS = 120.0
@@ -51,58 +51,28 @@ class Isolated(Generic[Result]):
 
     def __init__(self, function: Callable[..., Result], seconds: float = SECONDS) -> None:
         self._function, self._seconds = function, seconds
-        self._process: Any = None
-        self._pipe: Connection[Any, Any] | None = None
 
     def __enter__(self) -> Isolated[Result]:
+        # A fork would copy whatever state this process is in.
+        self._pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self._pool.stop()
+        self._pool.join()
 
     def __call__(self, *arguments: Any) -> Result:
         """Its result. Crashed when it took the process down, or took too long, in each of a few attempts."""
         how = ""
         for _ in range(ATTEMPTS):
-            pipe = self._pipe or self._begin()
             try:
-                pipe.send(arguments)
-                if pipe.poll(self._seconds):
-                    result: Result = pipe.recv()
-                    return result
+                result: Result = self._pool.schedule(self._function, arguments, timeout=self._seconds).result()
+                return result
+            except ProcessExpired as death:
+                how = f"ended with {_named(death.exitcode)}"
+            except TimeoutError:
                 how = f"took longer than {self._seconds:.0f} s"
-            except (EOFError, ConnectionError):
-                self._process.join()
-                how = f"ended with {_named(self._process.exitcode)}"
-            self._end()
         raise Crashed(how)
-
-    def _begin(self) -> Connection[Any, Any]:
-        context = multiprocessing.get_context("spawn")  # a fork would copy whatever state this process is in
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._function, other), daemon=True)
-        self._process.start()
-        other.close()  # so that its death ends our reading
-        try:
-            self._pipe.recv()
-        except EOFError as error:  # no fault of what it was to work on
-            raise RuntimeError("a process for doubtful input cannot be started; see its message above") from error
-        return self._pipe
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._process = self._pipe = None
-
-
-def _serve(function: Callable[..., Any], pipe: Connection[Any, Any]) -> None:
-    pipe.send("ready")
-    with suppress(EOFError):
-        while True:
-            pipe.send(function(*pipe.recv()))
 
 
 def _named(code: int) -> str:
