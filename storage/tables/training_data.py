@@ -7,7 +7,7 @@ pictures, `TrainingTable` fetches them, from memory when everything fits, else f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -48,8 +48,10 @@ class TrainingTable:
         memory_limit: int = MEMORY_LIMIT,
         cache: str | None = None,
     ) -> None:
-        """Opens artifacts by URI; `versions` pins "latents", "bank", "patches". Loads all when under `memory_limit`.
+        """Opens artifacts by URI; `versions` pins "latents", "bank", "patches".
 
+        Tables are loaded as long as they fit into `memory_limit` bytes together, those of the shortest rows first; the
+        others are read as they are asked for.
         Tables in an object store are read by way of a copy in the folder `cache` on this node's disk, where given.
         Refused when the split is empty or a training row lacks its latent or tokens.
         """
@@ -67,8 +69,11 @@ class TrainingTable:
             raise Refused(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
         self.pictures = np.unique(self.ids >> 1)
         self._sources = self._open_sources(cache)
-        self.in_memory = self.bytes <= memory_limit
-        self._memory = _merged(source.load() for source in self._sources) if self.in_memory else {}
+        room = memory_limit
+        for source in sorted(self._sources, key=lambda source: source.bytes):
+            if source.bytes <= room:
+                room -= source.bytes
+                source.load()
 
     def _open_sources(self, cache: str | None) -> list[_Source]:
         tables: list[tuple[LanceDataset, dict[str, tuple[int, ...]]]] = [
@@ -82,7 +87,12 @@ class TrainingTable:
     @property
     def bytes(self) -> int:
         """What the rows take in memory."""
-        return len(self.ids) * sum(source.row_bytes for source in self._sources)
+        return sum(source.bytes for source in self._sources)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no row is read from a table any more."""
+        return all(source.memory is not None for source in self._sources)
 
     @property
     def mean(self) -> Tensor:
@@ -122,10 +132,7 @@ class TrainingTable:
         place = np.searchsorted(self.ids, wanted)
         if (place >= len(self.ids)).any() or (self.ids[place] != wanted).any():
             raise ValueError("ids outside this table's split were asked for; its ids are those of `ids`")
-        if self.in_memory:
-            rows = torch.from_numpy(place)
-            return {name: values.index_select(0, rows) for name, values in self._memory.items()}
-        return _merged(source.take(place) for source in self._sources)
+        return {name: values for source in self._sources for name, values in source.take(place).items()}
 
 
 class _Source:
@@ -139,10 +146,16 @@ class _Source:
         cache: str | None = None,
     ) -> None:
         """`columns` names them with the shape of a row: () for the label, else that of a list of float16."""
-        self.columns = columns
-        self.row_bytes = sum(2 * int(np.prod(shape)) if shape else 8 for shape in columns.values())
-        self.dataset = on_disk(dataset, ["id", *columns], self.row_bytes + 8, cache) if cache else dataset
-        there = self.dataset.to_table(columns=["id"])["id"].to_numpy()
+        self.shapes = {name: shape for name, shape in columns.items() if shape}
+        row_bytes = sum(2 * int(np.prod(shape)) if shape else 8 for shape in columns.values())
+        self.bytes = len(ids) * row_bytes
+        self.dataset = on_disk(dataset, ["id", *columns], row_bytes + 8, cache) if cache else dataset
+        self.memory: dict[str, Tensor] | None = None
+
+        # Ids and labels are read once: a label by the row would cost as much as the latent beside it.
+        single = [name for name, shape in columns.items() if not shape]
+        known = self.dataset.to_table(columns=["id", *single])
+        there = known["id"].to_numpy()
         order = np.argsort(there, kind="stable")
         found = np.searchsorted(there, ids, sorter=order)
         self.offsets = order[np.minimum(found, len(there) - 1)]
@@ -151,36 +164,41 @@ class _Source:
             raise Refused(
                 f"{dataset.uri} lacks {len(missing)} rows of the bank, first id {missing[0]}; rerun its stage"
             )
+        self._single = {name: _labels(known[name])[torch.from_numpy(self.offsets)] for name in single}
 
-    def load(self) -> dict[str, Tensor]:
-        """All rows, [N, *shape] for each column, read front to back."""
+    def load(self) -> None:
+        """Keeps all rows, [N, *shape] for each column, read front to back."""
         order = np.argsort(self.offsets)
-        result = {
-            name: values.new_empty((len(order), *values.shape[1:])) for name, values in self.take(order[:1]).items()
-        }
+        rows = {name: torch.empty((len(order), *shape), dtype=torch.float16) for name, shape in self.shapes.items()}
         for start in range(0, len(order), READ_ROWS):
             place = order[start : start + READ_ROWS]
-            for name, values in self.take(place).items():
-                result[name][torch.from_numpy(place)] = values
-        return result
+            for name, values in self._read(place).items():
+                rows[name][torch.from_numpy(place)] = values
+        self.memory = rows
 
     def take(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Rows at these places. Lance reads sorted offsets more than twice as fast, so sort and put back in order."""
+        """Rows at these places."""
+        rows = torch.from_numpy(place)
+        kept = self._single | (self.memory or {})
+        there = {name: values.index_select(0, rows) for name, values in kept.items()}
+        return there if self.memory is not None else there | self._read(place)
+
+    def _read(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
+        """From the table. Lance reads sorted offsets more than twice as fast, so sort and put back in order."""
         unique, back = np.unique(self.offsets[place], return_inverse=True)
-        rows = self.dataset.take(unique.tolist(), columns=list(self.columns))
+        rows = self.dataset.take(unique.tolist(), columns=list(self.shapes))
         in_order = torch.from_numpy(back)
-        return {name: _tensor(rows[name], shape).index_select(0, in_order) for name, shape in self.columns.items()}
+        return {name: _tensor(rows[name], shape).index_select(0, in_order) for name, shape in self.shapes.items()}
+
+
+def _labels(column: pa.ChunkedArray) -> Tensor:
+    """int64 [N]; -1: none."""
+    return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int64))
 
 
 def _tensor(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Tensor:
-    if not shape:
-        return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int64))
     values = to_matrix(column)
     return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(-1, *shape)
-
-
-def _merged(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: values for part in parts for name, values in part.items()}
 
 
 class BatchOrder:
