@@ -9,12 +9,13 @@ import pytest
 
 from flows import cli
 from flows.cluster.errors import ClusterError
+from storage.errors import Refused
 
 
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
-        (ValueError("name a picture"), 2, "gmem: name a picture"),
+        (Refused("name a picture"), 2, "gmem: name a picture"),
         (FileNotFoundError("no such file: a.png"), 2, "gmem: no such file: a.png"),
         (ClusterError("the cluster is away"), 1, "gmem: the cluster is away"),
         (KeyError("snippet"), 1, "gmem: a defect of gmem, not of what you asked for (KeyError: 'snippet')"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import StoreUnreachable
+from storage.errors import StoreRefused, StoreUnreachable
 from storage.files import faults, open_files
 from storage.files.s3 import lance_options
 from storage.store import Artifact, Manifest, Store, StoreError, fingerprint
@@ -194,9 +194,9 @@ def test_an_unreachable_server_is_told(s3_server: str, monkeypatch: pytest.Monke
         (errno.ESTALE, StoreUnreachable),
         (errno.ECONNRESET, StoreUnreachable),
         (errno.ETIMEDOUT, StoreUnreachable),
-        (errno.EACCES, StoreError),
-        (errno.EROFS, StoreError),
-        (errno.ENOSPC, StoreError),
+        (errno.EACCES, StoreRefused),
+        (errno.EROFS, StoreRefused),
+        (errno.ENOSPC, StoreRefused),
     ],
 )
 def test_what_may_pass_is_told_apart(code: int, kind: type[StoreError]) -> None:
@@ -207,7 +207,7 @@ def test_what_may_pass_is_told_apart(code: int, kind: type[StoreError]) -> None:
     assert type(by_files.value) is type(by_lance.value) is kind
 
 
-@pytest.mark.parametrize(("status", "kind"), [(503, StoreUnreachable), (500, StoreUnreachable), (403, StoreError)])
+@pytest.mark.parametrize(("status", "kind"), [(503, StoreUnreachable), (500, StoreUnreachable), (403, StoreRefused)])
 def test_what_a_server_answers_is_told_apart(
     status: int, kind: type[StoreError], monkeypatch: pytest.MonkeyPatch, s3_server: str
 ) -> None:
