@@ -29,6 +29,7 @@ from storage.tables.patches import Patches
 
 MEMORY_LIMIT = 8 << 30  # bytes
 READ_ROWS = 4096
+READ_BYTES = 128 << 20
 
 
 class TrainingTable:
@@ -228,6 +229,32 @@ class BatchOrder:
         """int64 [B], of the step's pictures in their orientations."""
         samples, flipped = self.pictures(step)
         return torch.from_numpy(id_of(samples, flipped))
+
+
+class StepReader:
+    """The rows of a part of each step's batch. Those of several steps are read from the tables at once.
+
+    A read touches nearly every fragment of a table, whether of a hundred rows or of thousands: 26,000 rows/s in batches
+    of 256 from 196 fragments, 100,000/s in reads of 4,096.
+    """
+
+    def __init__(self, data: TrainingTable, order: BatchOrder, part: slice) -> None:
+        """`part`: which rows of each step's batch are read."""
+        self.data, self.order, self.part = data, order, part
+        together = min(READ_ROWS, READ_BYTES // max(1, data.bytes // len(data.ids)))
+        self.steps = 1 if data.in_memory else max(1, together // len(range(order.global_batch)[part]))
+        self._first, self._read = -1, list[dict[str, Tensor]]()
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """As `TrainingTable.batch`, of this step's ids."""
+        if not self._first <= step < self._first + len(self._read):
+            ids = [self.order.ids(each)[self.part] for each in range(step, step + self.steps)]
+            rows = self.data.batch(torch.cat(ids))
+            sizes = [len(each) for each in ids]
+            columns = {name: values.split(sizes) for name, values in rows.items()}
+            self._read = [{name: values[place] for name, values in columns.items()} for place in range(self.steps)]
+            self._first = step
+        return self._read[step - self._first]
 
 
 @lru_cache(maxsize=2)

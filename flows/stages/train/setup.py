@@ -32,8 +32,12 @@ def open_data(context: Context, split: str) -> TrainingTable:
 
 
 def batch_of(recipe: Recipe, data: TrainingTable, ids: Tensor | NDArray[np.int64]) -> Batch:
-    """The rows of these ids as the learner takes them: latents standardised, patch tokens as coefficients."""
-    rows = data.batch(ids)
+    """The rows of these ids as the learner takes them."""
+    return to_batch(recipe, data, data.batch(ids))
+
+
+def to_batch(recipe: Recipe, data: TrainingTable, rows: dict[str, Tensor]) -> Batch:
+    """Rows of the training data as the learner takes them: latents standardised, patch tokens as coefficients."""
     label = rows["label"] if recipe.network.conditioning == "label" else None
     latent = standardise(rows["latent"].float(), data.mean, data.std)
     return Batch(latent, rows["snippet"].float(), rows.get("tokens"), label)

@@ -18,14 +18,14 @@ from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
 from flows.stages.train.recovery import SKIPS_ALLOWED, Recovery
-from flows.stages.train.setup import batch_of, components_of, make_network, open_data
+from flows.stages.train.setup import components_of, make_network, open_data, to_batch
 from gmem.batch import Batch, Draws, draw
 from gmem.guard import Guard
 from gmem.learner import Learner
 from gmem.network import Network
 from gmem.parallel import Replicated, Sharded
 from storage.errors import Refused
-from storage.tables.training_data import BatchOrder
+from storage.tables.training_data import BatchOrder, StepReader
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -51,7 +51,8 @@ class Worker:
         self.context, self.recipe, self.rank, self.world = context, context.recipe, rank, world
         train = context.recipe.train
         self.data = open_data(context, "train")
-        self.order = BatchOrder(train.seed, self.data.pictures, train.batch, context.recipe.data.mirror)
+        order = BatchOrder(train.seed, self.data.pictures, train.batch, context.recipe.data.mirror)
+        self.reader = StepReader(self.data, order, share(train.batch, rank, world))
         self.guard = Guard(train.spike, SKIPS_ALLOWED)
         self.agreement = Agreement(context.artifact("training"), rank, world, device, notice)
         self.learner = Learner(
@@ -109,8 +110,8 @@ class Worker:
     def _share(self, step: int, attempt: int) -> tuple[Batch, Draws]:
         """This worker's rows of the global batch of a step, and their random numbers: ready to be copied to a GPU."""
         total = self.recipe.train.batch
-        rows = share(total, self.rank, self.world)
-        batch = batch_of(self.recipe, self.data, self.order.ids(step)[rows])
+        rows = self.reader.part
+        batch = to_batch(self.recipe, self.data, self.reader.batch(step))
         shape, width = tuple(batch.latent.shape[1:]), batch.snippet.shape[1]
         draws = draw(self.recipe.train.seed, step, total, shape, width, rows, attempt)
         return (batch.pinned(), draws.pinned()) if self.learner.device.type == "cuda" else (batch, draws)

@@ -12,7 +12,7 @@ from storage.tables.bank_rows import write_fragments as write_bank
 from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import LatentsWriter
 from storage.tables.patches import PatchesWriter
-from storage.tables.training_data import BatchOrder, TrainingTable
+from storage.tables.training_data import BatchOrder, StepReader, TrainingTable
 
 SHAPE, DIM, TOKENS, RANK = (2, 2, 2), 5, 4, 3
 PICTURES, PER_SHARD = 30, 10
@@ -135,3 +135,26 @@ def test_orientations_are_drawn_evenly_and_never_where_there_are_no_mirror_image
     assert not (BatchOrder(0, np.arange(50), 64).ids(0) % 2).any()
     with pytest.raises(ValueError, match="cannot be trained"):
         BatchOrder(0, np.array([], np.int64), 4)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20], ids=["disk", "memory"])
+@pytest.mark.parametrize("part", [slice(None), slice(2, 5)])
+def test_steps_read_together_are_those_read_alone(artifacts: dict[str, str], limit: int, part: slice) -> None:
+    data = table(artifacts, memory_limit=limit)
+    order = BatchOrder(3, data.pictures, 7, mirrored=artifacts["mirrored"] == "True")
+    reader = StepReader(data, order, part)
+    assert (reader.steps > 1) == (limit == 0)
+    for step in [0, 1, 2, 900, 901, 5]:  # on, far on, and back
+        alone = data.batch(order.ids(step)[part])
+        together = reader.batch(step)
+        assert alone.keys() == together.keys()
+        assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_small_tables_are_held_first(artifacts: dict[str, str]) -> None:
+    data = table(artifacts)
+    sizes = sorted(source.bytes for source in data._sources)
+    some = table(artifacts, memory_limit=sizes[0] + sizes[1])
+    held = sorted(source.bytes for source in some._sources if source.memory is not None)
+    assert held == sizes[:2] and not some.in_memory
+    assert all(torch.equal(some.batch(data.ids)[name], values) for name, values in data.batch(data.ids).items())
