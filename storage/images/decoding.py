@@ -208,10 +208,10 @@ def centre_crop(image: Image.Image, size: int, max_pixels: int = MAX_PIXELS) -> 
 def lossless_webp(image: Image.Image) -> bytes:
     """The picture as lossless WebP; the same pixels give the same bytes.
 
-    Effort 1 costs 25 ms at 256 px; 4, the codec's default, costs 100 ms and saves 5 %.
+    The least effort: at 256 px 1.6 ms and 120 KB, where effort 1 took 8.7 ms for 110 KB and was most of an ingest's time.
     """
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=True, quality=25, method=1)
+    image.save(buffer, "WEBP", lossless=True, quality=0, method=0)
     return buffer.getvalue()
 
 
