@@ -7,7 +7,7 @@ ARGS ?=
 TRIALS ?= tests
 FUZZ ?= 800
 
-.PHONY: setup demo cluster test results bench-gpu trials lint lock clean
+.PHONY: setup demo cluster test results bench bench-gpu trials lint lock clean
 
 setup: $(READY)
 
@@ -38,6 +38,9 @@ results: setup
 	$(VENV)/bin/gmem compare-arms emoji emoji-memory $(ARGS)
 	test ! -e twitter.tar || $(VENV)/bin/gmem adapt emoji twitter.tar --name twitter --network shipped:emoji-network $(ARGS)
 	$(VENV)/bin/gmem results emoji $(ARGS)
+
+bench: setup
+	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/bench.py $(ARGS)
 
 bench-gpu: setup
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/gpu.py $(ARGS)
