@@ -20,11 +20,26 @@ FINGERPRINT = re.compile("[0-9a-f]{12}")
 
 def in_full(uri: str, store: Store) -> str:
     """The URI itself, that of an artifact named relative to the store, such as `weights/gmem-0123456789ab`, or the folder
-    of what is shipped."""
+    of what is shipped.
+
+    `weights/gmem` will do where the store has one of that name; Refused names them where it has several.
+    """
     if uri.startswith("shipped:"):
         return str(WeightsRef.parse(uri).folder())
     kind, _, rest = uri.rstrip("/").partition("/")
-    return f"{store.root}/{kind}/{rest}" if kind in KINDS and rest else uri.rstrip("/")
+    if kind not in KINDS or not rest:
+        return uri.rstrip("/")
+    name, slash, below = rest.partition("/")
+    return f"{store.root}/{kind}/{_with_fingerprint(kind, name, store)}{slash}{below}"
+
+
+def _with_fingerprint(kind: str, name: str, store: Store) -> str:
+    """The folder of the artifact of this name; the name itself where it is a folder's, or nobody's."""
+    there = [artifact for artifact in store.artifacts(kind) if artifact.name == name and artifact.complete]
+    folders = [artifact.uri.rpartition("/")[2] for artifact in there]
+    if len(folders) > 1:
+        raise Refused(f"the store has {len(folders)} of {kind}/{name}: name one of {', '.join(folders)}")
+    return folders[0] if folders else name
 
 
 def open_network(uri: str, store: Store) -> Checkpoint:
