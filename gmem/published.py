@@ -25,6 +25,7 @@ from gmem.settings import SIZES, NetworkConfig
 from gmem.tensor_files import Mismatch, Tensors, bare_names, check, kind, read_file, require_plain, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
+STATISTICS_FILE = "latents_stats.pt"
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,18 @@ def network(
     store: StoreUri = None,
     latent_stats: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="the published latents_stats.pt, or a latents table's URI; needed to sample"),
+        typer.Option(
+            metavar="FILE",
+            help="the published latents_stats.pt, or a latents table's URI; needed to sample; none: the one in the folder",
+        ),
     ] = None,
     name: Name = None,
     json: Json = False,
 ) -> None:
     """A network, to sample with (gmem sample --network URI), to evaluate (gmem evaluate URI) or to start a training from (train.start_from)."""
-    from flows.exchange.importing import import_network
+    from flows.exchange.importing import import_network, statistics_beside
 
+    latent_stats = latent_stats or statistics_beside(file)
     imported = import_network(file, opened(store), name, latent_stats)
     _tell(imported, json, f"network {imported.details['size']}, {imported.counts['parameters']:,} parameters")
     if "left_out" in imported.details:

@@ -17,7 +17,7 @@ from flows.models.resolve import artifact_at, open_network
 from flows.stages.evaluate.detectors import INCEPTION
 from gmem.metrics import read_sums, write_adm_samples, write_adm_statistics
 from gmem.network import Network
-from gmem.published import write_folder, write_latent_statistics, write_network
+from gmem.published import STATISTICS_FILE, write_folder, write_latent_statistics, write_network
 from gmem.settings import NetworkConfig
 from storage.checkpoints import load
 from storage.errors import Refused
@@ -25,7 +25,7 @@ from storage.images.shards import TRAIN
 from storage.samples import read_samples
 from storage.store import Artifact, Store
 
-PUBLISHED, STATISTICS = "checkpoint.pt", "latents_stats.pt"
+PUBLISHED = "checkpoint.pt"
 SUFFIXES = (".pt", ".pth")
 
 
@@ -54,7 +54,7 @@ def export_network(uri: str, store: Store, out: Path) -> list[Path]:
     if checkpoint.manifest.latent_mean:
         about = checkpoint.manifest
         mean, std = torch.tensor(about.latent_mean), torch.tensor(about.latent_std)
-        write_latent_statistics(out / STATISTICS, mean, std)
+        write_latent_statistics(out / STATISTICS_FILE, mean, std)
     return sorted(out.iterdir())
 
 

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from gmem.published import (
+    STATISTICS_FILE,
     Mismatch,
     PublishedNetwork,
     read_latent_statistics,
@@ -45,6 +46,12 @@ class Imported:
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
+
+
+def statistics_beside(path: Path) -> str | None:
+    """The latent statistics that lie in a folder with the network, as `gmem export network` writes them."""
+    file = path / STATISTICS_FILE
+    return str(file) if file.is_file() else None
 
 
 def import_network(path: Path, store: Store, name: str | None = None, latent_stats: str | None = None) -> Imported:

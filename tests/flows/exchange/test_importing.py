@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.exchange import importing_bank
 from flows.exchange.exporting import export_network, export_statistics
-from flows.exchange.importing import import_network, import_tokenizer
+from flows.exchange.importing import import_network, import_tokenizer, statistics_beside
 from flows.exchange.importing_bank import import_bank
 from gmem.metrics.sums import FeatureSums, write_sums
 from gmem.network import Network
@@ -80,6 +80,14 @@ def one_sentence(error: pytest.ExceptionInfo[ValueError]) -> str:
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
+
+
+def test_the_latent_statistics_in_a_folder_are_taken(tmp_path: Path, statistics: Path) -> None:
+    assert statistics_beside(tmp_path / "nowhere") is None and statistics_beside(statistics) is None
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "latents_stats.pt").write_bytes(statistics.read_bytes())
+    assert statistics_beside(folder) == str(folder / "latents_stats.pt")
 
 
 def test_a_network_becomes_a_checkpoint_and_a_registered_model(
