@@ -100,8 +100,11 @@ class Plan:
 
     @cached_property
     def listing(self) -> Listing:
-        """What the source holds now; listed once, since a source may have millions of files."""
-        return list_source(self.recipe.source, self.recipe.data.layout, self.recipe.data.label)
+        """What the source holds now; listed once, since a source may have millions of files. Refused when nothing of it
+        can be used."""
+        listing = list_source(self.recipe.source, self.recipe.data.layout, self.recipe.data.label)
+        listing.require_usable()
+        return listing
 
     @cached_property
     def source_fingerprint(self) -> str:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from flows import cli
 from flows.cluster.errors import ClusterError
@@ -38,3 +39,17 @@ def test_an_error_is_one_sentence_and_a_defect_is_called_one(
         log = Path(told.rpartition(" ")[2])
         assert "raise error" in log.read_text()
         log.unlink()
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_source_that_is_not_there_is_refused_before_anything_starts(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def started(*_: object) -> None:
+        pytest.fail("servers were started")
+
+    monkeypatch.setattr("flows.warmup.begin", started)
+    source = f"data.source={tmp_path}/pictures"
+    done = CliRunner().invoke(cli.app, [command, "emoji", "--set", source, "--store", str(tmp_path / "runs")])
+    assert isinstance(done.exception, Refused)
+    assert str(done.exception).endswith("No such file or directory); correct data.source")

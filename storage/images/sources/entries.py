@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Literal, Protocol
 import fsspec
 import pyarrow as pa
 
+from storage.errors import Refused
 from storage.images.formats import READ, plugin_of
 from storage.images.sources.labels import Rule, class_names
 
@@ -67,6 +69,16 @@ class Listing:
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    def require_usable(self) -> None:
+        """Refused when no input can be used; says why most of them cannot."""
+        reasons = self.table["reason"]
+        if reasons.null_count or not len(reasons):
+            return
+        worst = Counter(reasons.to_pylist()).most_common(1)[0][0]
+        raise Refused(
+            f"no picture of {self.source!r} can be used ({len(reasons):,} inputs, mostly: {worst}); correct data.source"
+        )
 
     def slice(self, start: int, stop: int) -> list[Entry]:
         """Entries number `start` to `stop` - 1."""
