@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from json import dumps
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,11 @@ from flows.commands import run
 from flows.commands.bank import BankUri
 from flows.commands.options import Json, RecipeName, Set, StoreUri, opened, print_json
 from flows.console import new_table, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flows.stages.evaluate.comparison import Pair
 
 ALLOW = "an entry of the protocol that may differ, such as seed or count; repeatable"
 
@@ -47,8 +52,29 @@ def compare(
     if json:
         print_json([asdict(pair) for pair in pairs])
         return
-    table = new_table("of", "metric", "first", "second", "change", "measured differently")
+    show(f"first:  {a}\nsecond: {b}")
+    show(_beside(pairs))
+    for mark, differs in _notes(pairs).values():
+        show(f"{mark} measured differently: {differs}")
+
+
+def _beside(pairs: list[Pair]) -> Table:
+    """A line a metric, under a line for each kind of subject; what differs is marked, and told once below."""
+    notes = _notes(pairs)
+    table = new_table("metric", "first", "second", "change", "", names="metric")
+    subject = ""
     for pair in pairs:
+        if pair.subject != subject:
+            subject = pair.subject
+            table.add_section()
+            table.add_row(f"{subject}:")
         change = "" if pair.change is None else f"{pair.change:+.4g}"
-        table.add_row(pair.subject, pair.metric, f"{pair.a:.4g}", f"{pair.b:.4g}", change, pair.differs)
-    show(table)
+        mark = notes[pair.differs][0] if pair.differs else ""
+        table.add_row(f"  {pair.metric}", f"{pair.a:.4g}", f"{pair.b:.4g}", change, mark)
+    return table
+
+
+def _notes(pairs: list[Pair]) -> dict[str, tuple[str, str]]:
+    """What differs -> its mark and itself, in the order of the table."""
+    differing = dict.fromkeys(pair.differs for pair in pairs if pair.differs)
+    return {differs: (f"[{number}]", differs) for number, differs in enumerate(differing, 1)}

@@ -244,6 +244,12 @@ def test_two_reports_side_by_side(result: Result, plan: Plan, home: Path, tmp_pa
     assert allowed.change == pytest.approx(1) and allowed.differs
     shown = CliRunner().invoke(app, ["compare", result.artifacts["report"], result.artifacts["report"], "--json"])
     assert {row["change"] for row in json.loads(shown.stdout.splitlines()[-1])} == {0.0}
+    (tmp_path / "other.json").write_text(json.dumps([asdict(r) for r in other]))
+    (tmp_path / "report.json").write_text((tmp_path / "other.json").read_text())
+    lines = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["compare", result.artifacts["report"], str(tmp_path)]).stdout
+    assert max(len(line) for line in lines.splitlines()[2:]) <= 80
+    assert all(metric in lines for metric in {r.metric for r in first}) and "samples of train:" in lines
+    assert lines.count(f"seed: {SEED} and {SEED + 1}") == 1 and "[1] measured differently" in lines
     with pytest.raises(ValueError, match="no metric in common"):
         side_by_side(first, [replace(r, metric="other") for r in first], [])
     wrong_type = json.dumps([asdict(first[0]) | {"value": "low"}])
