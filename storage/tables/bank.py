@@ -118,14 +118,15 @@ class Bank(BankReader):
     def refresh(self) -> None:
         """Moves to the newest version."""
         self.table.checkout_latest()
-        self.__dict__.pop("_vector_index", None)
+        for known in ("_vector_index", "_effort"):
+            self.__dict__.pop(known, None)
 
     def build_index(self, kind: str = "auto") -> str | None:
         """Compacts, and indexes words, snippets and ids, or adds new rows to the indices.
 
         Args:
-            kind: of the index over snippets: auto (none for a small bank), IVF_HNSW_SQ (fast, large) or IVF_PQ (small,
-                coarser).
+            kind: of the index over snippets: auto (none for a small bank, else what finds 95 % of the 10 nearest, tried
+                on the bank itself), IVF_HNSW_SQ (fast, large), IVF_RQ or IVF_PQ (small, coarser), none.
 
         Returns:
             The kind, None where none is worth it.

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from lancedb.index import FTS, BTree, HnswSq, IvfPq
+import pyarrow as pa
+from lance.dataset import LanceDataset
+from lancedb.index import FTS, BTree, HnswSq, IvfPq, IvfRq
 
-from storage.tables.bank_commits import note
+from storage.tables.bank_commits import note, update_metadata
+from storage.tables.bank_where import equals
 
 if TYPE_CHECKING:
     from storage.tables.bank import Bank
     from storage.tables.bank_reader import BankReader
 
-INDEX_FROM = 200_000  # rows; below, an exhaustive search takes some tens of milliseconds and forgets nothing
-HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and product quantisation takes over
-PROBES, REFINE = 32, 8
+EXHAUSTIVE = 8_000_000
+"""Numbers in all snippets together; up to there a search reads every row, in some 10 ms, and forgets nothing."""
+HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and quantisation takes over
+CONFIGS: dict[str, Any] = {"IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq, "IVF_PQ": IvfPq}
+WANTED = 0.95
+"""The share of the true 10 nearest that a search should find, with and without a condition."""
+NEAREST, QUERIES = 10, 50
+EFFORTS = ((8, 4), (16, 8), (32, 8), (64, 16), (128, 32), (256, 64))
+"""Partitions looked into, and how many times the rows asked for are compared exactly: the first that finds enough is taken."""
+SEARCH = "search"
+"""Key of the schema's metadata with what a search through the index takes, and found."""
 NEVER = timedelta(days=36_500)
 """Age of versions that indexing removes: LanceDB's week would take those that results name, and fails at tagged ones."""
 TEXT = ("key", "class", "caption")
 """Columns whose words are searched."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the index is searched, and what was measured of it when it was made."""
+
+    probes: int
+    refine: int
+    recall: float
+    """Share of the true 10 nearest that are found, over random rows, in the worse of the two below."""
+    filtered: float | None
+    """The same under a condition on split or class; None where there is neither."""
+    rows: int
+    time: str
 
 
 def build(bank: Bank, kind: str) -> str | None:
@@ -29,30 +58,89 @@ def build(bank: Bank, kind: str) -> str | None:
         return None
     note(bank.artifact)
     bank.refresh()
-    kind = _suited(len(bank)) if kind == "auto" else kind
+    kinds = _suited(bank) if kind == "auto" else [kind] if kind != "none" else []
     present = {name: index.index_type for index in bank.table.list_indices() for name in index.columns}
     if present:
         bank.table.optimize(cleanup_older_than=NEVER)
     for column in TEXT:
         if column in bank.table.schema.names and column not in present:
             bank.table.create_index(column, config=FTS(remove_stop_words=False))
-    if kind != "none" and _spelled(present.get("snippet", "")) != _spelled(kind):
-        distance = metric(bank)
-        config = HnswSq(distance_type=distance) if kind == "IVF_HNSW_SQ" else IvfPq(distance_type=distance)
-        bank.table.create_index("snippet", config=config)
+    if kinds and "id" not in present:
         bank.table.create_index("id", config=BTree())
+    made = _over_snippets(bank, kinds, _spelled(present.get("snippet", "")))
     bank.refresh()
-    return None if kind == "none" else kind
+    return made
 
 
-def _suited(rows: int) -> str:
-    if rows < INDEX_FROM:
-        return "none"
-    return "IVF_HNSW_SQ" if rows <= HNSW_UNTIL else "IVF_PQ"
+def _over_snippets(bank: Bank, kinds: list[str], present: str) -> str | None:
+    """The first of the kinds through which enough is found, the one that is there before all; else the last."""
+    for kind in sorted(kinds, key=lambda kind: _spelled(kind) != present):
+        if _spelled(kind) != present:
+            bank.table.create_index("snippet", config=CONFIGS[kind](distance_type=metric(bank)))
+        bank.refresh()
+        search = _measured(bank)
+        update_metadata(bank.artifact, partial(_noted, search), remembered=())
+        if search.recall >= WANTED:
+            break
+    return kind if kinds else None
+
+
+def _noted(search: Search, _dataset: LanceDataset) -> dict[str, str]:
+    return {SEARCH: json.dumps(asdict(search))}
+
+
+def _suited(bank: Bank) -> list[str]:
+    """Kinds that are worth trying, the likeliest first."""
+    if len(bank) * (bank.basis.rank if bank.basis else bank.dim) <= EXHAUSTIVE:
+        return []
+    return ["IVF_HNSW_SQ", "IVF_PQ"] if len(bank) <= HNSW_UNTIL else ["IVF_RQ", "IVF_PQ"]
 
 
 def _spelled(kind: str) -> str:
     return kind.upper().replace("_", "")
+
+
+def _measured(bank: Bank) -> Search:
+    """The least effort that finds enough in the bank as it is, else the greatest."""
+    queries = [int(query) for query in bank.sample(min(QUERIES, len(bank)), 0, mirrored=True)]
+    wheres = [None, _condition(bank)] if _condition(bank) else [None]
+    true = {where: [_ids(bank.search(query, NEAREST, where, exact=True)) for query in queries] for where in wheres}
+    for effort in EFFORTS:
+        found = {
+            where: [_ids(bank.search(query, NEAREST, where, effort=effort)) for query in queries] for where in wheres
+        }
+        shares = {where: _share(true[where], found[where]) for where in wheres}
+        if min(shares.values()) >= WANTED:
+            break
+    filtered = shares[wheres[-1]] if len(wheres) > 1 else None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Search(*effort, min(shares.values()), filtered, len(bank), now)
+
+
+def _condition(bank: Bank) -> str | None:
+    """The split with the fewest rows, or the class with the most, of which there are many times the nearest."""
+    rows = bank.scan(["split", "class"])
+    for column, rarest in (("split", True), ("class", False)):
+        counts = Counter(value for value in rows[column].to_pylist() if value is not None)
+        enough = sorted((n, value) for value, n in counts.items() if 10 * NEAREST <= n < len(bank))
+        if enough:
+            return equals(column, (enough[0] if rarest else enough[-1])[1])
+    return None
+
+
+def _ids(rows: pa.Table) -> set[int]:
+    return set(rows["id"].to_pylist())
+
+
+def _share(true: list[set[int]], found: list[set[int]]) -> float:
+    """Of the true ids, those found."""
+    return sum(len(a & b) for a, b in zip(true, found, strict=True)) / sum(len(a) for a in true)
+
+
+def search_of(bank: BankReader) -> Search | None:
+    """What was found out when the index was made or maintained last; None where that was never."""
+    text = (bank.table.schema.metadata or {}).get(SEARCH.encode())
+    return Search(**json.loads(text)) if text else None
 
 
 def metric(bank: BankReader) -> Literal["cosine", "dot"]:

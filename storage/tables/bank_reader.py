@@ -60,6 +60,10 @@ class BankInfo:
     tags: dict[str, int]
     index: str | None
     unindexed: int
+    search: dict[str, Any] | None
+    """How the index is searched, and the recall measured at its last maintenance; None without an index."""
+    fragments: int
+    versions: int
     bytes: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,7 +147,9 @@ class BankReader:
         """Counts, identity, versions, tags and the state of the index."""
         columns = self._read(["origin", "split", "label", "class"])
         index = self._index()
-        files = (file for fragment in self.dataset.get_fragments() for file in fragment.metadata.files)
+        search = bank_index.search_of(self) if index else None
+        fragments = self.dataset.get_fragments()
+        files = (file for fragment in fragments for file in fragment.metadata.files)
         return BankInfo(
             rows=len(columns),
             by_origin=_counts(columns["origin"]),
@@ -158,6 +164,9 @@ class BankReader:
             tags={name: tag["version"] for name, tag in self.table.tags.list().items()},
             index=index.index_type if index else None,
             unindexed=index.num_unindexed_rows if index else len(columns),
+            search=asdict(search) if search else None,
+            fragments=len(fragments),
+            versions=len(self.dataset.versions()),
             bytes=sum(file.file_size_bytes or 0 for file in files),
         )
 
@@ -232,6 +241,7 @@ class BankReader:
         k: int = 10,
         where: str | None = None,
         exact: bool = False,
+        effort: tuple[int, int] | None = None,
     ) -> pa.Table:
         """Up to `k` rows, all columns but the snippet.
 
@@ -242,6 +252,8 @@ class BankReader:
             k: how many at most.
             where: SQL condition on columns, applied before the search.
             exact: past the index over snippets.
+            effort: partitions of the index looked into, and how many times `k` rows are compared exactly; none: as
+                was measured to be enough when the index was made.
 
         Raises:
             Refused: a snippet of another dimension, zero or not finite, no words, or a wrong condition.
@@ -262,7 +274,8 @@ class BankReader:
         if exact or self._index() is None:
             found = found.bypass_vector_index()
         else:
-            found = found.nprobes(bank_index.PROBES).refine_factor(bank_index.REFINE)
+            probes, refine = effort or self._effort
+            found = found.nprobes(probes).refine_factor(refine)
         return self._found(found, "_distance", k, where)
 
     def mixture(
@@ -333,6 +346,11 @@ class BankReader:
 
     def _index(self) -> Any:
         return self._vector_index
+
+    @cached_property
+    def _effort(self) -> tuple[int, int]:
+        known = bank_index.search_of(self)
+        return (known.probes, known.refine) if known else bank_index.EFFORTS[2]
 
     @cached_property
     def _vector_index(self) -> Any:

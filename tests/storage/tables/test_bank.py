@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from storage.ids import FIRST_FOREIGN_ID
+from storage.tables import bank_index
 from storage.tables.bank import Bank
 from storage.tables.bank_rows import make_rows, table_uri, write_fragments
 from storage.tables.bank_writer import BankWriter
@@ -252,3 +254,37 @@ def test_it_is_an_ordinary_lancedb_table(bank: Bank, artifact: str) -> None:
     assert table.uri.rstrip("/").endswith(table_uri(artifact).rsplit("/", 1)[-1])
     near = table.search(snippets(0, 1)[0], vector_column_name="snippet").distance_type("cosine").limit(1).to_list()
     assert near[0]["id"] == 0 and near[0]["thumbnail"][8:12] == b"WEBP"
+
+
+def test_the_effort_of_a_search_is_measured_on_the_bank_itself(artifact: str) -> None:
+    bank = Bank.create(artifact, DIM, ENCODER)
+    bank.append(snippets(0, 2000), "imported", ENCODER)
+    assert bank.info().search is None
+    bank.build_index("IVF_HNSW_SQ")
+    measured = bank_index.search_of(bank)
+    assert measured is not None and (measured.probes, measured.refine) in bank_index.EFFORTS
+    assert measured.recall >= bank_index.WANTED and measured.rows == 2000 and measured.filtered is None
+    assert Bank(artifact).info().search == asdict(measured)
+    assert Bank(artifact)._effort == (measured.probes, measured.refine)
+
+
+def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
+    artifact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_index, "EXHAUSTIVE", 0)
+    monkeypatch.setattr(bank_index, "WANTED", 1.1)
+    bank = Bank.create(artifact, DIM, ENCODER)
+    bank.append(snippets(0, 2000), "imported", ENCODER)
+    assert bank.build_index() == "IVF_PQ"
+    assert bank.info().index == "IvfPq"
+    measured = bank_index.search_of(bank)
+    assert measured is not None and (measured.probes, measured.refine) == bank_index.EFFORTS[-1]
+    monkeypatch.setattr(bank_index, "WANTED", 0.0)
+    assert bank.build_index() == "IVF_PQ", "what is there and good enough stays"
+
+
+def test_a_condition_is_measured_too(bank: Bank) -> None:
+    bank.append(snippets(1, 900), "external", ENCODER, splits=["train"] * 900)
+    bank.build_index("IVF_PQ")
+    measured = bank_index.search_of(bank)
+    assert measured is not None and measured.filtered is not None and measured.filtered >= measured.recall
