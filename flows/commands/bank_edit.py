@@ -166,17 +166,24 @@ def restore(
 def optimise(
     recipe: RecipeName = "emoji", bank: BankUri = None, set: Set = None, store: StoreUri = None, json: Json = False
 ) -> None:
-    """Compacts, takes new rows into the indices, and measures what a search through them finds."""
+    """Compacts, takes new rows into the indices, and sets what a search takes by what it then finds."""
     from flows.explore import open_bank
+    from flows.upkeep import maintained, optimised
 
-    opened = open_bank(resolved(recipe, set, store), bank)
-    index = opened.build_index()
-    recall = opened.recall() if index else None
-    about = {"rows": len(opened), "index": index, "recall": recall, "version": opened.version}
+    chosen = resolved(recipe, set, store)
+    opened = open_bank(chosen, bank)
+    with maintained(chosen, "bank-optimise", {"bank": opened.artifact}) as run:
+        about = optimised(opened, run)
     if json:
         print_json(about)
         return
-    found = f"{index}, which finds {recall:.1%} of the 10 nearest" if index else "none is needed, every row is read"
-    table = new_table("rows", "index over snippets", "version")
-    table.add_row(f"{len(opened):,}", found, str(opened.version))
+    search = about["search"]
+    found = "none is needed, every row is read"
+    if search:
+        found = (
+            f"{about['index']}, which finds {search['recall']:.1%} of the 10 nearest "
+            f"({search['probes']} partitions, {search['refine']} times as many compared)"
+        )
+    table = new_table("rows", "index over snippets", "fragments", "version")
+    table.add_row(f"{about['rows']:,}", found, f"{about['fragments']:,}", str(about["version"]))
     show(table)

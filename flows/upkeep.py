@@ -1,0 +1,100 @@
+"""The bank's edits and upkeep as Prefect flows, for deployments: each is one commit, and a run of kind `bank` in MLflow.
+
+They call what `gmem bank` calls. A second attempt is safe: pictures that are there are not added twice, what is withdrawn
+is withdrawn already, and an index that finds enough stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, get_run_logger, tags
+
+from flows.engine.progress import shown
+from flows.explore import add_pictures, open_bank
+from flows.recipe.files import load
+from flows.recipe.form import Overrides, overrides_of
+from flows.recipe.model import Recipe
+from storage.store import Store
+from storage.tracking.tracking import Tracking
+
+if TYPE_CHECKING:
+    from storage.tables.bank import Bank
+    from storage.tracking.run import Run
+
+Told = dict[str, Any]
+
+
+@flow(name="bank-add", persist_result=False)
+def bank_add(
+    source: str, batch: str, recipe: str = "emoji", reason: str | None = None, overrides: Overrides | None = None
+) -> Told:
+    """Adds pictures from elsewhere to a recipe's bank, encoded by the bank's own encoder."""
+    chosen = load(recipe, overrides_of(overrides))
+    with _edited("bank-add", chosen, {"source": source, "batch": batch, "reason": reason}) as (bank, run):
+        with shown("encode") as progress:
+            added, unusable = add_pictures(chosen, bank, source, batch, reason, progress)
+        left_out = len(added.duplicates) + len(added.withdrawn) + len(unusable)
+        run.metrics({"added": len(added.ids), "left_out": left_out})
+        if unusable:
+            run.table("unusable", [{"picture": name, "reason": why} for name, why in unusable.items()])
+        get_run_logger().info("%d pictures added as %s/…, %d left out", len(added.ids), batch, left_out)
+        return added.to_dict() | {"unusable": unusable, "version": bank.version}
+
+
+@flow(name="bank-withdraw", persist_result=False)
+def bank_withdraw(
+    reason: str,
+    where: str | None = None,
+    ids: list[int] | None = None,
+    recipe: str = "emoji",
+    overrides: Overrides | None = None,
+) -> Told:
+    """Takes rows out of a recipe's bank, with mirror images and mixtures; no later run brings them back."""
+    chosen = load(recipe, overrides_of(overrides))
+    with _edited("bank-withdraw", chosen, {"where": where, "ids": ids, "reason": reason}) as (bank, run):
+        gone = bank.withdraw(reason, ids, where)
+        counts = {"asked": len(gone.asked), "mirrored": len(gone.mirrored), "descended": len(gone.descended)}
+        run.metrics(counts)
+        get_run_logger().info("withdrawn: %s", counts)
+        return gone.to_dict() | {"version": bank.version}
+
+
+@flow(name="bank-optimise", persist_result=False)
+def bank_optimise(recipe: str = "emoji", overrides: Overrides | None = None) -> Told:
+    """Compacts a recipe's bank, takes new rows into its indices, and measures what a search finds."""
+    chosen = load(recipe, overrides_of(overrides))
+    with _edited("bank-optimise", chosen, {}) as (bank, run):
+        return optimised(bank, run)
+
+
+def optimised(bank: Bank, run: Run) -> Told:
+    """One round of a bank's upkeep; its figures go to the run."""
+    bank.build_index()
+    about = bank.info()
+    figures = {name: getattr(about, name) for name in ("rows", "unindexed", "fragments", "versions", "bytes")}
+    run.metrics(figures | {f"search/{name}": value for name, value in _numbers(about.search or {}).items()})
+    return figures | {"index": about.index, "search": about.search, "version": about.version}
+
+
+@contextmanager
+def maintained(recipe: Recipe, what: str, parameters: Told) -> Iterator[Run]:
+    """A run in the recipe's experiment for a change of its bank."""
+    tracking = Tracking.open(recipe.tracking.uri, Store(recipe.store), recipe.name)
+    with tracking.experiment_run(what, parameters, kind="bank") as run:
+        yield run
+
+
+@contextmanager
+def _edited(what: str, recipe: Recipe, parameters: Told) -> Iterator[tuple[Bank, Run]]:
+    """The recipe's bank, and the run that records what is done to it."""
+    bank = open_bank(recipe)
+    with tags(recipe.name), maintained(recipe, what, parameters) as run:
+        yield bank, run
+        run.metrics({"version": bank.version, "rows": len(bank)})
+
+
+def _numbers(values: Told) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
