@@ -9,6 +9,7 @@ tell the velocity which samples have arrived, without which calls are not counte
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,62 +17,116 @@ from torch import Tensor
 from gmem.errors import InputError
 from gmem.flow import like
 
-SAFETY, LARGEST, SMALLEST = 0.9, 10.0, 0.2  # of the factor by which a step size may change
+# Of the factor by which a step size may change.
+SAFETY = 0.9
+LARGEST = 10.0
+SMALLEST = 0.2
+
 LIMIT = 1000
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, …], t [B], whose is looked at [B] -> dx/dt [B, …]
 
 
-def integrate(velocity: Velocity, x: Tensor, begin: float, end: float, rtol: float, atol: float) -> Tensor:
+def integrate(
+    velocity: Velocity,
+    x: Tensor,
+    begin: float,
+    end: float,
+    rtol: float,
+    atol: float,
+) -> Tensor:
     """x(end) from x(begin) [B, …] for dx/dt = velocity(x, t [B], waiting [B]), smooth in t also a little past the end.
 
     What the velocity is of samples that do not wait any more is not looked at. The last step goes past the end and the
     value there is read from its interpolant, as in torchdiffeq. ValueError when a sample needs more than 1,000 steps.
     """
-    from scipy.integrate import RK45
-
-    stages, dense = [*RK45.A[1:].tolist(), RK45.B.tolist()], RK45.P.tolist()
-    error = (RK45.E * 2 / 3).tolist()  # Shampine's estimate, which torchdiffeq takes, is two thirds of the original
-    times = [*RK45.C[1:].tolist(), 1.0]
+    tableau = _Tableau.dormand_prince()
     t = torch.full((len(x),), begin, dtype=torch.float64, device=x.device)
-    result, waiting = x.clone(), torch.ones_like(t, dtype=torch.bool)
+    waiting = torch.ones_like(t, dtype=torch.bool)
+    result = x.clone()
     slope = velocity(x, t.float(), waiting)
     step = _first_step(lambda x, after: velocity(x, begin + after, waiting), x, slope, rtol, atol)
     for _ in range(LIMIT):
+        # One step of all, as if everybody still waited.
+        length = like(step.float(), x)
         slopes = [slope]
-        for time, weights in zip(times, stages, strict=True):
-            ahead = x + like(step.float(), x) * _combine(slopes, weights)
+        for time, weights in zip(tableau.times, tableau.stages, strict=True):
+            ahead = x + length * _combine(slopes, weights)
             slopes.append(velocity(ahead, (t + time * step).float(), waiting))
-        deviation = like(step.float(), x) * _combine(slopes, error)
-        ratio = _norm(deviation / (atol + rtol * torch.maximum(x.abs(), ahead.abs()))).double()
+
+        # Whose error is small enough, and who of those is past the end.
+        deviation = length * _combine(slopes, tableau.error)
+        tolerance = atol + rtol * torch.maximum(x.abs(), ahead.abs())
+        ratio = _norm(deviation / tolerance).double()
         if not ratio[waiting].isfinite().all():
             raise InputError("the network's velocity is NaN or infinite; look at its weights and its snippets")
         accepted = waiting & (ratio <= 1)
         arrived = accepted & (t + step >= end)
-        value = x + like(step.float(), x) * _interpolate(slopes, dense, ((end - t) / step).float())
+        inside = ((end - t) / step).float()
+        value = x + length * _interpolate(slopes, tableau.dense, inside)
         result = torch.where(like(arrived, x), value, result)
         waiting &= ~arrived
         if not waiting.any():
             return result
-        moves = accepted & waiting  # who has arrived stays where it is, its slopes are no longer looked at
-        x, slope = (torch.where(like(moves, x), new, old) for new, old in ((ahead, x), (slopes[-1], slope)))
+
+        # The others go on; who has arrived stays where it is, its slopes are no longer looked at.
+        moves = accepted & waiting
+        x = torch.where(like(moves, x), ahead, x)
+        slope = torch.where(like(moves, x), slopes[-1], slope)
         t = torch.where(moves, t + step, t)
-        smallest = torch.where(ratio < 1, 1.0, SMALLEST)
-        factor = torch.maximum(SAFETY / ratio.clamp_min(1e-12) ** 0.2, smallest).clamp_max(LARGEST)
-        step = torch.where(waiting, step * factor, step)
+        step = torch.where(waiting, step * _change(ratio), step)
     raise InputError(f"dopri5 did not arrive within {LIMIT} steps; raise rtol or atol")
 
 
+@dataclass(frozen=True)
+class _Tableau:
+    """The method's numbers, a row of weights for each of its six further slopes."""
+
+    times: list[float]
+    stages: list[list[float]]
+    error: list[float]
+    dense: list[list[float]]
+
+    @classmethod
+    def dormand_prince(cls) -> _Tableau:
+        from scipy.integrate import RK45
+
+        return cls(
+            times=[*RK45.C[1:].tolist(), 1.0],
+            stages=[*RK45.A[1:].tolist(), RK45.B.tolist()],
+            # Shampine's estimate, which torchdiffeq takes, is two thirds of the original.
+            error=(RK45.E * 2 / 3).tolist(),
+            dense=RK45.P.tolist(),
+        )
+
+
+def _change(ratio: Tensor) -> Tensor:
+    """The factor [B] of the next step, of error over tolerance [B]; none shrinks after a step that was accepted."""
+    smallest = torch.where(ratio < 1, 1.0, SMALLEST)
+    wished = SAFETY / ratio.clamp_min(1e-12) ** 0.2
+    return torch.maximum(wished, smallest).clamp_max(LARGEST)
+
+
 def _first_step(
-    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, slope: Tensor, rtol: float, atol: float
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    slope: Tensor,
+    rtol: float,
+    atol: float,
 ) -> Tensor:
     """A step size for each sample (Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, II.4)."""
     scale = atol + rtol * x.abs()
-    size, speed = _norm(x / scale), _norm(slope / scale)
-    trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
-    change = _norm((velocity(x + like(trial, x) * slope, trial) - slope) / scale) / trial
+    size = _norm(x / scale)
+    speed = _norm(slope / scale)
+    tiny = (size < 1e-5) | (speed < 1e-5)
+    trial = torch.where(tiny, 1e-6, 0.01 * size / speed)
+
+    # How fast the slope itself changes, over a trial step.
+    ahead = velocity(x + like(trial, x) * slope, trial)
+    change = _norm((ahead - slope) / scale) / trial
     fastest = torch.maximum(speed, change)
-    step = torch.where(fastest <= 1e-15, (trial * 1e-3).clamp_min(1e-6), (0.01 / fastest) ** 0.2)
+    still = fastest <= 1e-15
+    step = torch.where(still, (trial * 1e-3).clamp_min(1e-6), (0.01 / fastest) ** 0.2)
     return torch.minimum(100 * trial, step).double()
 
 
@@ -91,6 +146,7 @@ def _interpolate(slopes: list[Tensor], dense: list[list[float]], inside: Tensor)
     """The interpolant's rise, per unit of step, at `inside` [B], a share of the step."""
     total = torch.zeros_like(slopes[0])
     for slope, polynomial in zip(slopes, dense, strict=True):
-        weight = sum(c * inside ** (power + 1) for power, c in enumerate(polynomial))
-        total += slope * like(torch.as_tensor(weight), slope)
+        terms = (c * inside**power for power, c in enumerate(polynomial, start=1))
+        weight = torch.as_tensor(sum(terms))
+        total += slope * like(weight, slope)
     return total

@@ -20,18 +20,23 @@ EPSILON = 1e-6  # added to the mean square before its root
 
 def sincos_positions(width: int, grid: int) -> Tensor:
     """Fixed 2-D sine-cosine positions [1, grid², width]: first half of the width for the column, second for the row."""
-    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    count = width // 4
+    exponent = torch.arange(count, dtype=torch.float64) / count
+    frequency = 1.0 / 10000**exponent
+    place = torch.arange(grid, dtype=torch.float64)[:, None]
+    angle = place * frequency
     line = torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, width / 2]
     column = line.expand(grid, grid, -1)
     row = line[:, None].expand(grid, grid, -1)
-    return torch.cat([column, row], dim=-1).reshape(1, grid * grid, width).float()
+    positions = torch.cat([column, row], dim=-1)
+    return positions.reshape(1, grid * grid, width).float()
 
 
 def time_features(t: Tensor) -> Tensor:
     """Cosines and sines [B, 256] of t [B], frequencies falling geometrically from 1 to 1/10000."""
     half = TIME_FEATURES // 2
-    frequency = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    number = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequency = torch.exp(-math.log(10000) / half * number)
     angle = t.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
@@ -42,7 +47,8 @@ class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(EPSILON))
+        mean_square = norm.square_().div_(x.shape[-1])
+        inverse = torch.rsqrt(mean_square.add_(EPSILON))
         y = x * inverse
         ctx.save_for_backward(y, inverse, multiplier)
         return torch.addcmul(shift, y, multiplier)
@@ -52,9 +58,13 @@ class _ModulatedNorm(torch.autograd.Function):
         y, inverse, multiplier = ctx.saved_tensors
         (gradient,) = gradients
         product = gradient * y
-        along = torch.matmul(product, multiplier.to(product.dtype).transpose(1, 2)).div_(y.shape[-1])  # mean of dy·y
-        to_x = (gradient * multiplier).addcmul_(y, along, value=-1).mul_(inverse)
-        return to_x, product.sum(1, keepdim=True), gradient.sum(1, keepdim=True)
+        column = multiplier.to(product.dtype).transpose(1, 2)
+        along = torch.matmul(product, column).div_(y.shape[-1])  # mean of dy·y
+        to_y = gradient * multiplier
+        to_x = to_y.addcmul_(y, along, value=-1).mul_(inverse)
+        to_multiplier = product.sum(1, keepdim=True)
+        to_shift = gradient.sum(1, keepdim=True)
+        return to_x, to_multiplier, to_shift
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -87,9 +97,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """x / rms(x) · weight · (1 + scale) + shift, for x [B, T, d], shift and scale [B, 1, d]; float32."""
-        multiplier, shift = self.weight * (1 + scale.float()), shift.float()
+        multiplier = self.weight * (1 + scale.float())
+        shift = shift.float()
         if torch.compiler.is_compiling():
-            inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPSILON)
+            mean_square = x.float().square().mean(-1, keepdim=True)
+            inverse = torch.rsqrt(mean_square + EPSILON)
             return x * inverse * multiplier + shift
         return _ModulatedNorm.apply(x, multiplier, shift)
 
@@ -103,8 +115,10 @@ class Rotary(nn.Module):
     def __init__(self, head: int, grid: int) -> None:
         super().__init__()
         axis = head // 2
-        frequency = 1.0 / 10000 ** (torch.arange(0, axis, 2).float() / axis)
-        line = (torch.arange(grid).float()[:, None] * frequency).repeat_interleave(2, dim=1)  # [grid, head / 2]
+        exponent = torch.arange(0, axis, 2).float() / axis
+        frequency = 1.0 / 10000**exponent
+        place = torch.arange(grid).float()[:, None]
+        line = (place * frequency).repeat_interleave(2, dim=1)  # [grid, head / 2]
         row = line[:, None].expand(grid, grid, axis)
         column = line.expand(grid, grid, axis)
         angle = torch.cat([row, column], dim=-1).reshape(grid * grid, head)
@@ -113,16 +127,21 @@ class Rotary(nn.Module):
 
     def turns(self) -> Tensor:
         """Cosine and sine [T, 1, head / 2, 2] of the turn of each pair of neighbouring dimensions."""
-        return torch.stack([self.freqs_cos[:, None, ::2], self.freqs_sin[:, None, ::2]], dim=-1)
+        cos = self.freqs_cos[:, None, ::2]
+        sin = self.freqs_sin[:, None, ::2]
+        return torch.stack([cos, sin], dim=-1)
 
 
 def turn(x: Tensor, turns: Tensor) -> Tensor:
     """x [B, T, heads, head] turned pairwise: one complex product, float32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
-        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), turns.unbind(-1)
-        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2)
+        a, b = pairs.unbind(-1)
+        cos, sin = turns.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        return turned.flatten(-2)
+    product = torch.view_as_complex(pairs) * torch.view_as_complex(turns)
+    return torch.view_as_real(product).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -133,9 +152,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, turns: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # each [B, T, heads, head]
-        q, k = turn(q, turns).to(v.dtype), turn(k, turns).to(v.dtype)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        all_heads = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = all_heads.unbind(2)  # each [B, T, heads, head]
+        q = turn(q, turns).to(v.dtype)
+        k = turn(k, turns).to(v.dtype)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+        )
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -162,7 +187,8 @@ class Modulation(nn.Sequential):
         self.count = count
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        return super().forward(condition)[:, None].chunk(self.count, dim=-1)
+        together = super().forward(condition)[:, None]
+        return together.chunk(self.count, dim=-1)
 
 
 class Block(nn.Module):
@@ -206,7 +232,11 @@ class PatchEmbedding(nn.Module):
 class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(TIME_FEATURES, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         return self.mlp(time_features(t))
@@ -235,5 +265,9 @@ class LabelEmbedding(nn.Module):
 def alignment_head(width: int, hidden: int, out: int) -> nn.Sequential:
     """Tokens [B, T, width] to a guess of the patch tokens [B, T, out]."""
     return nn.Sequential(
-        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
+        nn.Linear(width, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, out),
     )

@@ -24,6 +24,7 @@ from gmem.errors import InputError
 from gmem.network import Network
 from gmem.parallel import Alone
 from gmem.settings import LearnerConfig
+from gmem.states import below
 from gmem.threads import one_thread
 
 Value = TypeVar("Value")
@@ -54,25 +55,45 @@ class Learner:
         micro_batch: int = 0,
         compile: bool = False,
     ) -> None:
-        self.config, self.observed, self.micro_batch = config, observed, micro_batch
+        self.config = config
+        self.observed = observed
+        self.micro_batch = micro_batch
         self.device = torch.device(device)
         self.components = components.to(self.device) if components else None
-        self.parallel, self.summed = parallel or Alone(), summed or _same
+        self.parallel = parallel or Alone()
+        self.summed = summed or _same
+        self.steps = 0  # draws and data order follow this one
+        self.updates = 0  # steps that were not skipped
+        self._gathered: dict[str, Tensor] = {}
+        self._bf16 = _multiplies_bf16(config, self.device)
+        self._shift = _time_shift(config, network)
+
+        # A head that nothing trains would be a parameter without a gradient.
         self.aligned = network.config.projection_dim > 0 and config.align > 0
         if network.config.projection_dim and not self.aligned:
             network.projector.requires_grad_(False)
-        whole = self.device if observed or not self.parallel.sharded else "cpu"  # where it only tells names and shapes
-        self.ema = copy.deepcopy(network).requires_grad_(False).eval().to(whole)
+
+        # The average is a network of its own; where it only tells names and shapes it takes no room on the device.
+        needed = observed or not self.parallel.sharded
+        self.ema = copy.deepcopy(network).requires_grad_(False).eval()
+        self.ema.to(self.device if needed else "cpu")
+
+        # What is sharded goes to the device layer by layer, and never as a whole.
         self.network = network.train()
-        if not self.parallel.sharded:  # what is sharded goes to the device layer by layer, and never as a whole
+        if not self.parallel.sharded:
             network.to(self.device)
-        for block in network.blocks if compile else ():
-            block.compile()
+        if compile:
+            for block in network.blocks:
+                block.compile()
         self.model = self.parallel.wrap(_Trained(network, self.aligned), network.blocks)
+
+        # Wrapping may have replaced the parameters: what is optimised and averaged are those there now.
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.average: dict[str, Tensor] = {n: p for n, p in self.ema.named_parameters() if n in self.parameters}
+        self.average: dict[str, Tensor]
         if self.parallel.sharded:
             self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        else:
+            self.average = {name: p for name, p in self.ema.named_parameters() if name in self.parameters}
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(),
             config.lr,
@@ -80,18 +101,15 @@ class Learner:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.steps = 0  # draws and data order follow this one
-        self.updates = 0  # steps that were not skipped
-        self._gathered: dict[str, Tensor] = {}
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(self.device))
-        self._shift = (
-            flow.dimension_shift(math.prod(network.config.latent_shape), config.shift_base)
-            if config.shift_base
-            else 1.0
-        )
         self.gather()
 
-    def step(self, batch: Batch, draws: Draws, global_batch: int, limit: float = math.inf) -> dict[str, float]:
+    def step(
+        self,
+        batch: Batch,
+        draws: Draws,
+        global_batch: int,
+        limit: float = math.inf,
+    ) -> dict[str, float]:
         """One update. The losses returned are the global batch's means (without `summed`: this worker's share of them).
 
         A step whose gradient is not finite, or whose velocity loss is above `limit`, changes nothing and says so:
@@ -104,13 +122,16 @@ class Learner:
         for part, part_draws, sync in self._micro_batches(batch, draws, global_batch):
             with sync:
                 losses = self._losses(self.model, part, part_draws, mask=True)
-                (losses.total.sum() * (self.parallel.ranks / global_batch)).backward()
-            shares += torch.stack([loss.detach().sum() for loss in losses]) / global_batch
+                loss = losses.total.sum() * (self.parallel.ranks / global_batch)
+                loss.backward()
+            sums = torch.stack([values.detach().sum() for values in losses])
+            shares += sums / global_batch
 
         # What all workers agree on, in the step's only wait for the device.
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = self.parallel.whole(torch.nn.utils.get_total_norm(gradients))
-        *parts, grad_norm = torch.cat([self.summed(shares), norm[None]]).tolist()
+        agreed = torch.cat([self.summed(shares), norm[None]])
+        *parts, grad_norm = agreed.tolist()
         means = dict(zip(flow.Losses._fields, parts, strict=True))
 
         # Weights and their average move, unless the step is not to be trusted.
@@ -123,9 +144,10 @@ class Learner:
     @torch.no_grad()
     def loss(self, batch: Batch, draws: Draws) -> dict[str, float]:
         """Mean losses of the averaged network on pictures that are not trained on, snippets whole as in sampling."""
-        batch, draws = batch.on(self.device), draws.on(self.device)
-        losses = self._losses(_Trained(self.ema, self.aligned), batch, draws, mask=False).mean()
-        return dict(zip(flow.Losses._fields, torch.stack(losses).tolist(), strict=True))
+        model = _Trained(self.ema, self.aligned)
+        losses = self._losses(model, batch.on(self.device), draws.on(self.device), mask=False)
+        means = torch.stack(losses.mean()).tolist()
+        return dict(zip(flow.Losses._fields, means, strict=True))
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -138,7 +160,7 @@ class Learner:
             if self.observed:
                 self._gathered[name] = whole.cpu()
         if self.observed:
-            self.ema.load_state_dict(_below(self._gathered, "ema."))
+            self.ema.load_state_dict(below(self._gathered, "ema."))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which training goes on exactly. The tensors are live: save them before the next step."""
@@ -148,50 +170,66 @@ class Learner:
     def load_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Puts a `state()` back; ValueError when it is that of another network."""
         updates = int(progress["updates"])
+        self._check_same_network(tensors, updates)
+        with torch.no_grad():
+            for name, mine in self._weights().items():
+                mine.copy_(self.parallel.placed(tensors[name], mine))
+        self.optimiser.state.clear()
+        if updates:
+            self._load_moments(tensors, updates)
+        self.steps = int(progress["steps"])
+        self.updates = updates
+        self.gather()
+
+    def _check_same_network(self, tensors: dict[str, Tensor], updates: int) -> None:
         expected = self._weights()
         if updates:
-            expected |= {f"optimiser.{name}.{m}": p for name, p in self.parameters.items() for m in MOMENTS}
-        wrong = [n for n in expected.keys() | tensors.keys() if _shape(expected.get(n)) != _shape(tensors.get(n))]
+            for name, parameter in self.parameters.items():
+                expected |= {f"optimiser.{name}.{moment}": parameter for moment in MOMENTS}
+        names = expected.keys() | tensors.keys()
+        wrong = [name for name in names if _shape(expected.get(name)) != _shape(tensors.get(name))]
         if wrong:
             raise InputError(
                 f"this checkpoint is of another network: {len(wrong)} tensors are missing, surplus or of another shape, "
                 f"first {', '.join(sorted(wrong)[:3])}"
             )
-        placed = self.parallel.placed
-        with torch.no_grad():
-            for name, mine in self._weights().items():
-                mine.copy_(placed(tensors[name], mine))
-        self.optimiser.state.clear()
-        for name, parameter in self.parameters.items() if updates else ():
-            moments = {m: placed(tensors[f"optimiser.{name}.{m}"].clone(), parameter) for m in MOMENTS}
-            self.optimiser.state[parameter] = {"step": torch.tensor(float(updates), device=self.device), **moments}
-        self.steps, self.updates = int(progress["steps"]), updates
-        self.gather()
+
+    def _load_moments(self, tensors: dict[str, Tensor], updates: int) -> None:
+        for name, parameter in self.parameters.items():
+            memory = {"step": torch.tensor(float(updates), device=self.device)}
+            for moment in MOMENTS:
+                saved = tensors[f"optimiser.{name}.{moment}"]
+                memory[moment] = self.parallel.placed(saved.clone(), parameter)
+            self.optimiser.state[parameter] = memory
 
     def restart(self, network: Network) -> None:
         """Back to step 0 with the weights of `network`."""
-        weights = {
-            f"{part}.{name}": value for part in ("network", "ema") for name, value in network.state_dict().items()
-        }
-        self.load_state(weights, {"steps": 0, "updates": 0})
+        tensors: dict[str, Tensor] = {}
+        for name, value in network.state_dict().items():
+            tensors[f"network.{name}"] = value
+            tensors[f"ema.{name}"] = value
+        self.load_state(tensors, {"steps": 0, "updates": 0})
 
     def _weights(self) -> dict[str, Tensor]:
         """Of the network and of its average, whole or this worker's shares; what is not trained is in both."""
-        weights = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        averages = {f"ema.{name}": value for name, value in (self.ema.state_dict() | self.average).items()}
-        return weights | averages
+        averages = self.ema.state_dict() | self.average
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in averages.items()}
+        return tensors
 
     def _shares(self) -> dict[str, Tensor]:
         """Weights and what the optimiser remembers."""
         tensors = self._weights()
         if self.updates:
             for name, parameter in self.parameters.items():
-                tensors |= {f"optimiser.{name}.{m}": self.optimiser.state[parameter][m] for m in MOMENTS}
+                memory = self.optimiser.state[parameter]
+                tensors |= {f"optimiser.{name}.{moment}": memory[moment] for moment in MOMENTS}
         return tensors
 
     def _set_learning_rate(self) -> float:
         """Rises linearly over the warm-up, then stays."""
-        lr = self.config.lr * min(1.0, (self.steps + 1) / max(1, self.config.warmup))
+        warmth = min(1.0, (self.steps + 1) / max(1, self.config.warmup))
+        lr = self.config.lr * warmth
         self.optimiser.param_groups[0]["lr"] = lr
         return lr
 
@@ -202,12 +240,14 @@ class Learner:
 
         All workers have as many pieces, if need be empty ones: where weights are sharded they fetch them together.
         """
-        largest = max(len(batch.latent), -(-global_batch // self.parallel.ranks))
-        size = self.micro_batch or max(1, largest)
-        starts = range(0, max(1, largest), size)
+        even_share = -(-global_batch // self.parallel.ranks)
+        largest = max(1, len(batch.latent), even_share)
+        size = self.micro_batch or largest
+        starts = range(0, largest, size)
         for start in starts:
             rows = slice(start, start + size)
-            context = self.parallel.waiting(self.model) if start != starts[-1] else nullcontext()
+            last = start == starts[-1]
+            context = nullcontext() if last else self.parallel.waiting(self.model)
             yield batch.on(self.device, rows), draws.on(self.device, rows), context
 
     def _losses(self, model: nn.Module, batch: Batch, draws: Draws, mask: bool) -> flow.Losses:
@@ -241,12 +281,15 @@ class Learner:
     def _update(self, gradients: list[Tensor], norm: float) -> None:
         local = self.parallel.local
         if norm > self.config.clip:
-            torch._foreach_mul_([local(gradient) for gradient in gradients], self.config.clip / norm)
+            shards = [local(gradient) for gradient in gradients]
+            torch._foreach_mul_(shards, self.config.clip / norm)
         self.optimiser.step()
         self.updates += 1
         ramp = (1 + self.updates) / (self.config.ema_ramp + self.updates)
-        average, weights = ([local(t) for t in each.values()] for each in (self.average, self.parameters))
-        torch._foreach_lerp_(average, weights, 1 - min(self.config.ema, ramp))
+        decay = min(self.config.ema, ramp)
+        average = [local(tensor) for tensor in self.average.values()]
+        weights = [local(tensor) for tensor in self.parameters.values()]
+        torch._foreach_lerp_(average, weights, 1 - decay)
 
 
 class _Trained(nn.Module):
@@ -269,17 +312,34 @@ def fast_bf16(device: torch.device) -> bool:
 
     CPUs are measured, one thread for a few milliseconds: some accept bf16 and take twice as long over it.
     """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return False
     with one_thread():
-        full, half = (_product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
+        full = _product_seconds(torch.float32)
+        half = _product_seconds(torch.bfloat16)
     return half * 1.3 < full
+
+
+def _multiplies_bf16(config: LearnerConfig, device: torch.device) -> bool:
+    if config.precision == "auto":
+        return fast_bf16(device)
+    return config.precision == "bf16"
+
+
+def _time_shift(config: LearnerConfig, network: Network) -> float:
+    if not config.shift_base:
+        return 1.0
+    dimensions = math.prod(network.config.latent_shape)
+    return flow.dimension_shift(dimensions, config.shift_base)
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
     """The thread's own seconds for a matrix product, whatever else the machine is busy with."""
     a = torch.ones(512, 256, dtype=dtype)
-    return min(timeit.repeat(functools.partial(torch.mm, a, a.T), number=1, repeat=10, timer=time.thread_time))
+    product = functools.partial(torch.mm, a, a.T)
+    return min(timeit.repeat(product, number=1, repeat=10, timer=time.thread_time))
 
 
 def _same(value: Value) -> Value:
@@ -288,7 +348,3 @@ def _same(value: Value) -> Value:
 
 def _shape(tensor: Tensor | None) -> torch.Size | None:
     return None if tensor is None else tensor.shape
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -9,7 +9,7 @@ stage of its own).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from gmem.layers import FinalLayer, LabelEmbedding, Modulation, RMSNorm, SwiGLU,
 from gmem.pretrain.loop import Average
 from gmem.sampler import sample
 from gmem.settings import PriorConfig, SamplerConfig
+from gmem.states import below, load_optimiser_state, optimiser_state
 
 WARMUP = 100
 SAMPLER = SamplerConfig("ode", "heun", steps=20)
@@ -47,11 +48,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.mlp, self.modulation = RMSNorm(width), SwiGLU(width), Modulation(width, 3)
+        self.norm = RMSNorm(width)
+        self.mlp = SwiGLU(width)
+        self.modulation = Modulation(width, 3)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(condition)
-        return torch.addcmul(x, gate, self.mlp(self.norm(x, shift, scale)))
+        normed = self.norm(x, shift, scale)
+        return torch.addcmul(x, gate, self.mlp(normed))
 
 
 class Prior(nn.Module):
@@ -72,18 +76,28 @@ class Prior(nn.Module):
     def __init__(self, shape: PriorShape) -> None:
         super().__init__()
         self.shape = shape
+        width = shape.width
         self.register_buffer("mean", torch.zeros(shape.dim))
         self.register_buffer("deviation", torch.ones(shape.dim))
-        self.embed = nn.Linear(shape.dim, shape.width)
-        self.embed_time = TimeEmbedding(shape.width)
-        self.embed_label = LabelEmbedding(shape.classes, shape.width) if shape.classes else None
-        self.blocks = nn.ModuleList([ResidualBlock(shape.width) for _ in range(shape.depth)])
-        self.final = FinalLayer(shape.width, shape.dim)
+        self.embed = nn.Linear(shape.dim, width)
+        self.embed_time = TimeEmbedding(width)
+        self.embed_label: LabelEmbedding | None = None
+        if shape.classes:
+            self.embed_label = LabelEmbedding(shape.classes, width)
+        self.blocks = nn.ModuleList([ResidualBlock(width) for _ in range(shape.depth)])
+        self.final = FinalLayer(width, shape.dim)
         for name, parameter in self.named_parameters():
-            if "odulation" in name or name.startswith("final.linear"):
+            silent = "odulation" in name or name.startswith("final.linear")
+            if silent:
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, t: Tensor, snippet: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        snippet: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """The velocity [B, D].
 
         Args:
@@ -94,8 +108,11 @@ class Prior(nn.Module):
         """
         condition = self.embed_time(t)
         if self.embed_label is not None:
-            none = torch.full((len(x),), self.shape.classes, device=x.device)
-            label = none if label is None else torch.where(label < 0, none, label)
+            unlabelled = torch.full((len(x),), self.shape.classes, device=x.device)
+            if label is None:
+                label = unlabelled
+            else:
+                label = torch.where(label < 0, unlabelled, label)
             condition = condition + self.embed_label(label)
         hidden = self.embed(x)[:, None]
         for block in self.blocks:
@@ -104,7 +121,13 @@ class Prior(nn.Module):
         return velocity[:, 0]
 
 
-def draw(prior: Prior, count: int, seed: int, label: int | None = None, guidance: float = 1.0) -> Tensor:
+def draw(
+    prior: Prior,
+    count: int,
+    seed: int,
+    label: int | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
     """Snippets float32 [count, D] of unit length; number i of a seed is the same whatever the count.
 
     Args:
@@ -116,24 +139,33 @@ def draw(prior: Prior, count: int, seed: int, label: int | None = None, guidance
 
     Raises ValueError for a label that is not known.
     """
-    if label is not None and not 0 <= label < prior.shape.classes:
-        raise InputError(f"the prior knows {prior.shape.classes} classes, and not number {label}; name one it has seen")
-    device, made = prior.mean.device, []
-    config = SamplerConfig("ode", "heun", steps=SAMPLER.steps, guidance=guidance) if guidance != 1 else SAMPLER
+    shape = prior.shape
+    if label is not None and not 0 <= label < shape.classes:
+        raise InputError(f"the prior knows {shape.classes} classes, and not number {label}; name one it has seen")
+    device = prior.mean.device
+    config = replace(SAMPLER, guidance=guidance)
+    drawn = [torch.zeros(0, shape.dim)]
     for start in range(0, count, DRAWN_TOGETHER):
         places = range(start, min(start + DRAWN_TOGETHER, count))
-        begin = noise.normals(seed, noise.PRIOR_SAMPLING, 0, places, (prior.shape.dim,)).to(device)
-        labels = None if label is None else torch.full((len(places),), label, device=device)
-        vectors = sample(prior, begin, None, config, label=labels).latent * prior.deviation + prior.mean
-        made.append(memory.normalise(vectors).cpu())
-    return torch.cat(made) if made else torch.zeros(0, prior.shape.dim)
+        normal = noise.normals(seed, noise.PRIOR_SAMPLING, 0, places, (shape.dim,))
+        labels: Tensor | None = None
+        if label is not None:
+            labels = torch.full((len(places),), label, device=device)
+        standardised = sample(prior, normal.to(device), None, config, label=labels).latent
+        snippets = standardised * prior.deviation + prior.mean
+        drawn.append(memory.normalise(snippets).cpu())
+    return torch.cat(drawn)
 
 
 class PriorLearner:
     """A prior in training, with its average and its optimiser. What a step draws is a function of (seed, step)."""
 
     def __init__(
-        self, snippets: Tensor, labels: Tensor, config: PriorConfig, device: str | torch.device = "cpu"
+        self,
+        snippets: Tensor,
+        labels: Tensor,
+        config: PriorConfig,
+        device: str | torch.device = "cpu",
     ) -> None:
         """Begins at step 0.
 
@@ -147,28 +179,49 @@ class PriorLearner:
         """
         if len(snippets) < 2:
             raise InputError(f"a prior is learned of many snippets, and there are {len(snippets)}; add pictures")
-        self.snippets, self.labels, self.config, self.device = snippets, labels, config, torch.device(device)
-        shape = PriorShape(snippets.shape[1], max(int(labels.max()) + 1, 0), config.width, config.depth)
+        self.snippets = snippets
+        self.labels = labels
+        self.config = config
+        self.device = torch.device(device)
+        self.steps = 0
+
+        # The network begins from the seed, and knows how the snippets lie.
+        shape = PriorShape(
+            dim=snippets.shape[1],
+            classes=max(int(labels.max()) + 1, 0),
+            width=config.width,
+            depth=config.depth,
+        )
         torch.manual_seed(config.seed)
         self.prior = Prior(shape).to(self.device)
-        self.prior.mean.copy_((moments := _moments(snippets))[0])
-        self.prior.deviation.copy_(moments[1])
+        mean, deviation = _moments(snippets)
+        self.prior.mean.copy_(mean)
+        self.prior.deviation.copy_(deviation)
+
         self.average = Average(self.prior, config.ema)
-        self.optimiser = torch.optim.AdamW(self.prior.parameters(), config.lr, (0.9, 0.99), weight_decay=0.0)
-        self.steps = 0
+        self.optimiser = torch.optim.AdamW(
+            self.prior.parameters(),
+            config.lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+        )
 
     def step(self) -> float:
         """One update; its loss, the mean squared error of the velocity, which is about 2 of a network that knows nothing."""
-        stream = noise.stream(self.config.seed, noise.PRIOR_TRAINING, self.steps, 0)
-        rows = torch.from_numpy(stream.integers(len(self.snippets), size=self.config.batch))
-        labels = self.labels[rows]
-        dropped = torch.from_numpy(stream.random(len(rows), dtype="float32")) < self.config.drop
-        loss = self._loss(self.prior, self.snippets[rows], labels.masked_fill(dropped, -1), stream)
+        # What this step sees: snippets of its own, some without their labels.
+        config = self.config
+        stream = noise.stream(config.seed, noise.PRIOR_TRAINING, self.steps, 0)
+        rows = torch.from_numpy(stream.integers(len(self.snippets), size=config.batch))
+        uniform = torch.from_numpy(stream.random(len(rows), dtype="float32"))
+        labels = self.labels[rows].masked_fill(uniform < config.drop, -1)
+        loss = self._loss(self.prior, self.snippets[rows], labels, stream)
 
+        # What it changes; the rate rises over the first steps.
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
-        self.optimiser.param_groups[0]["lr"] = self.config.lr * min(1.0, (self.steps + 1) / WARMUP)
+        warmth = min(1.0, (self.steps + 1) / WARMUP)
+        self.optimiser.param_groups[0]["lr"] = config.lr * warmth
         self.optimiser.step()
         self.average.update(self.prior, self.steps)
         self.steps += 1
@@ -187,41 +240,45 @@ class PriorLearner:
         return float(self._loss(self.averaged(), snippets, labels, stream))
 
     def _loss(self, prior: Prior, snippets: Tensor, labels: Tensor, stream: Any) -> Tensor:
-        latent = (memory.normalise(snippets.float().to(self.device)) - prior.mean) / prior.deviation
-        epsilon = torch.from_numpy(stream.standard_normal(latent.shape, dtype="float32")).to(self.device)
-        normal = torch.from_numpy(stream.standard_normal(len(latent), dtype="float32")).to(self.device)
-        t = flow.times(normal)
-        velocity = prior(flow.interpolate(latent, epsilon, t), t, label=labels.to(self.device))
+        """The mean squared error [] of the velocity, for snippets [B, D] and labels [B]."""
+        directions = memory.normalise(snippets.float().to(self.device))
+        latent = (directions - prior.mean) / prior.deviation
+        epsilon = torch.from_numpy(stream.standard_normal(latent.shape, dtype="float32"))
+        epsilon = epsilon.to(self.device)
+        normal = torch.from_numpy(stream.standard_normal(len(latent), dtype="float32"))
+        t = flow.times(normal.to(self.device))
+        noisy = flow.interpolate(latent, epsilon, t)
+        velocity = prior(noisy, t, label=labels.to(self.device))
         return F.mse_loss(velocity, flow.target(latent, epsilon))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which training goes on exactly."""
         weights = self.prior.state_dict()
+        averaged = weights | self.average.values
         tensors = {f"network.{name}": value for name, value in weights.items()}
-        tensors |= {f"ema.{name}": value for name, value in (weights | self.average.values).items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        return {name: value.detach().clone() for name, value in tensors.items()}, {"steps": self.steps}
+        tensors |= {f"ema.{name}": value for name, value in averaged.items()}
+        tensors |= optimiser_state(self.optimiser, "optimiser.")
+        copies = {name: value.detach().clone() for name, value in tensors.items()}
+        return copies, {"steps": self.steps}
 
     def load_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Puts a `state()` back."""
-        self.prior.load_state_dict(_below(tensors, "network."))
-        averages = _below(tensors, "ema.")
+        self.prior.load_state_dict(below(tensors, "network."))
+        averages = below(tensors, "ema.")
         for name, value in self.average.values.items():
             value.copy_(averages[name])
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below(tensors, "optimiser.").items():
-            number, key = name.split(".", 1)
-            states.setdefault(int(number), {})[key] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": states, "param_groups": groups})
+        load_optimiser_state(self.optimiser, tensors, "optimiser.")
         self.steps = int(progress["steps"])
 
 
-def load_prior(shape: dict[str, Any], tensors: dict[str, Tensor], device: str | torch.device = "cpu") -> Prior:
+def load_prior(
+    shape: dict[str, Any],
+    tensors: dict[str, Tensor],
+    device: str | torch.device = "cpu",
+) -> Prior:
     """A prior of averaged weights (`ema.<name>`), as `PriorLearner.state` gives them, and the fields of its shape."""
     prior = Prior(PriorShape(**shape))
-    prior.load_state_dict(_below(tensors, "ema."))
+    prior.load_state_dict(below(tensors, "ema."))
     return prior.to(device).eval()
 
 
@@ -239,10 +296,8 @@ def _moments(snippets: Tensor, block: int = 65_536) -> tuple[Tensor, Tensor]:
         total += rows.sum(0)
         squares += rows.square().sum(0)
     mean = total / len(snippets)
-    deviation = (squares / len(snippets) - mean.square()).clamp_min(0).sqrt()
+    variance = squares / len(snippets) - mean.square()
+    deviation = variance.clamp_min(0).sqrt()
     usual = float(deviation.mean())
-    return mean.float(), deviation.clamp_min(FLAT * usual if usual > 0 else 1.0).float()
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    floor = FLAT * usual if usual > 0 else 1.0
+    return mean.float(), deviation.clamp_min(floor).float()

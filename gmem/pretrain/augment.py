@@ -28,7 +28,7 @@ class View:
 def mirror(images: Tensor, chance: float, generator: torch.Generator) -> Tensor:
     """Mirror a share of the pictures."""
     coin = torch.rand(len(images), generator=generator) < chance
-    return torch.where(coin.view(-1, 1, 1, 1), images.flip(-1), images)
+    return torch.where(_per_picture(coin), images.flip(-1), images)
 
 
 def draw_view(images: Tensor, view: View, generator: torch.Generator) -> Tensor:
@@ -42,8 +42,9 @@ def draw_view(images: Tensor, view: View, generator: torch.Generator) -> Tensor:
 def erase_patches(images: Tensor, share: float, patch: int, generator: torch.Generator) -> Tensor:
     """Paint a share of the patches of every picture over with one colour drawn for it."""
     b, _, h, w = images.shape
-    drawn = torch.rand(b, 1, h // patch, w // patch, generator=generator) < share
-    hole = drawn.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    uniform = torch.rand(b, 1, h // patch, w // patch, generator=generator)
+    patches = uniform < share
+    hole = patches.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     paint = torch.rand(b, 3, 1, 1, generator=generator) * 2 - 1
     return torch.where(hole, paint, images)
 
@@ -52,39 +53,60 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator) ->
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
+def _per_picture(values: Tensor) -> Tensor:
+    """Values [B] as [B, 1, 1, 1], beside pictures."""
+    return values.view(-1, 1, 1, 1)
+
+
 def _place(images: Tensor, view: View, generator: torch.Generator) -> Tensor:
     """Zoom, turn and shift in one resampling; beyond the border its last pixels go on."""
     b = len(images)
-    zoom = torch.exp(_uniform(b, math.log(view.zoom[0]), math.log(view.zoom[1]), generator))
+    smallest, largest = view.zoom
+    zoom = torch.exp(_uniform(b, math.log(smallest), math.log(largest), generator))
     angle = _uniform(b, -view.turn, view.turn, generator) * math.pi / 180
-    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    dx, dy = (_uniform(b, -view.shift, view.shift, generator) for _ in range(2))
-    theta = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
+    cos = torch.cos(angle) / zoom
+    sin = torch.sin(angle) / zoom
+    dx = _uniform(b, -view.shift, view.shift, generator)
+    dy = _uniform(b, -view.shift, view.shift, generator)
+    first_row = torch.stack([cos, -sin, dx], 1)
+    second_row = torch.stack([sin, cos, dy], 1)
+    theta = torch.stack([first_row, second_row], 1)  # [B, 2, 3]
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(
+        images,
+        grid,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
 
 
 def _colour(images: Tensor, view: View, generator: torch.Generator) -> Tensor:
+    """Contrast, brightness and tint, then hue and grey where the view varies them."""
     b = len(images)
-    contrast = _uniform(b, 1 - view.gain, 1 + view.gain, generator).view(-1, 1, 1, 1)
-    light = _uniform(b, -view.gain, view.gain, generator).view(-1, 1, 1, 1)
-    tint = _uniform(3 * b, 1 - view.tint, 1 + view.tint, generator).view(b, 3, 1, 1)
-    out = (images * contrast + light + 1) * tint - 1
+    contrast = _uniform(b, 1 - view.gain, 1 + view.gain, generator)
+    light = _uniform(b, -view.gain, view.gain, generator)
+    tint = _uniform(3 * b, 1 - view.tint, 1 + view.tint, generator)
+    lit = images * _per_picture(contrast) + _per_picture(light)
+    out = (lit + 1) * tint.view(b, 3, 1, 1) - 1
     if view.hue:
-        out = _turn_hue(out, _uniform(b, -view.hue, view.hue, generator))
+        share = _uniform(b, -view.hue, view.hue, generator)
+        out = _turn_hue(out, share)
     if view.grey:
-        grey = torch.rand(b, generator=generator) < view.grey
-        out = torch.where(grey.view(-1, 1, 1, 1), out.mean(1, keepdim=True).expand_as(out), out)
+        coin = torch.rand(b, generator=generator) < view.grey
+        grey = out.mean(1, keepdim=True).expand_as(out)
+        out = torch.where(_per_picture(coin), grey, out)
     return out
 
 
 def _turn_hue(images: Tensor, share: Tensor) -> Tensor:
     """Rotate colours [B, 3, H, W] about the grey axis by shares [B] of a whole turn (Rodrigues' formula)."""
     angle = share * 2 * math.pi
-    cos, sin = torch.cos(angle), torch.sin(angle) / math.sqrt(3)
-    along, across = (1 - cos) / 3, cos
-    circulant = torch.stack([along + across, along - sin, along + sin], 1)  # first row; the others are its shifts
-    matrix = torch.stack([circulant, circulant.roll(1, 1), circulant.roll(2, 1)], 1)
+    cos = torch.cos(angle)
+    sin = torch.sin(angle) / math.sqrt(3)
+    along = (1 - cos) / 3
+    row = torch.stack([along + cos, along - sin, along + sin], 1)  # the first; the others are its shifts
+    matrix = torch.stack([row, row.roll(1, 1), row.roll(2, 1)], 1)
     return torch.einsum("bij,bjhw->bihw", matrix, images)
 
 
@@ -94,19 +116,36 @@ def vary_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
     Every picture is shifted by whole pixels over a stride of the latent grid and mirrored by a coin; some lie on their
     side, some have their colour channels swapped; two batches in five are resized by -15 to +20 %.
     """
+    # The whole batch is resized, and continued beyond its border, so that every shift finds pixels.
     b, _, h, w = images.shape
     if torch.rand((), generator=generator) < 0.4:
         factor = 0.85 + 0.35 * torch.rand((), generator=generator).item()
         images = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
     over = max(h - images.shape[2], w - images.shape[3], 0)
     images = F.pad(images, (4 + over,) * 4, mode="replicate")
-    top, left = (images.shape[2] - h) // 2, (images.shape[3] - w) // 2
-    moves = torch.randint(-4, 5, (b, 2), generator=generator)
-    coins = torch.rand(b, 3, generator=generator)
+    middle_top = (images.shape[2] - h) // 2
+    middle_left = (images.shape[3] - w) // 2
+
+    # Then each picture goes its own way.
+    moves = torch.randint(-4, 5, (b, 2), generator=generator).tolist()
+    coins = torch.rand(b, 3, generator=generator).tolist()
     out = []
-    for picture, (down, right), (mirrored, swapped, lying) in zip(images, moves.tolist(), coins.tolist(), strict=True):
-        part = picture[:, top + down : top + down + h, left + right : left + right + w]
-        part = part.flip(-1) if mirrored < 0.5 else part
-        part = part[torch.randperm(3, generator=generator)] if swapped < 0.25 else part
-        out.append(part.mT if lying < 1 / 6 and h == w else part)
+    for picture, move, coin in zip(images, moves, coins, strict=True):
+        down, right = move
+        top = middle_top + down
+        left = middle_left + right
+        part = picture[:, top : top + h, left : left + w]
+        out.append(_vary_one(part, coin, generator))
     return torch.stack(out)
+
+
+def _vary_one(picture: Tensor, coins: list[float], generator: torch.Generator) -> Tensor:
+    """Picture [3, H, W] perhaps mirrored, its channels swapped, or (where it is square) laid on its side."""
+    mirrored, swapped, lying = coins
+    if mirrored < 0.5:
+        picture = picture.flip(-1)
+    if swapped < 0.25:
+        picture = picture[torch.randperm(3, generator=generator)]
+    if lying < 1 / 6 and picture.shape[1] == picture.shape[2]:
+        picture = picture.mT
+    return picture

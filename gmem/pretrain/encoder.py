@@ -37,6 +37,7 @@ from gmem.pretrain.loop import (
     write_json,
     write_provenance,
 )
+from gmem.states import below
 from gmem.tensor_files import write_tensors
 
 STRONG = View(zoom=(0.9, 2.0), shift=0.25, turn=15.0, gain=0.4, tint=0.3, hue=0.15, grey=0.1, erase=0.0, mirror=True)
@@ -179,8 +180,8 @@ def model_arguments(training: EncoderTraining) -> dict[str, Any]:
 
 def export(average: Average, training: EncoderTraining, folder: Path) -> None:
     """Write the averaged encoder in timm's hub layout, weights as float16."""
-    kept = {k.removeprefix("encoder."): v for k, v in average.values.items() if k.startswith("encoder.")}
-    write_tensors(folder / "model.safetensors", {k: v.half() for k, v in kept.items()}, {"format": "pt"})
+    weights = {name: value.half() for name, value in below(average.values, "encoder.").items()}
+    write_tensors(folder / "model.safetensors", weights, {"format": "pt"})
     config = {
         "architecture": ARCHITECTURE,
         "num_classes": 0,

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from gmem.errors import InputError
+from gmem.states import below, load_optimiser_state, optimiser_state
 from gmem.tensor_files import write_tensors
 
 Progress = Callable[[dict[str, Any]], None]
@@ -70,24 +71,30 @@ def train(
     step = load_checkpoint(checkpoint, module, average, optimizers, recipe)
 
     sums: dict[str, float] = {}
-    since, first, saved = time.monotonic(), step, time.monotonic()
+    first = step
+    since = saved = time.monotonic()
     while step < training.steps:
         # One update.
         values = losses(step)
-        set_rate(optimizers, rate_factor(step, training.steps, training.warmup, training.decay_share))
+        factor = rate_factor(step, training.steps, training.warmup, training.decay_share)
+        set_rate(optimizers, factor)
         _descend(values["loss"], clipped, optimizers)
         average.update(module, step)
         step += 1
         last = step == training.steps
 
         # What is told, and what is kept.
-        sums = {name: sums.get(name, 0.0) + float(value.detach()) for name, value in values.items()}
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
         if step % report_every == 0 or last:
             if progress:
-                rate = (step - first) * training.batch / (time.monotonic() - since)
-                means = {name: value / (step - first) for name, value in sums.items()}
+                passed = step - first
+                rate = passed * training.batch / (time.monotonic() - since)
+                means = {name: total / passed for name, total in sums.items()}
                 progress({"step": step, "steps": training.steps, "rate": rate} | means)
-            sums, since, first = {}, time.monotonic(), step
+            sums = {}
+            first = step
+            since = time.monotonic()
         if time.monotonic() - saved > checkpoint_seconds or last:
             save_checkpoint(checkpoint, step, module, average, optimizers, recipe)
             saved = time.monotonic()
@@ -102,24 +109,32 @@ def _descend(loss: Tensor, clipped: list[nn.Parameter], optimizers: list[torch.o
         optimizer.zero_grad()
 
 
-def write_provenance(folder: Path, origin: dict[str, Any] | None, training: Training, figures: dict[str, Any]) -> None:
+def write_provenance(
+    folder: Path,
+    origin: dict[str, Any] | None,
+    training: Training,
+    figures: dict[str, Any],
+) -> None:
     """How weights came about: `origin` as it is (data, command, licence), all parameters, and the figures."""
-    write_json(folder / "provenance.json", (origin or {}) | {"training": asdict(training), "figures": figures})
+    made = {"training": asdict(training), "figures": figures}
+    write_json(folder / "provenance.json", (origin or {}) | made)
 
 
 def generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
     """The generator of one step: seeded by a hash, so that neighbouring seeds and steps share nothing."""
     digest = hashlib.sha256(f"{purpose}/{seed}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    hashed = int.from_bytes(digest[:8], "big") >> 1
+    return torch.Generator().manual_seed(hashed)
 
 
 def batch_rows(count: int, batch: int, seed: int, step: int) -> Tensor:
     """Picture numbers [batch] of a step: every picture once an epoch, in an order drawn for each epoch."""
     places = torch.arange(step * batch, (step + 1) * batch)
     rows = torch.empty(batch, dtype=torch.int64)
-    for epoch in torch.unique(places // count).tolist():
+    epochs = places // count
+    for epoch in torch.unique(epochs).tolist():
         order = torch.randperm(count, generator=generator(seed, epoch, "order"))
-        here = places // count == epoch
+        here = epochs == epoch
         rows[here] = order[places[here] % count]
     return rows
 
@@ -129,8 +144,9 @@ def rate_factor(step: int, steps: int, warmup: int, decay_share: float) -> float
 
     Only the fall depends on `steps`, so a run may be resumed with another number of them.
     """
-    fall = max(1.0, decay_share * steps)
-    return min(1.0, (step + 1) / max(1, warmup), max(0.0, (steps - step) / fall))
+    rise = (step + 1) / max(1, warmup)
+    fall = (steps - step) / max(1.0, decay_share * steps)
+    return min(1.0, rise, max(0.0, fall))
 
 
 class Average:
@@ -160,21 +176,37 @@ class Muon(torch.optim.Optimizer):
     neither do checkpoints go on to the same weights.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.mul_(group["momentum"]).add_(p.grad)
-                update = p.grad.add(momentum, alpha=group["momentum"]).flatten(1)
-                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(orthogonal(update).view_as(p), alpha=-group["lr"] * scale)
+                if p.grad is not None:
+                    self._move(p, p.grad, group["lr"], group["momentum"], group["weight_decay"])
+
+    def _move(
+        self,
+        p: nn.Parameter,
+        gradient: Tensor,
+        lr: float,
+        inertia: float,
+        weight_decay: float,
+    ) -> None:
+        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        momentum.mul_(inertia).add_(gradient)
+        update = gradient.add(momentum, alpha=inertia).flatten(1)
+        rows, columns = update.shape
+        scale = max(1.0, rows / columns) ** 0.5
+        p.mul_(1 - lr * weight_decay)
+        p.add_(orthogonal(update).view_as(p), alpha=-lr * scale)
 
 
 def orthogonal(matrix: Tensor, rounds: int = 4) -> Tensor:
@@ -184,26 +216,35 @@ def orthogonal(matrix: Tensor, rounds: int = 4) -> Tensor:
     x = x.T if tall else x
     for _ in range(rounds):
         gram = x @ x.T
-        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+        polynomial = -4.775 * gram + 2.0315 * gram @ gram
+        x = 3.4445 * x + polynomial @ x
     return x.T if tall else x
 
 
 def save_checkpoint(
-    path: Path, step: int, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], recipe: str
+    path: Path,
+    step: int,
+    module: nn.Module,
+    average: Average,
+    optimizers: list[torch.optim.Optimizer],
+    recipe: str,
 ) -> None:
     """Write everything a resumed run needs as one safetensors file, atomically."""
-    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.values.items()}
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.values.items()}
     for number, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors |= optimiser_state(optimizer, f"optimizer.{number}.")
     part = path.with_suffix(".part")
     write_tensors(part, tensors, {"step": str(step), "recipe": recipe})
     os.replace(part, path)
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer], recipe: str
+    path: Path,
+    module: nn.Module,
+    average: Average,
+    optimizers: list[torch.optim.Optimizer],
+    recipe: str,
 ) -> int:
     """Read what `save_checkpoint` wrote and return its step (0 when there is none).
 
@@ -216,20 +257,12 @@ def load_checkpoint(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if metadata.get("recipe") != recipe:
         raise InputError(f"{path} was made with other parameters; remove it or give the parameters it was made with")
-    module.load_state_dict(_under(tensors, "module."))
-    for name, value in _under(tensors, "average.").items():
+    module.load_state_dict(below(tensors, "module."))
+    for name, value in below(tensors, "average.").items():
         average.values[name].copy_(value)
     for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, f"optimizer.{number}.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        load_optimiser_state(optimizer, tensors, f"optimizer.{number}.")
     return int(metadata["step"])
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
@@ -240,4 +273,5 @@ def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
