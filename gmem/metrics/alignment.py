@@ -25,20 +25,27 @@ def aligned_similarity(x: NDArray[np.uint8], y: NDArray[np.uint8], shift: int | 
 
     Raises ValueError on other types or different shapes.
     """
-    if x.dtype != np.uint8 or x.shape != y.shape or x.dtype != y.dtype or x.ndim != 4:
+    alike = x.dtype == y.dtype and x.shape == y.shape
+    if not alike or x.dtype != np.uint8 or x.ndim != 4:
         raise ValueError(
             f"Pictures to align are uint8 [N, H, W, 3], as many on both sides, not {x.shape} and {y.shape}."
         )
     reach = x.shape[1] // 8 if shift is None else shift
-    parts = [_highest(_unit(x[rows]), _unit(y[rows]), reach) for rows in blocks(len(x), _PAIRS_AT_ONCE)]
-    return torch.cat(parts).numpy() if parts else np.zeros(0)
+    if not len(x):
+        return np.zeros(0)
+    parts = []
+    for rows in blocks(len(x), _PAIRS_AT_ONCE):
+        parts.append(_highest(_unit(x[rows]), _unit(y[rows]), reach))
+    return torch.cat(parts).numpy()
 
 
 def _unit(pictures: NDArray[np.uint8]) -> Tensor:
     """[N, 3, H, W] with mean 0 over each picture's every number, and of length 1 (0 where it has no contrast)."""
+    everywhere = (1, 2, 3)
     values = torch.from_numpy(pictures).movedim(-1, 1).double()
-    centred = values - values.mean(dim=(1, 2, 3), keepdim=True)
-    lengths = centred.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+    centred = values - values.mean(dim=everywhere, keepdim=True)
+    squares = centred.square().sum(dim=everywhere, keepdim=True)
+    lengths = squares.sqrt()
     return centred / lengths.clamp(min=1e-9)
 
 
@@ -46,10 +53,13 @@ def _highest(x: Tensor, y: Tensor, reach: int) -> Tensor:
     """By the Fourier transform: padded by `reach`, so that what leaves on one side does not come in on the other."""
     size = [side + reach for side in x.shape[2:]]
     moves = torch.arange(-reach, reach + 1)
-    spectrum, best = torch.fft.rfft2(y, s=size), torch.full((len(x),), -torch.inf, dtype=x.dtype)
+    conjugate = torch.fft.rfft2(y, s=size).conj()
+    best = torch.full((len(x),), -torch.inf, dtype=x.dtype)
     for view in (x, x.flip(-1)):
-        products = (torch.fft.rfft2(view, s=size) * spectrum.conj()).sum(dim=1)
-        correlation = torch.fft.irfft2(products, s=size)[:, moves[:, None], moves]
+        spectrum = torch.fft.rfft2(view, s=size)
+        products = (spectrum * conjugate).sum(dim=1)
+        everywhere = torch.fft.irfft2(products, s=size)
+        correlation = everywhere[:, moves[:, None], moves]
         best = torch.maximum(best, correlation.amax(dim=(1, 2)))
     return best
 

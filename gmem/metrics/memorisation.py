@@ -33,7 +33,8 @@ class Nearest:
         self.queries = as_features(queries, "The queries")
         self.distance: Array = np.full(len(self.queries), np.inf)
         self.id: NDArray[np.int64] = np.full(len(self.queries), -1, dtype=np.int64)
-        self._device, self._block = torch.device(device), block
+        self._device = torch.device(device)
+        self._block = block
 
     @cached_property
     def _centre(self) -> NDArray:
@@ -46,12 +47,15 @@ class Nearest:
         return self._around_centre(self.queries)
 
     def _around_centre(self, features: NDArray) -> tuple[Tensor, Tensor]:
-        moved = torch.from_numpy((features - self._centre).astype(self.queries.dtype)).to(self._device)
-        return moved, moved.square().sum(dim=1)
+        centred = (features - self._centre).astype(self.queries.dtype)
+        moved = torch.from_numpy(centred).to(self._device)
+        squares = moved.square().sum(dim=1)
+        return moved, squares
 
     def update(self, features: Tensor | NDArray, ids: Tensor | NDArray) -> None:
         """Looks through training features [N, D] with their ids [N]."""
-        rows, names = as_features(features, "The training features"), np.asarray(ids, dtype=np.int64)
+        rows = as_features(features, "The training features")
+        names = np.asarray(ids, dtype=np.int64)
         if rows.shape[1] != self.queries.shape[1]:
             raise ValueError(
                 f"Training features of {rows.shape[1]} dimensions do not belong to queries of "
@@ -85,32 +89,48 @@ class Nearest:
         x, xx = (part[asked] for part in self._centred)
         products = torch.addmm(yy[None], x, y.T, alpha=-2)  # |x - y|² - |x|²
         known = torch.from_numpy(self.distance[asked] ** 2).to(self._device)
-        low = (products.amin(dim=1) + xx).double() - self._rounding(xx, yy.max())
+
+        # Queries for which any row of y may be nearer than what is known.
+        nearest = (products.amin(dim=1) + xx).double()
+        low = nearest - self._rounding(xx, yy.max())
         near = (low <= known).nonzero()[:, 0]
         if not len(near):
             return []
-        values, found = products[near].topk(min(_CANDIDATES, len(y)), dim=1, largest=False)
-        squares, slack = (values + xx[near, None]).double(), self._rounding(xx[near, None], yy[found])
-        best = torch.minimum((squares + slack).amin(dim=1), known[near])
+
+        # Of each, the rows that may be the nearest of all.
+        count = min(_CANDIDATES, len(y))
+        values, found = products[near].topk(count, dim=1, largest=False)
+        lengths = xx[near, None]
+        squares = (values + lengths).double()
+        slack = self._rounding(lengths, yy[found])
+        highest = (squares + slack).amin(dim=1)
+        best = torch.minimum(highest, known[near])
         wanted = (squares - slack <= best[:, None]).cpu().numpy()
-        numbers, places = asked.start + near.cpu().numpy(), found.cpu().numpy()
+        numbers = asked.start + near.cpu().numpy()
+        places = found.cpu().numpy()
         return [(numbers[rows], column[rows]) for rows, column in zip(wanted.T, places.T, strict=True)]
 
     def _rounding(self, xx: Tensor, yy: Tensor) -> Tensor:
         """How far a squared distance by products may be off, by the squared lengths: (D + 5) u (|x| + |y|)² for sums in
         any order of numbers rounded by u = eps / 2, those rounded by the centring included; and twice that."""
         dim = self.queries.shape[1]
-        return (dim + 5) * torch.finfo(xx.dtype).eps * (xx.double().sqrt() + yy.double().sqrt()) ** 2
+        epsilon = torch.finfo(xx.dtype).eps
+        lengths = xx.double().sqrt() + yy.double().sqrt()
+        return (dim + 5) * epsilon * lengths**2
 
     def _rank(self, numbers: NDArray, rows: NDArray, names: NDArray[np.int64]) -> None:
         """Computes the distance of each of the queries to its row, and keeps the nearer ones."""
         for part in blocks(len(numbers), self._block):
-            step = self.queries[numbers[part]].astype(np.float64) - rows[part]
-            self._keep_nearer(numbers[part], np.sqrt((step**2).sum(axis=1)), names[part])
+            asked = numbers[part]
+            step = self.queries[asked].astype(np.float64) - rows[part]
+            distance = np.sqrt((step**2).sum(axis=1))
+            self._keep_nearer(asked, distance, names[part])
 
     def _keep_nearer(self, asked: slice | NDArray, distance: Array, names: NDArray[np.int64]) -> None:
-        known, ids = self.distance[asked], self.id[asked]
-        nearer = (distance < known) | ((distance == known) & (names < ids))
+        known = self.distance[asked]
+        ids = self.id[asked]
+        lower = (distance == known) & (names < ids)
+        nearer = (distance < known) | lower
         self.distance[asked] = np.where(nearer, distance, known)
         self.id[asked] = np.where(nearer, names, ids)
 
@@ -147,7 +167,8 @@ def memorisation(samples: Nearest, held_out: Nearest, sources: Tensor | NDArray 
 
     Raises ValueError where nothing was searched, dimensions differ, or `sources` has another length.
     """
-    if not (np.isfinite(samples.distance).all() and np.isfinite(held_out.distance).all()):
+    searched = np.isfinite(samples.distance).all() and np.isfinite(held_out.distance).all()
+    if not searched:
         raise ValueError("No training features were searched: call update before measuring memorisation.")
     if samples.queries.shape[1] != held_out.queries.shape[1]:
         raise ValueError("Samples and held-out pictures have features of different dimensions: use one detector.")
@@ -155,12 +176,16 @@ def memorisation(samples: Nearest, held_out: Nearest, sources: Tensor | NDArray 
     copy_distance = float(np.quantile(held_out.distance, COPY_QUANTILE))
     if typical == 0:
         raise InputError("Most held-out pictures are in the training set: hold out pictures that were not trained on.")
+    close_distance = np.quantile(held_out.distance, 0.05)
+    from_source = None
+    if sources is not None:
+        from_source = _from_source(samples.id, np.asarray(sources, dtype=np.int64))
     return Memorisation(
         ratio=float(np.median(samples.distance)) / typical,
-        closer=float((samples.distance < np.quantile(held_out.distance, 0.05)).mean()),
+        closer=float((samples.distance < close_distance).mean()),
         copied=float((samples.distance < copy_distance).mean()),
         copy_distance=copy_distance,
-        from_source=None if sources is None else _from_source(samples.id, np.asarray(sources, dtype=np.int64)),
+        from_source=from_source,
         distances=samples.distance,
         nearest=samples.id,
         held_out_distances=held_out.distance,

@@ -35,7 +35,8 @@ def sliced_wasserstein(
 
     Raises ValueError on different dimensions, NaN or infinity, or no projections.
     """
-    first, second = as_features(x, "The first features"), as_features(y, "The second features")
+    first = as_features(x, "The first features")
+    second = as_features(y, "The second features")
     if first.shape[1] != second.shape[1]:
         raise ValueError(
             f"Features of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared: use one detector for both."
@@ -45,8 +46,10 @@ def sliced_wasserstein(
     at_x, at_y, widths = _steps(len(first), len(second))
     total = 0.0
     for directions in _directions(first.shape[1], projections, seed):
-        gaps = _sorted(first, directions)[:, at_x] - _sorted(second, directions)[:, at_y]
-        total += float((gaps.square_() @ widths).sum())
+        of_x = _sorted(first, directions)[:, at_x]
+        of_y = _sorted(second, directions)[:, at_y]
+        squares = (of_x - of_y).square_()
+        total += float((squares @ widths).sum())
     return total / projections
 
 
@@ -54,13 +57,17 @@ def _directions(dim: int, count: int, seed: int) -> Iterator[Tensor]:
     """Unit vectors [P, D], a few at a time."""
     random = np.random.default_rng(seed)
     for part in blocks(count, _DIRECTIONS_AT_ONCE):
-        rows = torch.from_numpy(random.standard_normal((part.stop - part.start, dim)))
+        shape = (part.stop - part.start, dim)
+        rows = torch.from_numpy(random.standard_normal(shape))
         yield rows / rows.norm(dim=1, keepdim=True)
 
 
 def _sorted(features: NDArray, directions: Tensor) -> Tensor:
     """The features [N, D] along each of the directions [P, D], rising, as [P, N]."""
-    parts = [directions @ torch.from_numpy(features[rows]).double().T for rows in blocks(len(features), _ROWS_AT_ONCE)]
+    parts = []
+    for rows in blocks(len(features), _ROWS_AT_ONCE):
+        part = torch.from_numpy(features[rows]).double()
+        parts.append(directions @ part.T)
     return torch.cat(parts, dim=1).sort(dim=1).values
 
 
@@ -69,6 +76,13 @@ def _steps(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
     In units of 1 / (n m) the pieces end at multiples of m and of n.
     """
-    ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
+    of_first = np.arange(1, n + 1) * m
+    of_second = np.arange(1, m + 1) * n
+    ends = np.union1d(of_first, of_second)
     widths = np.diff(ends, prepend=0) / (n * m)
-    return torch.from_numpy((ends - 1) // m), torch.from_numpy((ends - 1) // n), torch.from_numpy(widths)
+    last = ends - 1
+    return (
+        torch.from_numpy(last // m),
+        torch.from_numpy(last // n),
+        torch.from_numpy(widths),
+    )

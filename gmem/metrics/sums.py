@@ -30,7 +30,8 @@ class FeatureSums:
     def __init__(self, moments: Collection[str] = ("pool",), kept: Collection[str] = ()) -> None:
         if not set(moments) | set(kept):
             raise ValueError("Nothing would be gathered: name at least one stream for statistics or to be kept.")
-        self.moments, self.kept = tuple(sorted(moments)), tuple(sorted(kept))
+        self.moments = tuple(sorted(moments))
+        self.kept = tuple(sorted(kept))
         self.statistics: dict[str, GaussianStatistics] = {}
         self._index: list[NDArray[np.int64]] = []
         self._seen: set[int] = set()
@@ -63,7 +64,7 @@ class FeatureSums:
         self._check_new(numbers)
         self._note(numbers)
         for name in self.moments:
-            self.statistics.setdefault(name, GaussianStatistics(rows[name].shape[1])).hold(rows[name])
+            self._statistics(name, rows[name].shape[1]).hold(rows[name])
         for name in self.kept:
             self._kept[name].append(rows[name])
 
@@ -77,7 +78,7 @@ class FeatureSums:
             if other.count:
                 self._check_dim(name, other._dim(name))
         for name, statistics in other.statistics.items():
-            self.statistics.setdefault(name, GaussianStatistics(statistics.dim)).merge(statistics)
+            self._statistics(name, statistics.dim).merge(statistics)
         for name in self.kept:
             # Copied, since arrays from a shared store hold there all that they came with.
             self._kept[name] += [rows.copy() for rows in other._kept[name]]
@@ -89,7 +90,8 @@ class FeatureSums:
             raise ValueError(f"The features of {name} were not kept: name it in `kept` before the evaluation.")
         if not self._kept[name]:
             raise ValueError("No samples were gathered: update before asking for features.")
-        return np.concatenate(self._kept[name])[np.argsort(np.concatenate(self._index))]
+        order = np.argsort(np.concatenate(self._index))
+        return np.concatenate(self._kept[name])[order]
 
     def arrays(self) -> dict[str, NDArray]:
         """Everything as named arrays, to send, or to store as npz or safetensors."""
@@ -125,6 +127,9 @@ class FeatureSums:
         sums._check_counts()
         return sums
 
+    def _statistics(self, name: str, dim: int) -> GaussianStatistics:
+        return self.statistics.setdefault(name, GaussianStatistics(dim))
+
     def _dim(self, name: str) -> int | None:
         if name in self.statistics:
             return self.statistics[name].dim
@@ -146,7 +151,9 @@ class FeatureSums:
         self._seen.update(numbers.tolist())
 
     def _check_counts(self) -> None:
-        counts = {s.count for s in self.statistics.values()} | {len(p[0]) for p in self._kept.values()} | {self.count}
+        counts = {self.count}
+        counts |= {statistics.count for statistics in self.statistics.values()}
+        counts |= {len(parts[0]) for parts in self._kept.values()}
         if len(counts) > 1:
             raise InputError(f"The sums do not hold together: they are of {sorted(counts)} samples.")
 
