@@ -103,14 +103,20 @@ class _Guided:
         config: SamplerConfig,
         guide: VelocityNetwork | None,
     ) -> None:
-        self.network, self.snippet, self.label, self.config, self.guide = network, snippet, label, config, guide
+        self.network = network
+        self.snippet = snippet
+        self.label = label
+        self.config = config
+        self.guide = guide
         self.calls = torch.zeros((), dtype=torch.int64)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """At time t of all samples: guided where the interval holds it."""
         place = torch.tensor(t, dtype=x.dtype).clamp_max(1)  # the last point of a grid may round to more
-        inside = bool((place >= self.config.guidance_from) & (place <= self.config.guidance_until))
-        return self.at(inside and self.config.guidance != 1, x, place.to(x.device).expand(len(x)))
+        begun = place >= self.config.guidance_from
+        ended = place > self.config.guidance_until
+        guided = bool(begun & ~ended) and self.config.guidance != 1
+        return self.at(guided, x, place.to(x.device).expand(len(x)))
 
     def at(self, guided: bool, x: Tensor, t: Tensor, wanted: Tensor | bool = True) -> Tensor:
         """At times t [B] of each sample's own: guided or not, whatever they are."""
@@ -134,17 +140,17 @@ class _Guided:
 
 def _intervals(config: SamplerConfig, end: float) -> Iterator[tuple[int, float, float]]:
     """Number, beginning and length of each interval from 0 to `end`."""
-    grid = shift(torch.linspace(0, 1, config.steps, dtype=torch.float64), config.shift) * end
-    return zip(range(config.steps - 1), grid[:-1].tolist(), grid.diff().tolist(), strict=True)
+    even = torch.linspace(0, 1, config.steps, dtype=torch.float64)
+    grid = shift(even, config.shift) * end
+    begins = grid[:-1].tolist()
+    lengths = grid.diff().tolist()
+    return zip(range(config.steps - 1), begins, lengths, strict=True)
 
 
 def _ode(velocity: _Guided, x: Tensor, config: SamplerConfig) -> Tensor:
     if config.method == "dopri5":
-        for (
-            begin,
-            end,
-            guided,
-        ) in config.pieces():  # a step over a jump would be judged by where its stages happen to lie
+        # A step over a jump would be judged by where its stages happen to lie.
+        for begin, end, guided in config.pieces():
             x = dopri5.integrate(functools.partial(velocity.at, guided), x, begin, end, config.rtol, config.atol)
         return x
     for _, t, dt in _intervals(config, 1.0):
@@ -159,7 +165,8 @@ def _sde(velocity: _Guided, x: Tensor, config: SamplerConfig, wiener: Wiener) ->
     """Euler–Maruyama, or Heun with the noise of a step added before its two drifts."""
     end = 1.0 if config.last == "none" else 1 - config.last_size
     for number, t, dt in _intervals(config, end):
-        kick = math.sqrt(2 * (1 - t) * _pull(config, t, dt) * dt) * wiener(number)
+        variance = 2 * (1 - t) * _pull(config, t, dt) * dt
+        kick = math.sqrt(variance) * wiener(number)
         if config.method == "euler":
             x = x + dt * _drift(velocity, x, t, dt, config) + kick
         else:
@@ -195,13 +202,19 @@ def _pull(config: SamplerConfig, t: float, dt: float) -> float:
     Three of them ask for a pull that no step can follow: SBDM is infinite at t = 0, the others leave noise alive at
     σ = 0. They are held at w·dt ≤ σ²/2, half the noise there is, a bound that vanishes as steps become small.
     """
-    sigma, n = 1 - t, config.diffusion_norm
+    n = config.diffusion_norm
+    sigma = 1 - t
+    gone = sigma <= 1e-6
     if config.diffusion in ("sigma", "linear"):
         return n
     if config.diffusion == "increasing-decreasing":
-        return n * math.sin(math.pi * t) ** 2 / sigma if sigma > 1e-6 else 0.0
+        return 0.0 if gone else n * math.sin(math.pi * t) ** 2 / sigma
     bound = sigma / (2 * dt)
     if config.diffusion == "SBDM":
         return min(n / t, bound) if t > 0 else bound
-    w = n if config.diffusion == "constant" else (n * math.cos(math.pi * t) + 1) ** 2 / 4
-    return min(w / sigma, bound) if sigma > 1e-6 else 0.0
+    if gone:
+        return 0.0
+    w = n
+    if config.diffusion == "decreasing":
+        w = (n * math.cos(math.pi * t) + 1) ** 2 / 4
+    return min(w / sigma, bound)

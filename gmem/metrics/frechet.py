@@ -48,9 +48,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     dim = len(mean_a)
     if _rank_bound(b, dim) < _rank_bound(a, dim):
         cov_a, cov_b = cov_b, cov_a
-    factor = _factor(torch.from_numpy(cov_a), full_rank=min(_rank_bound(a, dim), _rank_bound(b, dim)) == dim)
+    lower_rank = min(_rank_bound(a, dim), _rank_bound(b, dim))
+    factor = _factor(torch.from_numpy(cov_a), full_rank=lower_rank == dim)
     cross = _trace_root(factor.T @ torch.from_numpy(cov_b) @ factor)
-    return _assemble(mean_a - mean_b, float(np.trace(cov_a) + np.trace(cov_b)), cross)
+    traces = float(np.trace(cov_a) + np.trace(cov_b))
+    return _assemble(mean_a - mean_b, traces, cross)
 
 
 def frechet_distance_of_features(x: Tensor | NDArray, y: Tensor | NDArray) -> float:
@@ -59,18 +61,19 @@ def frechet_distance_of_features(x: Tensor | NDArray, y: Tensor | NDArray) -> fl
     With X, Y the centred features over sqrt(N - 1), the trace of the root is the sum of the singular values of X Y^T,
     an N by M matrix: for fewer samples than dimensions no D by D matrix is ever made.
     """
-    first, second = (_centred(f, name) for f, name in ((x, "The first features"), (y, "The second features")))
-    if first[0].shape != second[0].shape:
+    mean_x, centred_x = _centred(x, "The first features")
+    mean_y, centred_y = _centred(y, "The second features")
+    if mean_x.shape != mean_y.shape:
         raise InputError(
-            f"Features of {len(first[0])} and {len(second[0])} dimensions cannot be compared: use one detector for both."
+            f"Features of {len(mean_x)} and {len(mean_y)} dimensions cannot be compared: use one detector for both."
         )
-    product = _reduced(first[1]) @ _reduced(second[1]).T
+    product = _reduced(centred_x) @ _reduced(centred_y).T
     # The reduction to tridiagonal form waits for memory and synchronises at each of its D columns: at 2048 dimensions
     # one thread takes 0.44 s, and two take 1.7 s of processor time, and several times as long beside another job.
     with one_thread():
         cross = float(torch.linalg.svdvals(product).sum())
-    traces = float(first[1].square().sum() + second[1].square().sum())
-    return _assemble((first[0] - second[0]).numpy(), traces, cross)
+    traces = float(centred_x.square().sum() + centred_y.square().sum())
+    return _assemble((mean_x - mean_y).numpy(), traces, cross)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def _some(rows: NDArray, count: int, seed: int) -> NDArray:
     """So many of the rows, in their order: the first ones may be of one kind."""
     if count == len(rows):
         return rows
-    return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])]
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return rows[np.sort(chosen)]
 
 
 def _moments(rows: NDArray) -> GaussianStatistics:
@@ -125,7 +129,9 @@ def _centred(features: Tensor | NDArray, name: str) -> tuple[Tensor, Tensor]:
 
 def _reduced(rows: Tensor) -> Tensor:
     """With more samples than dimensions the triangle of a QR decomposition has the same Gram matrix, and is smaller."""
-    return torch.linalg.qr(rows, mode="r").R if len(rows) > rows.shape[1] else rows
+    if len(rows) <= rows.shape[1]:
+        return rows
+    return torch.linalg.qr(rows, mode="r").R
 
 
 def _assemble(step: Array, traces: float, cross: float) -> float:
