@@ -36,12 +36,16 @@ VARIED = 8
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Features of the reference pictures, then the samples, then the numbers; each part is kept as it is finished."""
+    # What is measured, and that it stays for as long as the report does.
     recipe = context.recipe
     checkpoint, bank = _subject(context)
-    guide, index = require_pieces(checkpoint, recipe), read_index(context.artifact("images").uri)
+    guide = require_pieces(checkpoint, recipe)
+    index = read_index(context.artifact("images").uri)
     for each in (checkpoint, guide):
         if each and each.uri.startswith(f"{context.store.root}/"):  # others' stores are theirs to keep
             pin(each, context.artifact("report").folder)
+
+    # How much there is to do: pictures of each split, their samples with floor and ceiling, several of a few snippets.
     file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
     plans = _plans(recipe, bank, index)
     pictures = {split: len(ids) for split, ids in plans.items()}
@@ -51,13 +55,19 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     varied = {split: ids[:VARIED] for split, ids in plans.items()}
     sampled = sum(3 * len(ids) + SEEDS * len(varied[split]) for split, ids in plans.items())
     progress.total(sum(pictures.values()) + sampled + searched)
+
     with pool(recipe.cluster, STAGE.resources(recipe.cluster), Evaluator, context, checkpoint) as workers:
+        # Features, on the workers.
         seen = references.of_pictures(context, index, pictures, workers, progress)
         against = references.of_file(context, file, workers) if file else None
         shares = _sampled(context, index, plans, workers, progress)
         seeds = _over_seeds(varied, workers, progress)
+
+        # Copies: the training pictures nearest to samples, in features and then in pixels.
         memorised = _memorised(context, index, plans, shares, seen, workers, progress) if searched else {}
         pixels = pixel_copies_of(context, index, memorised, seen) if memorised else {}
+
+        # Numbers and figures, here, and what needs a GPU still on the workers.
         detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
         found = Found(
             context=context,
@@ -113,11 +123,15 @@ def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.
     plans: dict[str, NDArray[np.int64]] = {}
     for split in SPLITS:
         count = min(recipe.evaluate.samples, _count(index, split))
-        if count >= 2:
-            condition = f"split = '{split}'" + ("" if recipe.evaluate.bank else " AND origin = 'dataset'")
-            available = len(bank.matching(f"{condition} AND NOT flipped"))
-            if min(count, available) >= 2:
-                plans[split] = bank.sample(min(count, available), recipe.sample.seed, condition)
+        if count < 2:
+            continue
+        condition = f"split = '{split}'"
+        if not recipe.evaluate.bank:
+            condition += " AND origin = 'dataset'"
+        available = len(bank.matching(f"{condition} AND NOT flipped"))
+        drawn = min(count, available)
+        if drawn >= 2:
+            plans[split] = bank.sample(drawn, recipe.sample.seed, condition)
     if not plans:
         raise StageError(
             "evaluation needs at least 2 pictures, and 2 snippets of the bank, of one split; add pictures or raise data.held_out"
@@ -142,12 +156,10 @@ def _sampled(
     shares: dict[str, Shares] = {}
     for split, ids in plans.items():
         first = not shares
-        chunks = [
-            Chunk(
-                split, start // CHUNK, np.arange(start, min(start + CHUNK, len(ids))), ids[start : start + CHUNK], first
-            )
-            for start in range(0, len(ids), CHUNK)
-        ]
+        chunks = []
+        for number, start in enumerate(range(0, len(ids), CHUNK)):
+            some = ids[start : start + CHUNK]
+            chunks.append(Chunk(split, number, np.arange(start, start + len(some)), some, first))
         calls = (workers[i % len(workers)].call(Evaluator.run, chunk) for i, chunk in enumerate(chunks))
         shares[split] = total = Shares()
         for part in under_way(calls, 2 * len(workers)):
