@@ -27,6 +27,10 @@ SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+OURS = ("127.0.0.1", "localhost")
+"""Where Prefect's temporary server, an embedded Ray and MLflow on this machine are."""
+
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -75,6 +79,7 @@ def main() -> None:
     """Runs the command. Exit codes: 0 done, 1 failed while running, 2 cannot be done as asked, 130 interrupted."""
     for key, value in SILENT.items():
         os.environ.setdefault(key, value)
+    _reach_own_servers()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
@@ -88,6 +93,16 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a traceback is no user interface
         _say(_failure(error))
         sys.exit(1)
+
+
+def _reach_own_servers() -> None:
+    """A proxy for the outside is asked for nothing that is on this machine, also where NO_PROXY was forgotten."""
+    if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in PROXIES):
+        return
+    for name in ("no_proxy", "NO_PROXY"):
+        direct = [host for host in os.environ.get(name, "").split(",") if host]
+        if "*" not in direct:
+            os.environ[name] = ",".join(dict.fromkeys([*direct, *OURS]))
 
 
 def _failure(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -53,3 +54,21 @@ def test_a_source_that_is_not_there_is_refused_before_anything_starts(
     done = CliRunner().invoke(cli.app, [command, "emoji", "--set", source, "--store", str(tmp_path / "runs")])
     assert isinstance(done.exception, Refused)
     assert str(done.exception).endswith("No such file or directory); correct data.source")
+
+
+@pytest.mark.parametrize(
+    ("given", "direct"),
+    [(None, "127.0.0.1,localhost"), ("intranet,localhost", "intranet,localhost,127.0.0.1"), ("*", "*")],
+)
+def test_a_proxy_is_for_the_outside(given: str | None, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*cli.PROXIES, "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    cli.main()
+    assert "NO_PROXY" not in os.environ, "without a proxy nothing is said"
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, given or "")
+    cli.main()
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == direct
