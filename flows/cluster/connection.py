@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -37,6 +39,10 @@ EMBEDDED = {
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
+
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+LONGEST_SOCKET = 107
+"""Bytes of a socket's path, by the system."""
 
 PATIENCE = 20.0
 """Seconds to wait for an answer at a cluster's address."""
@@ -161,6 +167,20 @@ def _require_listener(address: str, named_by: str) -> None:
         ) from error
 
 
+def _short_folder() -> str | None:
+    """Where Ray keeps its sockets, if they would be too deep where temporary files are; None: there."""
+    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(usual + SOCKET)) <= LONGEST_SOCKET:
+        return None
+    folder = Path(f"/tmp/ray-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise ClusterError(
+            f"{usual} is too long for Ray's sockets and {folder} is another's; set RAY_TMPDIR to a short path"
+        )
+    return str(folder)
+
+
 def _embed(cluster: Cluster, common: dict[str, Any]) -> None:
     """Starts Ray on this machine. Ray gives its node half a minute, which a busy machine may need just to load it: so twice."""
     size = None if cluster.object_store_gib is None else int(cluster.object_store_gib * 2**30)
@@ -171,6 +191,7 @@ def _embed(cluster: Cluster, common: dict[str, Any]) -> None:
                 num_cpus=cluster.cpus,
                 include_dashboard=False,
                 object_store_memory=size,
+                _temp_dir=_short_folder(),
                 **common,
             )
         except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+from flows.cluster import connection
 from flows.cluster.connection import connected
 from flows.cluster.errors import ClusterError
 from flows.recipe.model import Cluster
@@ -73,3 +75,14 @@ def test_work_that_waits_for_ray_is_ended_by_a_signal_whoever_listens_to_it() ->
         assert process.wait(60) == 7
     finally:
         process.kill()
+
+
+def test_sockets_are_not_too_deep_for_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", "/tmp")
+    assert connection._short_folder() is None
+    monkeypatch.setattr("tempfile.tempdir", f"/tmp/{'x' * 70}")
+    folder = connection._short_folder()
+    assert folder is not None
+    assert len(folder + connection.SOCKET) <= connection.LONGEST_SOCKET
+    assert os.stat(folder).st_uid == os.getuid()
