@@ -32,6 +32,7 @@ from flows.experiments.design import names as experiments
 from flows.recipe.files import assignments
 from flows.recipe.files import names as recipes
 from flows.stages.chain import STAGES
+from flows.upkeep import bank_add, bank_optimise, bank_withdraw
 from infra.alerts import HEARTBEAT, ZOMBIES, end_silent_runs, watch
 
 from .conftest import SMALL
@@ -129,8 +130,10 @@ def server(surroundings: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 def test_every_flow_is_deployed_with_the_recipe_as_its_form(server: Server) -> None:
     found = {f"{d['name']}": d for d in server.ask("deployments/filter")}
-    # One for each stage, one for each recipe, one for each experiment.
-    assert set(found) == {stage.name for stage in STAGES} | set(recipes()) | set(experiments())
+    # One for each stage, recipe and experiment, and for each flow of the bank's.
+    of_the_bank = {flow.name for flow in (bank_add, bank_withdraw, bank_optimise)}
+    assert set(found) == {stage.name for stage in STAGES} | set(recipes()) | set(experiments()) | of_the_bank
+    assert {"source", "batch", "overrides"} <= set(found["bank-add"]["parameter_openapi_schema"]["properties"])
     form = found["emoji"]["parameter_openapi_schema"]
     assert "steps" in form["definitions"]["TrainOverrides"]["properties"]
     assert not any(schedule["active"] for schedule in found["emoji"]["schedules"])
