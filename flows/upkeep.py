@@ -75,7 +75,10 @@ def optimised(bank: Bank, run: Run) -> Told:
     bank.build_index()
     about = bank.info()
     figures = {name: getattr(about, name) for name in ("rows", "unindexed", "fragments", "versions", "bytes")}
-    run.metrics(figures | {f"search/{name}": value for name, value in _numbers(about.search or {}).items()})
+    run.metrics(figures)
+    for kind in ("plain", "filtered"):
+        effort = (about.search or {}).get(kind) or {}
+        run.metrics({f"search/{kind}/{name}": float(value) for name, value in effort.items()})
     return figures | {"index": about.index, "search": about.search, "version": about.version}
 
 
@@ -94,7 +97,3 @@ def _edited(what: str, recipe: Recipe, parameters: Told) -> Iterator[tuple[Bank,
     with tags(recipe.name), maintained(recipe, what, parameters) as run:
         yield bank, run
         run.metrics({"version": bank.version, "rows": len(bank)})
-
-
-def _numbers(values: Told) -> dict[str, float]:
-    return {name: value for name, value in values.items() if isinstance(value, int | float)}

@@ -180,10 +180,10 @@ def optimise(
     search = about["search"]
     found = "none is needed, every row is read"
     if search:
-        found = (
-            f"{about['index']}, which finds {search['recall']:.1%} of the 10 nearest "
-            f"({search['probes']} partitions, {search['refine']} times as many compared)"
-        )
+        plain, filtered = search["plain"], search["filtered"]
+        found = f"{about['index']}, which finds {plain['recall']:.1%} of the 10 nearest"
+        if filtered:
+            found += f", {filtered['recall']:.1%} under a condition"
     table = new_table("rows", "index over snippets", "fragments", "version")
     table.add_row(f"{about['rows']:,}", found, f"{about['fragments']:,}", str(about["version"]))
     show(table)

@@ -118,7 +118,7 @@ class Bank(BankReader):
     def refresh(self) -> None:
         """Moves to the newest version."""
         self.table.checkout_latest()
-        for known in ("_vector_index", "_effort"):
+        for known in ("_vector_index", "_search_known"):
             self.__dict__.pop(known, None)
 
     def build_index(self, kind: str = "auto") -> str | None:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from storage.tables.bank import Bank
     from storage.tables.bank_reader import BankReader
 
-EXHAUSTIVE = 8_000_000
+EXHAUSTIVE = 3_000_000
 """Numbers in all snippets together; up to there a search reads every row, in some 10 ms, and forgets nothing."""
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and quantisation takes over
 CONFIGS: dict[str, Any] = {"IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq, "IVF_PQ": IvfPq}
 WANTED = 0.95
 """The share of the true 10 nearest that a search should find, with and without a condition."""
-NEAREST, QUERIES = 10, 50
+NEAREST, QUERIES = 10, 32
 EFFORTS = ((8, 4), (16, 8), (32, 8), (32, 32), (64, 16), (64, 64), (128, 32), (256, 64))
 """Partitions looked into, and how many times the rows asked for are compared exactly: the first that finds enough is taken."""
 SEARCH = "search"
@@ -39,15 +39,22 @@ TEXT = ("key", "class", "caption")
 
 
 @dataclass(frozen=True)
-class Search:
-    """How the index is searched, and what was measured of it when it was made."""
+class Effort:
+    """`probes` partitions are looked into, and `refine` times the rows asked for are compared exactly."""
 
     probes: int
     refine: int
     recall: float
-    """Share of the true 10 nearest that are found, over random rows, in the worse of the two below."""
-    filtered: float | None
-    """The same under a condition on split or class; None where there is neither."""
+    """Share of the true 10 nearest that are found, over random rows."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the index is searched, and what was measured of it when it was made."""
+
+    plain: Effort
+    filtered: Effort | None
+    """Under a condition: what the rarest split and the rarest class need; None where there is neither."""
     rows: int
     time: str
 
@@ -80,7 +87,7 @@ def _over_snippets(bank: Bank, kinds: list[str], present: str) -> str | None:
         bank.refresh()
         search = _measured(bank)
         update_metadata(bank.artifact, partial(_noted, search), remembered=())
-        if search.recall >= WANTED:
+        if min(effort.recall for effort in (search.plain, search.filtered) if effort) >= WANTED:
             break
     return kind if kinds else None
 
@@ -91,7 +98,7 @@ def _noted(search: Search, _dataset: LanceDataset) -> dict[str, str]:
 
 def _suited(bank: Bank) -> list[str]:
     """Kinds that are worth trying, the one that is built soonest first: of 50,000 x 768, IVF_RQ takes two seconds."""
-    width = bank.basis.rank if bank.basis else bank.dim
+    width = bank.table.schema.field("snippet").type.list_size  # as stored: a rank-reduced bank has one number more
     if len(bank) * width <= EXHAUSTIVE:
         return []
     packed = [] if width % 8 else ["IVF_RQ"]  # which puts the bits of eight numbers into a byte
@@ -104,31 +111,33 @@ def _spelled(kind: str) -> str:
 
 
 def _measured(bank: Bank) -> Search:
-    """The least effort that finds enough in the bank as it is, else the greatest."""
+    """The least effort that finds enough in the bank as it is, else the greatest; with and without a condition."""
     queries = [int(query) for query in bank.sample(min(QUERIES, len(bank)), 0, mirrored=True)]
-    wheres = [None, _condition(bank)] if _condition(bank) else [None]
-    true = {where: [_ids(bank.search(query, NEAREST, where, exact=True)) for query in queries] for where in wheres}
-    for effort in EFFORTS:
-        found = {
-            where: [_ids(bank.search(query, NEAREST, where, effort=effort)) for query in queries] for where in wheres
-        }
-        shares = {where: _share(true[where], found[where]) for where in wheres}
-        if min(shares.values()) >= WANTED:
+    plain = _least(bank, queries, None)
+    filtered = [_least(bank, queries, where) for where in _conditions(bank)]
+    hardest = max(filtered, key=lambda effort: (effort.probes, effort.refine, -effort.recall), default=None)
+    return Search(plain, hardest, len(bank), datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _least(bank: Bank, queries: list[int], where: str | None) -> Effort:
+    true = [_ids(bank.search(query, NEAREST, where, exact=True)) for query in queries]
+    for probes, refine in EFFORTS:
+        found = [_ids(bank.search(query, NEAREST, where, effort=(probes, refine))) for query in queries]
+        share = _share(true, found)
+        if share >= WANTED:
             break
-    filtered = shares[wheres[-1]] if len(wheres) > 1 else None
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Search(*effort, min(shares.values()), filtered, len(bank), now)
+    return Effort(probes, refine, share)
 
 
-def _condition(bank: Bank) -> str | None:
-    """The split with the fewest rows, or the class with the most, of which there are many times the nearest."""
-    rows = bank.scan(["split", "class"])
-    for column, rarest in (("split", True), ("class", False)):
+def _conditions(bank: Bank) -> list[str]:
+    """The rarest split and the rarest class of which there are still many times the nearest."""
+    rows, found = bank.scan(["split", "class"]), []
+    for column in ("split", "class"):
         counts = Counter(value for value in rows[column].to_pylist() if value is not None)
-        enough = sorted((n, value) for value, n in counts.items() if 10 * NEAREST <= n < len(bank))
+        enough = [(count, value) for value, count in counts.items() if 10 * NEAREST <= count < len(bank)]
         if enough:
-            return equals(column, (enough[0] if rarest else enough[-1])[1])
-    return None
+            found.append(equals(column, min(enough)[1]))
+    return found
 
 
 def _ids(rows: pa.Table) -> set[int]:
@@ -143,7 +152,11 @@ def _share(true: list[set[int]], found: list[set[int]]) -> float:
 def search_of(bank: BankReader) -> Search | None:
     """What was found out when the index was made or maintained last; None where that was never."""
     text = (bank.table.schema.metadata or {}).get(SEARCH.encode())
-    return Search(**json.loads(text)) if text else None
+    if not text:
+        return None
+    stored = json.loads(text)
+    efforts = {name: Effort(**stored[name]) if stored[name] else None for name in ("plain", "filtered")}
+    return Search(**stored | efforts)
 
 
 def metric(bank: BankReader) -> Literal["cosine", "dot"]:

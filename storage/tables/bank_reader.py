@@ -274,7 +274,7 @@ class BankReader:
         if exact or self._index() is None:
             found = found.bypass_vector_index()
         else:
-            probes, refine = effort or self._effort
+            probes, refine = effort or self._effort(where)
             found = found.nprobes(probes).refine_factor(refine)
         return self._found(found, "_distance", k, where)
 
@@ -347,10 +347,14 @@ class BankReader:
     def _index(self) -> Any:
         return self._vector_index
 
+    def _effort(self, where: str | None) -> tuple[int, int]:
+        known = self._search_known
+        effort = (known.filtered if where else None) or known.plain if known else None
+        return (effort.probes, effort.refine) if effort else bank_index.EFFORTS[2]
+
     @cached_property
-    def _effort(self) -> tuple[int, int]:
-        known = bank_index.search_of(self)
-        return (known.probes, known.refine) if known else bank_index.EFFORTS[2]
+    def _search_known(self) -> bank_index.Search | None:
+        return bank_index.search_of(self)
 
     @cached_property
     def _vector_index(self) -> Any:

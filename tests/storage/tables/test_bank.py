@@ -262,10 +262,10 @@ def test_the_effort_of_a_search_is_measured_on_the_bank_itself(artifact: str) ->
     assert bank.info().search is None
     bank.build_index("IVF_HNSW_SQ")
     measured = bank_index.search_of(bank)
-    assert measured is not None and (measured.probes, measured.refine) in bank_index.EFFORTS
-    assert measured.recall >= bank_index.WANTED and measured.rows == 2000 and measured.filtered is None
+    assert measured is not None and (measured.plain.probes, measured.plain.refine) in bank_index.EFFORTS
+    assert measured.plain.recall >= bank_index.WANTED and measured.rows == 2000 and measured.filtered is None
     assert Bank(artifact).info().search == asdict(measured)
-    assert Bank(artifact)._effort == (measured.probes, measured.refine)
+    assert Bank(artifact)._effort("id > 5") == (measured.plain.probes, measured.plain.refine)
 
 
 def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
@@ -278,7 +278,7 @@ def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
     assert bank.build_index() == "IVF_PQ"
     assert bank.info().index == "IvfPq"
     measured = bank_index.search_of(bank)
-    assert measured is not None and (measured.probes, measured.refine) == bank_index.EFFORTS[-1]
+    assert measured is not None and (measured.plain.probes, measured.plain.refine) == bank_index.EFFORTS[-1]
     monkeypatch.setattr(bank_index, "WANTED", 0.0)
     assert bank.build_index() == "IVF_PQ", "what is there and good enough stays"
 
@@ -287,4 +287,15 @@ def test_a_condition_is_measured_too(bank: Bank) -> None:
     bank.append(snippets(1, 900), "external", ENCODER, splits=["train"] * 900)
     bank.build_index("IVF_PQ")
     measured = bank_index.search_of(bank)
-    assert measured is not None and measured.filtered is not None and measured.filtered >= measured.recall
+    assert measured is not None and measured.filtered is not None
+    assert bank._effort("id > 5") == (measured.filtered.probes, measured.filtered.refine)
+
+
+def test_the_stored_width_says_what_can_be_packed(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_index, "EXHAUSTIVE", 0)
+    bank = Bank.create(artifact, 16, ENCODER)
+    bank.append(np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32), "imported", ENCODER)
+    assert bank_index._suited(bank)[0] == "IVF_RQ"
+    reduced = Bank.create(f"{artifact}-odd", 17, ENCODER)
+    reduced.append(np.random.default_rng(0).normal(size=(600, 17)).astype(np.float32), "imported", ENCODER)
+    assert "IVF_RQ" not in bank_index._suited(reduced)
