@@ -9,8 +9,7 @@ Path("samples.png").write_bytes(figures.grid(made.images))
 
 from __future__ import annotations
 
-import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -22,20 +21,15 @@ from numpy.typing import NDArray
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
 from flows.recipe.model import Recipe
-from storage.errors import Refused
 from storage.store import Store
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from flows.models.snippets import Snippets
     from gmem.encoder import Encoder
     from storage.checkpoints import Checkpoint
     from storage.images.sources.entries import Entry
     from storage.tables.bank import Bank
     from storage.tables.bank_edits import Added
-
-BLANK = (230, 230, 230)
-"""Stands for a picture that the bank does not have."""
 
 
 class Generated(NamedTuple):
@@ -106,12 +100,18 @@ def encode_picture(path: Path, recipe: Recipe, bank: Bank) -> NDArray[np.float32
         recipe: names the encoder, and the side that pictures are cropped to.
         bank: whose encoder it must be.
     """
+    image = read_picture(path, recipe)
+    return _encoded(_encoder(recipe, bank), image[None])[0]
+
+
+def read_picture(path: Path, recipe: Recipe) -> NDArray[np.uint8]:
+    """A picture file [S, S, 3] as ingest would keep it; StageError says why it cannot be used."""
     if not path.is_file():
         raise StageError(f"{path} is not a file; name a picture")
     image = _prepared(path.read_bytes(), recipe)
     if isinstance(image, str):
         raise StageError(f"{path} cannot be used: {image}")
-    return _encoded(_encoder(recipe, bank), image[None])[0]
+    return image
 
 
 class AddedPictures(NamedTuple):
@@ -243,35 +243,20 @@ def generate(
         noise: how far each snippet is moved at random, beside its length of 1.
         neighbours: where above 0, each is first mixed with one of its so many nearest others.
     """
-    wanted = ids.tolist()
-    labels = [-1 if label is None else label for label in bank.rows(wanted, ["label"])["label"].to_pylist()]
-    snippets = _varied(bank, wanted, recipe.sample.seed, noise, neighbours)
-    return _generated(recipe, bank, snippets, labels, range(len(ids)), network, progress)
+    from flows.models.snippets import of_rows
 
-
-def _varied(bank: Bank, ids: list[int], seed: int, noise: float, neighbours: int) -> Tensor:
-    """Snippets [N, D] of rows, or near to them."""
-    import torch
-
-    from gmem.memory import perturb
-    from gmem.noise import PERTURBING, normals
-    from storage.tables.bank_mixing import near_mixtures
-
-    mixed = torch.from_numpy(near_mixtures(bank, ids, neighbours, seed)) if neighbours else bank.snippets(ids)
-    return perturb(mixed, normals(seed, PERTURBING, 0, range(len(ids)), (bank.dim,)), noise) if noise else mixed
+    snippets = of_rows(bank, ids, recipe.sample.seed, noise, neighbours)
+    return generate_from(recipe, bank, snippets, network, progress)
 
 
 class Drawn(NamedTuple):
-    """Snippets that are nobody's."""
+    """Snippets that are nobody's, and the pictures that come nearest."""
 
-    snippets: Tensor
-    """[N, D] of unit length."""
+    snippets: Snippets
     nearest: NDArray[np.int64]
-    """[N] ids of the rows of the bank that come nearest."""
+    """[N] ids of rows of the bank."""
     similarity: NDArray[np.float64]
     """[N] cosines with those."""
-    label: int
-    """Of their class; -1: of none."""
 
 
 def draw_snippets(recipe: Recipe, bank: Bank, count: int, class_name: str | None = None) -> Drawn:
@@ -287,9 +272,8 @@ def draw_snippets(recipe: Recipe, bank: Bank, count: int, class_name: str | None
         Refused: no prior was learned yet, or of no such class; says what to run.
     """
     from flows.engine.stage import Plan
-    from flows.stages.prior.driver import open_prior
+    from flows.models.snippets import label_of, of_nobody, open_prior
     from flows.stages.prior.stage import PRIOR
-    from gmem.prior import draw
     from storage.checkpoints import latest
 
     artifact = Plan(recipe).artifact(PRIOR)
@@ -299,30 +283,11 @@ def draw_snippets(recipe: Recipe, bank: Bank, count: int, class_name: str | None
             f"recipe {recipe.name} has no prior in {recipe.store} yet, or its bank was edited since; "
             f"run 'gmem stage prior {recipe.name} --set prior.steps=800'"
         )
-    label = _label(bank, class_name)
-    snippets = draw(open_prior(checkpoint), count, recipe.sample.seed, label)
-    found = [bank.search(snippet, k=1) for snippet in snippets]
+    label = None if class_name is None else label_of(bank, class_name)
+    snippets = of_nobody(open_prior(checkpoint), count, recipe.sample.seed, label)
+    found = [bank.search(snippet, k=1) for snippet in snippets.vectors]
     distances = np.array([row["_distance"][0].as_py() for row in found])
-    ids = np.array([row["id"][0].as_py() for row in found])
-    return Drawn(snippets, ids, 1 - distances, -1 if label is None else label)
-
-
-def _label(bank: Bank, class_name: str | None) -> int | None:
-    if class_name is None:
-        return None
-    labels = bank.labels()
-    if class_name not in labels:
-        known = ", ".join(sorted(labels)[:12]) or "none"
-        raise Refused(f"the bank has no class {class_name[:80]!r}; its classes are {known}")
-    return labels[class_name]
-
-
-def generate_drawn(
-    recipe: Recipe, bank: Bank, drawn: Drawn, network: str | None = None, progress: Progress | None = None
-) -> Generated:
-    """Samples from drawn snippets; otherwise as `generate`."""
-    count = len(drawn.snippets)
-    return _generated(recipe, bank, drawn.snippets, [drawn.label] * count, range(count), network, progress)
+    return Drawn(snippets, np.array([row["id"][0].as_py() for row in found]), 1 - distances)
 
 
 def walk(
@@ -347,22 +312,33 @@ def walk(
     """
     import torch
 
+    from flows.models.snippets import NOBODY, Snippets
+
     shares = np.linspace(0, 1, steps)
     mixed = [bank.mixture(ends, method, [1 - share, share]) for share in shares]
-    labels, noise = [-1] * steps, [0] * steps
-    return _generated(recipe, bank, torch.from_numpy(np.stack(mixed)), labels, noise, network, progress)
+    nobody = np.full(steps, NOBODY)
+    snippets = Snippets(torch.from_numpy(np.stack(mixed)), nobody, nobody, nobody)
+    return generate_from(recipe, bank, snippets, network, progress, same_noise=True)
 
 
-def _generated(
+def generate_from(
     recipe: Recipe,
     bank: Bank,
-    snippets: Tensor,
-    labels: Sequence[int],
-    noise: Sequence[int],
-    network: str | None,
-    progress: Progress | None,
+    snippets: Snippets,
+    network: str | None = None,
+    progress: Progress | None = None,
+    same_noise: bool = False,
 ) -> Generated:
-    """Samples from snippets [N, D]; `noise` are the numbers of the draws they begin with."""
+    """Samples from snippets, whosever they are.
+
+    Args:
+        recipe: its `sample` section says how.
+        bank: of whose encoder they are.
+        snippets: N of them.
+        network: as for `generate`.
+        progress: as for `generate`.
+        same_noise: whether they differ by their snippets alone.
+    """
     import torch
 
     from flows.models.generation import load_generator, require_snippets
@@ -375,32 +351,21 @@ def _generated(
     require_snippets(checkpoint, bank.dim, bank.artifact)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = load_generator(checkpoint, recipe, device)
+    count = len(snippets.ids)
     batches = generator.batches(
-        normalise(snippets),
-        torch.tensor(noise),
+        normalise(snippets.vectors),
+        torch.zeros(count, dtype=torch.int64) if same_noise else torch.arange(count),
         recipe.sample,
         recipe.sample.seed,
-        torch.tensor(labels),
+        torch.from_numpy(snippets.labels),
         size=recipe.sample.batch,
     )
     images, calls = [], 0
     if progress:
-        progress.total(len(snippets))
+        progress.total(count)
     for batch, taken in batches:
         images.append(batch.cpu())
         calls = max(calls, taken)
         if progress:
             progress.advance(len(batch))
     return Generated(channels_last(torch.cat(images)), calls, checkpoint.step)
-
-
-def thumbnails(bank: Bank, ids: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
-    """uint8 [N, side, side, 3]: the pictures of rows; grey where the bank has none."""
-    return np.stack([_picture(data, side) for data in bank.rows(ids.tolist(), ["thumbnail"])["thumbnail"].to_pylist()])
-
-
-def _picture(data: bytes | None, side: int) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(data)).convert("RGB") if data else Image.new("RGB", (side, side), BLANK)
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+if TYPE_CHECKING:
+    from storage.tables.bank import Bank
+
 COLUMNS, GAP, BAND, PAPER, INK = 8, 4, 14, (255, 255, 255), (70, 70, 70)
+BLANK = (230, 230, 230)
+"""Stands for a picture that the bank does not have."""
 SMALLEST = 96
 """Small pictures are enlarged to about this side, in whole steps, so that people can see them."""
 
@@ -50,3 +56,22 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def thumbnails(bank: Bank, ids: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
+    """uint8 [N, side, side, 3]: the pictures of rows; grey where the bank has none."""
+    return np.stack([_picture(data, side) for data in bank.rows(ids.tolist(), ["thumbnail"])["thumbnail"].to_pylist()])
+
+
+def resized(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """uint8 [N, side, side, 3] of square pictures [N, S, S, 3]."""
+    return np.stack([_square(Image.fromarray(image), side) for image in images])
+
+
+def _picture(data: bytes | None, side: int) -> NDArray[np.uint8]:
+    image = Image.open(io.BytesIO(data)).convert("RGB") if data else Image.new("RGB", (side, side), BLANK)
+    return _square(image, side)
+
+
+def _square(image: Image.Image, side: int) -> NDArray[np.uint8]:
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))

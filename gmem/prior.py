@@ -127,6 +127,7 @@ def draw(
     seed: int,
     label: int | None = None,
     guidance: float = 1.0,
+    first: int = 0,
 ) -> Tensor:
     """Snippets float32 [count, D] of unit length; number i of a seed is the same whatever the count.
 
@@ -136,6 +137,7 @@ def draw(
         seed: of the noise.
         label: of a class, which `prior` must know; None: of no class.
         guidance: how far beyond the class's own snippets, away from those of no class; 1: not.
+        first: the number of the first.
 
     Raises ValueError for a label that is not known.
     """
@@ -145,8 +147,9 @@ def draw(
     device = prior.mean.device
     config = replace(SAMPLER, guidance=guidance)
     drawn = [torch.zeros(0, shape.dim)]
-    for start in range(0, count, DRAWN_TOGETHER):
-        places = range(start, min(start + DRAWN_TOGETHER, count))
+    end = first + count
+    for start in range(first, end, DRAWN_TOGETHER):
+        places = range(start, min(start + DRAWN_TOGETHER, end))
         normal = noise.normals(seed, noise.PRIOR_SAMPLING, 0, places, (shape.dim,))
         labels: Tensor | None = None
         if label is not None:

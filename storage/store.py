@@ -26,7 +26,8 @@ from storage.manifest import Input, Manifest, fingerprint, parse
 __all__ = ["KINDS", "Artifact", "Input", "Lease", "LeaseHeld", "LeaseLost", "Manifest", "Store", "StoreError",
            "fingerprint"]  # fmt: skip
 
-KINDS = ("images", "latents", "bank", "patches", "prior", "weights", "training", "statistics", "samples", "report")
+KINDS = ("images", "latents", "bank", "patches", "prior", "weights", "training", "statistics", "samples", "report",
+         "generated")  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FOLDER = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")

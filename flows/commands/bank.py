@@ -146,8 +146,7 @@ def draw(found: pa.Table, path: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from flows.explore import BLANK
-    from flows.figures import sheet
+    from flows.figures import BLANK, sheet
 
     blank = np.full((64, 64, 3), BLANK, np.uint8)
     rows: list[dict[str, Any]] = found.to_pylist()

@@ -1,9 +1,10 @@
-"""``gmem sample``: pictures from snippets of the bank, from what is near or between them, or from the prior's."""
+"""``gmem sample``: pictures from snippets of the bank or of a picture, from what is near or between them, or from the prior's."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -13,15 +14,37 @@ from flows.console import show
 from storage.errors import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flows.explore import Generated
+    from flows.models.snippets import Snippets
     from flows.recipe.model import Recipe
     from storage.tables.bank import Bank
+
+RANDOM = 32
+"""Samples of random snippets, where nothing says how many."""
 
 
 def sample(
     recipe: RecipeName = "emoji",
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="how many, from random snippets")] = 32,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--count", min=1, help=f"how many; none: one of each that is named, {RANDOM} of random ones"
+        ),
+    ] = None,
     ids: Annotated[
         list[int] | None, typer.Option("--id", help="from the snippet of this row of the bank; repeatable")
+    ] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", help="from that of the row of this key; repeatable")
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option("--picture", help="from that of a picture file, which the bank need not have; repeatable"),
     ] = None,
     where: Annotated[
         str | None, typer.Option(help="random snippets that fulfil this condition, such as \"class = 'flags'\"")
@@ -55,55 +78,133 @@ def sample(
     out: Annotated[
         Path,
         typer.Option(
-            help="the picture that is drawn: above each sample the snippet's own picture, or with --prior the nearest one"
+            help="the picture that is drawn: above each sample the snippet's own picture, or with --prior the nearest one; "
+            "or a folder, which gets each sample as a file as well"
         ),
     ] = Path("samples.png"),
     set: Set = None,
     store: StoreUri = None,
     json: Json = False,
 ) -> None:
-    """Samples from snippets of the bank with a trained or imported network, drawn as one picture."""
-    import numpy as np
-
+    """Samples from snippets with a trained or imported network, drawn as one picture. For many, see 'gmem stage sample'."""
     from flows.engine.progress import Terminal
-    from flows.explore import draw_snippets, generate, generate_drawn, open_bank, thumbnails, version_of, walk
-    from flows.figures import grid, pairs
+    from flows.explore import generate_from, open_bank, version_of, walk
 
-    if [ids, mixed, where].count(None) < 2:
-        raise Refused("say which snippets: --id, --mix or --where, one of them")
-    if prior and [ids, mixed, where, split, balanced_by, at, bank].count(None) < 7:
+    if [ids, keys, pictures, mixed, where].count(None) < 4:
+        raise Refused("say which snippets: --id, --key, --picture, --mix or --where, one of them")
+    if prior and [ids, keys, pictures, mixed, where, split, balanced_by, at, bank].count(None) < 9:
         raise Refused(
             "--prior draws snippets that are in no bank; leave --id, --mix, --where, --split and the like away"
         )
     if class_name is not None and not prior:
         raise Refused("--class goes with --prior; of the bank's own snippets, --where \"class = '…'\" chooses")
-    if (noise or neighbours) and (prior or mixed is not None):
-        raise Refused("--noise and --neighbours change snippets of the bank; leave --prior and --mix away")
+    if (noise or neighbours) and (prior or mixed is not None or pictures):
+        raise Refused("--noise and --neighbours change snippets of the bank; leave --prior, --mix and --picture away")
     chosen = resolved(recipe, set, store)
-    snippets = open_bank(chosen, bank, version_of(at))
+    opened = open_bank(chosen, bank, version_of(at))
     with Terminal("sample") as progress:
-        if prior:
-            found = draw_snippets(chosen, snippets, count, class_name)
-            rows = found.nearest.tolist()
-            made = generate_drawn(chosen, snippets, found, network, progress)
-            drawn = pairs(thumbnails(snippets, found.nearest, made.images.shape[1]), made.images)
-        elif mixed is not None:
+        if mixed is not None:
             ends = _ends(mixed)
-            rows = list(ends)
-            made = walk(chosen, snippets, ends, steps, network=network, progress=progress)
-            drawn = grid(made.images)
+            made = walk(chosen, opened, ends, steps, network=network, progress=progress)
+            shown = Shown(list(ends), None, [str(ends[0]), *[""] * (steps - 2), str(ends[1])])
         else:
-            rows = ids or _drawn(chosen, snippets, count, where, split, balanced_by)
-            made = generate(chosen, snippets, np.array(rows), network, progress, noise, neighbours)
-            drawn = pairs(thumbnails(snippets, np.array(rows), made.images.shape[1]), made.images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(drawn)
-    about = {"ids": rows, "calls": made.calls, "step": made.step, "seed": chosen.sample.seed}
+            if prior:
+                snippets, shown = _of_nobody(chosen, opened, count or RANDOM, class_name)
+            elif pictures:
+                snippets, shown = _of_files(chosen, opened, pictures, count or len(pictures))
+            else:
+                rows = _rows(chosen, opened, count, ids, keys, where, split, balanced_by)
+                snippets, shown = _of_rows(chosen, opened, rows, noise, neighbours)
+            made = generate_from(chosen, opened, snippets, network, progress)
+    picture = _written(out, made, shown)
+    about = {"ids": shown.rows, "calls": made.calls, "step": made.step, "seed": chosen.sample.seed}
     if json:
-        print_json({"picture": str(out.absolute())} | about)
+        print_json({"picture": str(picture.absolute())} | about)
     else:
         counted = f"{len(made.images)} samples, {made.calls} network calls each, checkpoint of step {made.step:,}"
-        show(f"{counted}: {out.absolute()}")
+        show(f"{counted}: {picture.absolute()}")
+
+
+class Shown(NamedTuple):
+    """What stands beside the samples."""
+
+    rows: list[int]
+    """Of the bank; those nearest to what is nobody's."""
+    sources: Callable[[int], NDArray[np.uint8]] | None
+    """Of a side in pixels, the pictures [N, side, side, 3] above the samples; None: there are none."""
+    captions: list[str]
+
+
+def _of_nobody(recipe: Recipe, bank: Bank, count: int, class_name: str | None) -> tuple[Snippets, Shown]:
+    from flows.explore import draw_snippets
+    from flows.figures import thumbnails
+
+    drawn = draw_snippets(recipe, bank, count, class_name)
+    captions = [f"nearest {similarity:.2f}" for similarity in drawn.similarity]
+    return drawn.snippets, Shown(drawn.nearest.tolist(), partial(thumbnails, bank, drawn.nearest), captions)
+
+
+def _of_files(recipe: Recipe, bank: Bank, paths: list[Path], count: int) -> tuple[Snippets, Shown]:
+    import numpy as np
+    import torch
+
+    from flows.explore import encode_picture, read_picture
+    from flows.figures import resized
+    from flows.models.snippets import NOBODY, Snippets
+
+    each = np.arange(count) % len(paths)
+    vectors = np.stack([encode_picture(path, recipe, bank) for path in paths])[each]
+    pictures = np.stack([read_picture(path, recipe) for path in paths])[each]
+    nobody = np.full(count, NOBODY)
+    snippets = Snippets(torch.from_numpy(vectors), nobody, nobody, nobody)
+    return snippets, Shown([], partial(resized, pictures), [paths[i].name for i in each])
+
+
+def _of_rows(
+    recipe: Recipe, bank: Bank, ids: NDArray[np.int64], noise: float, neighbours: int
+) -> tuple[Snippets, Shown]:
+    from flows.figures import thumbnails
+    from flows.models.snippets import of_rows
+
+    snippets = of_rows(bank, ids, recipe.sample.seed, noise, neighbours)
+    keys = bank.rows(ids.tolist(), ["key"])["key"].to_pylist()
+    captions = [f"{row} {key or ''}".strip() for row, key in zip(ids.tolist(), keys, strict=True)]
+    return snippets, Shown(ids.tolist(), partial(thumbnails, bank, ids), captions)
+
+
+def _rows(
+    recipe: Recipe,
+    bank: Bank,
+    count: int | None,
+    ids: list[int] | None,
+    keys: list[str] | None,
+    where: str | None,
+    split: str | None,
+    balanced_by: str | None,
+) -> NDArray[np.int64]:
+    """Ids [N] of the rows to sample from: those named, over and over where more are wanted, or random ones."""
+    import numpy as np
+
+    from storage.tables.bank_where import equals, joined
+
+    named = ids or [_row_of(bank, key) for key in keys or ()]
+    if named:
+        return np.resize(np.array(named, np.int64), count or len(named))
+    if split is None and where is None:
+        split = "train"
+    condition = joined(where, equals("split", split) if split is not None else None)
+    return bank.sample(count or RANDOM, recipe.sample.seed, condition, balanced_by)
+
+
+def _row_of(bank: Bank, key: str) -> int:
+    """The id of the row of a key, which is no mirror image."""
+    from storage.tables.bank_where import equals
+
+    rows = bank.scan(["flipped"], equals("key", key))
+    found = [row["id"] for row in rows.to_pylist() if not row["flipped"]]
+    if not found:
+        raise Refused(f"the bank has no row of the key {key[:80]!r}; 'gmem bank search --text' looks for parts of keys")
+    return int(found[0])
 
 
 def _ends(text: str) -> tuple[int, int]:
@@ -113,12 +214,21 @@ def _ends(text: str) -> tuple[int, int]:
     return ends[0], ends[1]
 
 
-def _drawn(
-    recipe: Recipe, bank: Bank, count: int, where: str | None, split: str | None, balanced_by: str | None
-) -> list[int]:
-    from storage.tables.bank_where import equals, joined
+def _written(out: Path, made: Generated, shown: Shown) -> Path:
+    """Writes the sheet, and into a folder each sample beside it; returns where the sheet is."""
+    from PIL import Image
 
-    if split is None and where is None:
-        split = "train"
-    condition = joined(where, equals("split", split) if split is not None else None)
-    return bank.sample(count, recipe.sample.seed, condition, balanced_by).tolist()
+    from flows.figures import pairs, sheet
+
+    if shown.sources is None:
+        drawn = sheet(list(made.images), shown.captions)
+    else:
+        drawn = pairs(shown.sources(made.images.shape[1]), made.images, captions=shown.captions)
+    folder = out.is_dir() or not out.suffix
+    picture = out / "sheet.png" if folder else out
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_bytes(drawn)
+    if folder:
+        for number, image in enumerate(made.images):
+            Image.fromarray(image).save(out / f"{number:04d}.png")
+    return picture

@@ -61,6 +61,8 @@ class Stage:
     """Versions of inputs that it reads, by kind, where those are not the ones their manifests name."""
     about: Callable[[Plan], str] = lambda plan: ""
     """What is to be said of what is there, besides that it is, in a few words."""
+    asked_by: str = ""
+    """A setting, such as prior.steps=800, of a stage that makes nothing unless it is asked."""
     continues: bool = False
     """Whether a run that was interrupted is continued under the same MLflow run, so that its curves go on."""
 
@@ -187,8 +189,8 @@ def require_wanted(stage: Stage, recipe: Recipe) -> None:
     """Raises StageError for a stage that has nothing to make."""
     if not stage.wanted(recipe):
         raise StageError(
-            f"recipe {recipe.name} asks for nothing of stage {stage.name}; set {stage.name}.steps, such as "
-            f"--set {stage.name}.steps=800"
+            f"recipe {recipe.name} asks for nothing of stage {stage.name}; set {stage.asked_by.partition('=')[0]}, such as "
+            f"--set {stage.asked_by}"
         )
 
 

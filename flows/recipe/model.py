@@ -205,11 +205,18 @@ class Sample(Section, settings.SamplerConfig):
 
 
 class Evaluate(Section):
+    LATER = ("snippets",)
+
     network: Annotated[str | None, Names("network")] = Field(
         None, description="URI of a checkpoint or imported network; none: the recipe's training"
     )
     bank: Annotated[str | None, Names("bank")] = Field(
         None, description="URI of a bank whose snippets are sampled; none: the recipe's"
+    )
+    snippets: Literal["bank", "prior", "mixed"] = Field(
+        "bank",
+        description="what is sampled from: rows of the bank, what the recipe's prior draws, or each row mixed half and half "
+        "with one of its nearest",
     )
     encoder: Annotated[str, Names("weights")] = Field(
         "", description="encoder of the Fréchet distance; neither conditions nor aligns the network"
@@ -234,6 +241,44 @@ class Evaluate(Section):
     )
     memorisation: bool = Field(True, description="search the nearest training picture of every sample")
     batch: int = operational(64, "pictures encoded at once", ge=1)
+
+
+class Selection(Section):
+    """Of which snippets stage `sample` makes pictures. By which network, and of which bank, is what `evaluate` says."""
+
+    count: int = Field(0, ge=0, description="pictures that stage sample makes; 0: none")
+    ids: list[Annotated[int, Field(ge=0)]] = Field([], description="of these rows of the bank alone, over and over")
+    where: str | None = Field(
+        None, description="of random rows that fulfil this SQL condition, such as class = 'flags'; none: of any"
+    )
+    split: Literal["train", "held_out"] | None = Field(
+        None, description="of random rows of this split; none: train, unless there is a condition"
+    )
+    balanced_by: Literal["class", "label", "origin", "split"] | None = Field(
+        None, description="equally many of each value of this column"
+    )
+    noise: float = Field(0.0, ge=0, description="how far each snippet, of length 1, is moved at random")
+    neighbours: int = Field(
+        0, ge=0, description="mix each half and half with one of its so many nearest others; 0: not"
+    )
+    prior: bool = Field(False, description="of snippets that are nobody's, drawn from the recipe's prior")
+    of_class: str | None = Field(None, description="of this class alone, where the prior draws")
+    shard_size: int = Field(1000, ge=1, description="pictures in a shard: the unit of work and of what a kill can cost")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Selection:
+        drawn_of_bank = [self.ids, self.where, self.split, self.balanced_by, self.noise, self.neighbours]
+        if self.ids and any([self.where, self.split, self.balanced_by]):
+            raise ValueError("selection.ids names the rows; leave where, split and balanced_by away")
+        if self.prior and any(drawn_of_bank):
+            raise ValueError(
+                "selection.prior draws snippets that are in no bank; leave all but count and of_class away"
+            )
+        if self.of_class is not None and not self.prior:
+            raise ValueError(
+                "selection.of_class goes with prior; of the bank's own rows, where \"class = '…'\" chooses"
+            )
+        return self
 
 
 class Reserved(Section):
@@ -281,6 +326,7 @@ class Cluster(Section):
     bank: Reserved = Reserved()
     prior: Reserved = Reserved()
     train: Reserved = Reserved()
+    sample: Reserved = Reserved()
     evaluate: Reserved = Reserved()
 
     @field_validator("address")
@@ -313,6 +359,7 @@ class Recipe(Section):
     network: Network = Network()
     train: Train = Train()
     sample: Sample = Sample()
+    selection: Selection = Selection()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
@@ -362,6 +409,11 @@ class Recipe(Section):
             raise ValueError(
                 "evaluate.reference holds features of the FID Inception network; name its weights by evaluate.inception"
             )
+        drawn = self.selection.prior and self.selection.count
+        if (drawn or self.evaluate.snippets == "prior") and not self.prior.steps:
+            raise ValueError("what the prior draws is to be sampled, and prior.steps is 0; set it, such as to 800")
+        if (drawn or self.evaluate.snippets == "prior") and self.evaluate.bank:
+            raise ValueError("the prior is that of the recipe's own bank; leave evaluate.bank away")
         if (self.sample.guide or "").startswith("earlier:") and self.sample.earlier is None:
             raise ValueError(f"sample.guide {(self.sample.guide or '')[:80]} names no step; write it as earlier:20000")
         return self

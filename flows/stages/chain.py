@@ -10,9 +10,10 @@ from flows.stages.evaluate.stage import STAGE as EVALUATE
 from flows.stages.ingest.stage import STAGE as INGEST
 from flows.stages.latents.stage import STAGE as LATENTS
 from flows.stages.prior.stage import STAGE as PRIOR
+from flows.stages.sample.stage import STAGE as SAMPLE
 from flows.stages.train.stage import STAGE as TRAIN
 
-STAGES: tuple[Stage, ...] = (INGEST, LATENTS, BANK, PRIOR, TRAIN, EVALUATE)
+STAGES: tuple[Stage, ...] = (INGEST, LATENTS, BANK, PRIOR, TRAIN, SAMPLE, EVALUATE)
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:

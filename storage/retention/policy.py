@@ -93,14 +93,15 @@ def _pins(training: Entry) -> list[tuple[int, str]]:
 
 
 def _irreplaceable(entry: Entry) -> bool:
-    """What no run would make again: weights, which recipes name in ways we do not see; imported and grown banks.
+    """What no run would make again: weights, which recipes name in ways we do not see; imported and grown banks. What was
+    generated of one selection is not superseded by that of another.
 
     A training that a registered model lies in goes neither.
     """
     if entry.artifact.kind == "training":
         return any(pins(by, ()) for _, by in _pins(entry))
     if entry.artifact.kind != "bank":
-        return entry.artifact.kind == "weights"
+        return entry.artifact.kind in ("weights", "generated")
     if entry.manifest is None or not entry.manifest.inputs:
         return True
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,19 @@ def mix(snippets: Vectors, method: str, weights: Sequence[float] | None = None, 
     return (mixed * (lengths.mean() / length)).astype(np.float32)
 
 
+class NearMixtures(NamedTuple):
+    """What lies half way from rows to others near to them."""
+
+    snippets: Vectors
+    """[N, D]"""
+    partners: NDArray[np.int64]
+    """[N] ids of the others."""
+
+
 def near_mixtures(
-    bank: BankReader, ids: Sequence[int], neighbours: int, seed: int, where: str | None = None
-) -> Vectors:
-    """Snippets [N, D] half way from each row to one of its nearest others, drawn by seed and place in `ids`.
+    bank: BankReader, ids: Sequence[int], neighbours: int, seed: int, where: str | None = None, first: int = 0
+) -> NearMixtures:
+    """Snippets half way from each row to one of its nearest others, drawn by seed and number.
 
     Args:
         bank: which is searched, and stays as it is.
@@ -58,19 +67,20 @@ def near_mixtures(
         neighbours: of how many nearest rows one is drawn; the row's own mirror image is none of them.
         seed: decides which.
         where: SQL condition on columns that the others fulfil.
+        first: the number of the first of `ids`; the others follow.
 
     Raises:
         Refused: a row has no other one, or is not there.
     """
-    mixed = []
-    for place, mine in enumerate(ids):
+    mixed, partners = [], list[int]()
+    for number, mine in enumerate(ids, first):
         near = bank.search(mine, neighbours + 2, where)["id"].to_pylist()  # itself and its mirror image come along
         others = [other for other in near if sample_of(other) != sample_of(mine)][:neighbours]
         if not others:
             raise Refused(f"row {mine} has no other one near to be mixed with; choose from more rows")
-        other = np.random.default_rng([seed, place]).choice(others)
-        mixed.append(bank.mixture([mine, int(other)]))
-    return np.stack(mixed)
+        partners.append(int(np.random.default_rng([seed, number]).choice(others)))
+        mixed.append(bank.mixture([mine, partners[-1]]))
+    return NearMixtures(np.stack(mixed), np.array(partners, np.int64))
 
 
 def _shares(weights: Sequence[float] | None, parents: int) -> Vectors:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from flows.engine.context import Context
 from flows.figures import grid, pairs
+from flows.stages.evaluate.stage import sources_known
 from flows.stages.evaluate.worker import CHUNK, SEEDS, samples_path, seeds_path
 from gmem.metrics import Memorisation
 from storage.ids import sample_of
@@ -21,7 +22,7 @@ SHOWN = 32
 def figures(context: Context, splits: list[str], memorised: dict[str, Memorisation]) -> dict[str, str]:
     """File name of each figure of the splits, by its title; the files lie beside the report."""
     drawn: dict[str, bytes] = {}
-    kind = "pairs" if _sources_known(context) else "samples"
+    kind = "pairs" if sources_known(context.recipe.evaluate) else "samples"
     for split in splits:
         drawn[f"{kind}-{split}"] = _first(context, split)
         drawn[f"seeds-{split}"] = _over_seeds(context, split)
@@ -32,16 +33,11 @@ def figures(context: Context, splits: list[str], memorised: dict[str, Memorisati
     return {title.replace("_", "-"): f"{title}.png" for title in drawn}
 
 
-def _sources_known(context: Context) -> bool:
-    """A bank from elsewhere has no pictures."""
-    return context.recipe.evaluate.bank is None
-
-
 def _first(context: Context, split: str) -> bytes:
     """The first samples, below their sources where those are known."""
     made = list(islice(read_samples(context.store, samples_path(context, split, 0)), SHOWN))
     images = np.stack([row.image for row in made])
-    if not _sources_known(context):
+    if not sources_known(context.recipe.evaluate):
         return grid(images)
     return pairs(_pictures(context, sample_of([row.snippet for row in made]).tolist()), images)
 
@@ -50,7 +46,7 @@ def _over_seeds(context: Context, split: str) -> bytes:
     """A column for each of a few snippets: the source where it is known, and samples that differ by their noise alone."""
     made = list(read_samples(context.store, seeds_path(context, split)))
     over_seeds = [np.stack([row.image for row in made[seed::SEEDS]]) for seed in range(SEEDS)]
-    if not _sources_known(context):
+    if not sources_known(context.recipe.evaluate):
         return pairs(*over_seeds)
     return pairs(_pictures(context, sample_of([row.snippet for row in made[::SEEDS]]).tolist()), *over_seeds)
 

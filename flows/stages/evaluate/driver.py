@@ -13,20 +13,18 @@ from flows.cluster.workers import Worker, pool
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.models.generation import require_pieces, require_snippets
-from flows.models.resolve import open_bank, open_network
+from flows.models.snippets import NOBODY
 from flows.recipe.model import Recipe
 from flows.stages.evaluate import drawing, references, report
 from flows.stages.evaluate.likeness import pixel_copies_of
 from flows.stages.evaluate.references import open_adm
 from flows.stages.evaluate.report import Found
-from flows.stages.evaluate.stage import STAGE, memorisation_detector
+from flows.stages.evaluate.stage import STAGE, memorisation_detector, sources_known
 from flows.stages.evaluate.worker import CHUNK, SEEDS, Chunk, Evaluator, Shares
+from flows.stages.sampling import kept_with_guide, subject_of
 from gmem.metrics import Memorisation, Nearest, Overlaps, Sums, memorisation, overlap
-from storage.checkpoints import Checkpoint, at
 from storage.ids import sample_of
 from storage.images.shards import HELD_OUT, TRAIN, read_index
-from storage.retention.checkpoints import pin
 from storage.tables.bank import Bank
 
 SPLITS = (TRAIN, HELD_OUT)
@@ -38,12 +36,9 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Features of the reference pictures, then the samples, then the numbers; each part is kept as it is finished."""
     # What is measured, and that it stays for as long as the report does.
     recipe = context.recipe
-    checkpoint, bank = _subject(context)
-    guide = require_pieces(checkpoint, recipe)
+    checkpoint, bank = subject_of(context, "samples")
+    guide = kept_with_guide(context, checkpoint, "report")
     index = read_index(context.artifact("images").uri)
-    for each in (checkpoint, guide):
-        if each and each.uri.startswith(f"{context.store.root}/"):  # others' stores are theirs to keep
-            pin(each, context.artifact("report").folder)
 
     # How much there is to do: pictures of each split, their samples with floor and ceiling, several of a few snippets.
     file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
@@ -95,26 +90,6 @@ def _overlaps(recipe: Recipe, workers: list[Worker]) -> Overlaps:
     return lambda *asked: ray.get(workers[0].call(Evaluator.overlap, *asked))
 
 
-def _subject(context: Context) -> tuple[Checkpoint, Bank]:
-    """The network and the bank to sample from; they are checked to belong together."""
-    evaluate = context.recipe.evaluate
-    if evaluate.network:
-        checkpoint = open_network(evaluate.network, context.store)
-    else:  # not simply the newest: the training may have gone on since
-        checkpoint = at(context.artifact("training"), context.parameters["report"]["step"])
-    bank = open_bank(evaluate.bank or context.artifact("bank").uri, context.store, context.versions.get("bank"))
-    if checkpoint.manifest.encoder:
-        bank.require_encoder(checkpoint.manifest.encoder)
-    require_snippets(checkpoint, bank.dim, bank.artifact)
-    side = checkpoint.manifest.network["latent_size"] * context.recipe.tokenizer.factor
-    if side != context.recipe.data.image_size:
-        raise StageError(
-            f"{checkpoint.uri} makes pictures of {side} px, and those of recipe {context.recipe.name} have "
-            f"{context.recipe.data.image_size} px; evaluate it with a recipe of data.image_size={side}"
-        )
-    return checkpoint, bank
-
-
 def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.int64]]:
     """Ids of the snippets to sample from, by split: random ones, none twice, as many as there are pictures to compare.
 
@@ -124,6 +99,9 @@ def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.
     for split in SPLITS:
         count = min(recipe.evaluate.samples, _count(index, split))
         if count < 2:
+            continue
+        if recipe.evaluate.snippets == "prior":
+            plans[split] = np.full(count, NOBODY)
             continue
         condition = f"split = '{split}'"
         if not recipe.evaluate.bank:
@@ -205,7 +183,7 @@ def _memorised(
     if np.median(parts[-1].distance) == 0:
         progress.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
         return {}
-    known = context.recipe.evaluate.bank is None
+    known = sources_known(context.recipe.evaluate)
     return {
         split: memorisation(part, parts[-1], sample_of(ids) if known and split == TRAIN else None)
         for part, (split, ids) in zip(parts, plans.items(), strict=False)

@@ -11,7 +11,7 @@ from flows.models.resolve import artifact_at
 from flows.recipe.model import Recipe
 from flows.stages.evaluate.references import File
 from flows.stages.evaluate.stage import INCEPTION, memorisation_detector
-from flows.stages.evaluate.worker import SEEDS, Shares
+from flows.stages.evaluate.worker import NEIGHBOURS, SEEDS, Shares
 from gmem.metrics import (
     FeatureSums,
     Memorisation,
@@ -158,11 +158,17 @@ def _weights(checkpoint: Checkpoint) -> str:
 
 
 def _snippets(found: Found, split: str) -> str:
-    bank, revision = found.context.recipe.evaluate.bank, found.bank.content_revision
+    evaluate, revision = found.context.recipe.evaluate, found.bank.content_revision
     edited = f", of the bank's revision {revision}" if revision > 1 else ""
-    if bank is None:
-        return f"random snippets of {split} pictures, none twice{edited}"
-    return f"random snippets of {split} rows of {artifact_at(bank, found.context.store).folder}, none twice{edited}"
+    if evaluate.snippets == "prior":
+        return f"drawn by the prior at step {found.context.parameters['samples']['prior_step']}{edited}"
+    rows = "pictures"
+    if evaluate.bank:
+        rows = f"rows of {artifact_at(evaluate.bank, found.context.store).folder}"
+    mixed = ""
+    if evaluate.snippets == "mixed":
+        mixed = f", each half and half with one of its {NEIGHBOURS} nearest"
+    return f"random snippets of {split} {rows}, none twice{mixed}{edited}"
 
 
 # --- what is kept and said -------------------------------------------------------------------------------------------

@@ -12,26 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.cluster.workers import set_threads_and_device
 from flows.engine.context import Context
-from flows.models.generation import load_generator
-from flows.models.resolve import open_bank
+from flows.models.snippets import NOBODY, Snippets, of_nobody, of_rows
 from flows.stages.evaluate.detectors import Detector, features_of, load_detectors, merge
 from flows.stages.evaluate.stage import memorisation_detector
 from flows.stages.extraction import Block
-from gmem.generator import Generator
-from gmem.memory import normalise
+from flows.stages.sampling import Sampler
 from gmem.metrics import FeatureSums, Nearest, Overlap, Sums, overlap, read_sums, write_sums
-from gmem.pixels import channels_first, channels_last, from_bytes
+from gmem.pixels import channels_first, from_bytes
 from gmem.sampler import noise_for
 from gmem.tokenizer import standardise
 from storage.checkpoints import Checkpoint
-from storage.samples import SampleRow, read_samples, write_samples
-from storage.tables.bank import Bank
+from storage.samples import read_samples
+from storage.tables.bank_where import equals
 from storage.tables.training_data import TrainingTable
 
 CHUNK = 256
 """Samples written together: what a kill can cost, and the unit that actors share out."""
+NEIGHBOURS = 8
+"""Of so many rows nearest to it, a row is mixed with one."""
 SEEDS = 4
 """Samples of one snippet, to see how much of a sample the noise decides."""
 
@@ -75,19 +74,15 @@ class Shares:
         self.count += other.count
 
 
-class Evaluator:
-    """Holds the generator and the detectors, each loaded when it is first needed."""
+class Evaluator(Sampler):
+    """Holds the detectors as well, loaded when they are first needed."""
+
+    MAKES = "samples"
 
     def __init__(self, threads: int, context: Context, checkpoint: Checkpoint) -> None:
-        self.context, self.recipe, self.device = context, context.recipe, set_threads_and_device(threads)
-        self.checkpoint = checkpoint
+        super().__init__(threads, context, checkpoint)
         self.tables: dict[str, TrainingTable] = {}
-        self.bank: Bank | None = None
         self.search: Nearest | None = None
-
-    @cached_property
-    def generator(self) -> Generator:
-        return load_generator(self.checkpoint, self.recipe, self.device)
 
     @cached_property
     def detectors(self) -> dict[str, Detector]:
@@ -151,12 +146,12 @@ class Evaluator:
     def run(self, chunk: Chunk) -> Shares:
         """Makes and keeps the samples of a chunk, unless an earlier run did; gives their features beside those of floor
         and ceiling."""
-        snippets, labels, latents = self._rows(chunk)
+        snippets, latents = self._snippets(chunk)
         if there := self._kept(chunk):
             return self._shares(chunk, *there, latents)
-        images, calls = self._generate(chunk.indices, snippets, labels)
+        images, calls = self.generate(chunk.indices, snippets)
         with ThreadPoolExecutor(1) as beside:  # encoding needs no GPU, and the detectors hardly anything else
-            kept = beside.submit(self._keep, self._path(chunk), chunk.indices, chunk.ids, images, calls)
+            kept = beside.submit(self.keep, self._path(chunk), chunk.indices, snippets, images, calls)
             shares = self._shares(chunk, images, calls, latents)
         kept.result()
         return shares
@@ -166,12 +161,10 @@ class Evaluator:
 
         Their noise is that of the numbers after all other samples': none of those is among them.
         """
-        snippets, labels, _ = self._rows(Chunk(split, 0, np.arange(len(ids)), ids, False))
+        snippets = self._snippets(Chunk(split, 0, np.arange(len(ids)), ids, False))[0].repeated(SEEDS)
         indices = self.recipe.evaluate.samples + np.arange(SEEDS * len(ids))
-        images, calls = self._generate(
-            indices, snippets.repeat_interleave(SEEDS, dim=0), labels.repeat_interleave(SEEDS, dim=0)
-        )
-        self._keep(seeds_path(self.context, split), indices, ids.repeat(SEEDS), images, calls)
+        images, calls = self.generate(indices, snippets)
+        self.keep(seeds_path(self.context, split), indices, snippets, images, calls)
         return self._sums(images, indices)
 
     def _shares(self, chunk: Chunk, images: Tensor, calls: int, latents: Tensor | None) -> Shares:
@@ -186,33 +179,22 @@ class Evaluator:
             shares.ceiling = self._sums(self._decoded(noise), chunk.indices)
         return shares
 
-    def _rows(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Unit-length snippets [N, D], labels [N], and raw latents where the recipe's own network and bank are used."""
-        evaluate = self.recipe.evaluate
-        if evaluate.network is None and evaluate.bank is None:
-            rows = self._table(chunk.split).batch(chunk.ids)
-            return normalise(rows["snippet"]), rows["label"], rows["latent"].float()
-        uri = evaluate.bank or self.context.artifact("bank").uri
-        self.bank = self.bank or open_bank(uri, self.context.store, self.context.versions.get("bank"))
-        labels = self.bank.rows(chunk.ids.tolist(), ["label"])["label"].fill_null(-1).to_numpy()
-        return normalise(self.bank.snippets(chunk.ids.tolist())), torch.from_numpy(labels.astype(np.int64)), None
-
-    def _generate(self, indices: NDArray[np.int64], snippets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        sample, numbers = self.recipe.sample, torch.from_numpy(indices)
-        made = self.generator.batches(snippets, numbers, sample, sample.seed, labels, size=sample.batch)
-        images, calls = zip(*((part.cpu(), taken) for part, taken in made), strict=True)
-        return torch.cat(images), max(calls)
+    def _snippets(self, chunk: Chunk) -> tuple[Snippets, Tensor | None]:
+        """What the chunk is sampled from; and raw latents where those are of pictures of the recipe's own training."""
+        evaluate, first, seed = self.recipe.evaluate, int(chunk.indices[0]), self.recipe.sample.seed
+        if evaluate.snippets == "prior":
+            return of_nobody(self.prior, len(chunk.ids), seed, first=first), None
+        if evaluate.snippets == "mixed":
+            same = equals("split", chunk.split)
+            return of_rows(self.bank, chunk.ids, seed, neighbours=NEIGHBOURS, where=same, first=first), None
+        if evaluate.network or evaluate.bank:
+            return of_rows(self.bank, chunk.ids, seed), None
+        rows = self._table(chunk.split).batch(chunk.ids)
+        nobody = np.full(len(chunk.ids), NOBODY)
+        return Snippets(rows["snippet"], chunk.ids, rows["label"].numpy(), nobody), rows["latent"].float()
 
     def _path(self, chunk: Chunk) -> str:
         return samples_path(self.context, chunk.split, chunk.number)
-
-    def _keep(self, path: str, indices: NDArray[np.int64], ids: NDArray[np.int64], images: Tensor, calls: int) -> None:
-        pictures = channels_last(images)
-        rows = [
-            SampleRow(int(i), int(snippet), picture, calls)
-            for i, snippet, picture in zip(indices, ids, pictures, strict=True)
-        ]
-        write_samples(self.context.store, path, rows, self.recipe.sample.seed)
 
     def _kept(self, chunk: Chunk) -> tuple[Tensor, int] | None:
         """The chunk's samples uint8 [N, 3, H, W] and their calls, where they are in the store: all that decides them is

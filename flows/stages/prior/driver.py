@@ -14,12 +14,11 @@ from torch import Tensor
 
 from flows.cluster.workers import pool, set_threads_and_device
 from flows.engine.context import Context, Made
-from flows.engine.errors import StageError
 from flows.engine.progress import Progress
 from flows.stages.prior.stage import STAGE
 from gmem.metrics.snippets import SnippetQuality, snippet_quality
-from gmem.prior import Prior, PriorLearner, draw, load_prior, shape_of
-from storage.checkpoints import Checkpoint, CheckpointManifest, latest, load, load_latest, save
+from gmem.prior import PriorLearner, draw, shape_of
+from storage.checkpoints import CheckpointManifest, latest, load_latest, save
 from storage.images.shards import HELD_OUT
 from storage.retention.checkpoints import prune
 from storage.tables.bank import Bank
@@ -127,12 +126,3 @@ def _said(quality: SnippetQuality) -> str:
         f"{quality.frechet_of_real:.3g}) and cover {quality.coverage:.0%} of them; the nearest that was learned from is "
         f"{quality.nearest:.3g} away (of held-out ones {quality.nearest_of_real:.3g})"
     )
-
-
-def open_prior(checkpoint: Checkpoint, device: str = "cpu") -> Prior:
-    """The prior of a checkpoint that this stage has left."""
-    tensors, _ = load(checkpoint, ["ema"])
-    try:
-        return load_prior(checkpoint.manifest.network, tensors, device)
-    except (TypeError, RuntimeError) as error:
-        raise StageError(f"{checkpoint.uri} holds no prior; name the artifact of a stage prior") from error

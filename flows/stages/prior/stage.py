@@ -53,5 +53,6 @@ STAGE = Stage(
     rows=lambda recipe, pictures: recipe.prior.steps,
     workers_import=("flows.stages.prior.driver",),
     pins=_pins,
+    asked_by="prior.steps=800",
     continues=True,
 )

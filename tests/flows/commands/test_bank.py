@@ -246,8 +246,8 @@ def test_samples_of_a_condition_and_of_a_way_between_rows(recipe: Recipe, encode
         (["--prior"], "has no prior in"),
         (["--prior", "--split", "train"], "leave --id, --mix, --where, --split and the like away"),
         (["--class", "flags"], "--class goes with --prior"),
-        (["--prior", "--noise", "0.5"], "leave --prior and --mix away"),
-        (["--mix", "2,6", "--neighbours", "3"], "leave --prior and --mix away"),
+        (["--prior", "--noise", "0.5"], "leave --prior, --mix and --picture away"),
+        (["--mix", "2,6", "--neighbours", "3"], "leave --prior, --mix and --picture away"),
         (["--id", "2", "--noise", "inf"], "the size of noise is inf; give a number from 0 up"),
     ):
         assert words in refused(recipe, "sample", *more, *arguments)

@@ -84,17 +84,17 @@ def test_what_cannot_be_mixed_is_refused() -> None:
 
 def test_near_mixtures_lie_between_a_row_and_one_of_its_nearest(bank: Bank) -> None:
     ids = [0, 7, 7, 30]
-    mixed = near_mixtures(bank, ids, 3, seed=1)
+    mixed, partners = near_mixtures(bank, ids, 3, seed=1)
     units = {
         i: row / np.linalg.norm(row) for i, row in zip(range(60), bank.snippets(range(60)).float().numpy(), strict=True)
     }
-    for mine, snippet in zip(ids, mixed, strict=True):
+    for mine, snippet, partner in zip(ids, mixed, partners.tolist(), strict=True):
         near = [i for i in sorted(units, key=lambda i: -units[mine] @ units[i]) if i >> 1 != mine >> 1][:3]
         direction = snippet / np.linalg.norm(snippet)
         parents = [i for i in near if abs(units[mine] @ direction - units[i] @ direction) < 1e-3]
-        assert len(parents) == 1 and units[mine] @ direction > units[mine] @ units[parents[0]]
-    assert np.array_equal(mixed, near_mixtures(bank, ids, 3, seed=1))
-    only = near_mixtures(bank, [0], 60, seed=1, where="key = 'k5'")[0]
+        assert parents == [partner] and units[mine] @ direction > units[mine] @ units[partner]
+    assert np.array_equal(mixed[1:], near_mixtures(bank, ids[1:], 3, seed=1, first=1).snippets)
+    [only] = near_mixtures(bank, [0], 60, seed=1, where="key = 'k5'").snippets
     assert any(np.allclose(only, bank.mixture([0, other])) for other in (10, 11))
 
 

@@ -289,8 +289,9 @@ def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: di
 
 def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, home: Path, uris: dict[str, str]) -> None:
     from flows.engine.context import Context
-    from flows.stages.evaluate.driver import _plans, _subject
+    from flows.stages.evaluate.driver import _plans
     from flows.stages.evaluate.references import open_adm
+    from flows.stages.sampling import subject_of
     from storage.images.shards import read_index
 
     def context(**changes: Any) -> Context:
@@ -298,15 +299,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
         chosen = plan.recipe.model_copy(update={"evaluate": evaluate, **changes})
         return Context(recipe=chosen, fingerprints={}, leases={}, tracking_uri="", run_id="")
 
-    _, bank = _subject(context())
+    _, bank = subject_of(context(), "samples")
     torch.save(torch.randn(3, 8), home / "narrow.pth")
     narrow = import_bank(home / "narrow.pth", plan.store).artifact
     with pytest.raises(StageError, match=r"takes snippets of 16 numbers, and those of the bank .* have 8"):
-        _subject(context(evaluate={"bank": narrow}))
+        subject_of(context(evaluate={"bank": narrow}), "samples")
     with pytest.raises(StageError, match="makes pictures of 64 px, and those of recipe emoji have 128"):
-        _subject(context(data=plan.recipe.data.model_copy(update={"image_size": 128})))
+        subject_of(context(data=plan.recipe.data.model_copy(update={"image_size": 128})), "samples")
     with pytest.raises(ValueError, match="no finished checkpoint"):
-        _subject(context(evaluate={"network": str(home)}))
+        subject_of(context(evaluate={"network": str(home)}), "samples")
 
     torch.save(torch.randn(1, 16), home / "single.pth")
     from storage.tables.bank import Bank
@@ -383,7 +384,7 @@ def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
 ) -> None:
     from flows.engine.context import Context
     from flows.models.resolve import open_network
-    from flows.stages.evaluate import worker as evaluator
+    from flows.stages import sampling
     from flows.stages.evaluate.worker import Evaluator
     from flows.stages.extraction import read_block
     from storage.images.shards import read_index
@@ -395,7 +396,7 @@ def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
     monkeypatch.setattr(Image, "open", lambda *args, **options: decoded.append(1) or opened(*args, **options))
     block = read_block._function(uri, "shard-000000", wanted)
     assert sorted(block.samples) == sorted(wanted) and len(block.images) == len(decoded) == 2
-    monkeypatch.setattr(evaluator, "set_threads_and_device", lambda threads: "cpu")
+    monkeypatch.setattr(sampling, "set_threads_and_device", lambda threads: "cpu")
     context = Context(recipe=recipe(home), fingerprints={}, leases={}, tracking_uri="", run_id="")
     seen = Evaluator(1, context, open_network(uris["large"], plan.store)).reference(block)
     assert {split: sums["emoji-evaluator"].index.tolist() for split, sums in seen.items()} == {
@@ -418,18 +419,18 @@ def test_the_most_calls_of_a_sample_do_not_depend_on_who_ends_last() -> None:
 def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from flows.stages.evaluate import worker as evaluator_module
+    from flows.stages import sampling
     from flows.stages.evaluate.worker import Chunk, Evaluator, Shares
     from storage.checkpoints import CheckpointManifest, save
 
-    monkeypatch.setattr(evaluator_module, "set_threads_and_device", lambda threads: "cpu")
-    looked, write, sums = Event(), evaluator_module.write_samples, Evaluator._sums
+    monkeypatch.setattr(sampling, "set_threads_and_device", lambda threads: "cpu")
+    looked, write, sums = Event(), sampling.write_samples, Evaluator._sums
 
     def written(*row: Any) -> None:
         assert looked.wait(60), "samples are encoded while the detectors work, not before"
         write(*row)
 
-    monkeypatch.setattr(evaluator_module, "write_samples", written)
+    monkeypatch.setattr(sampling, "write_samples", written)
     monkeypatch.setattr(Evaluator, "_sums", lambda self, *what: looked.set() or sums(self, *what))
     config = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=4, snippet_dim=6)
     context = trainings.job()
@@ -449,8 +450,8 @@ def test_the_recipes_own_network_has_its_floor_from_the_latents_table(
     kept = [(row.number, row.snippet, row.calls) for row in read_samples(trainings.store, path)]
     assert kept == [(3, 6, 1), (4, 8, 1), (5, 10, 1)]
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "_generate", lambda *_: pytest.fail("what is kept is not made again"))
-        patch.setattr(Evaluator, "_keep", lambda *_: pytest.fail("nor written again"))
+        patch.setattr(Evaluator, "generate", lambda *_: pytest.fail("what is kept is not made again"))
+        patch.setattr(Evaluator, "keep", lambda *_: pytest.fail("nor written again"))
         again = evaluator.run(Chunk("train", 1, np.array([3, 4, 5]), ids, False))
     for name, each in again.samples.items():
         assert np.array_equal(each.features("pool"), part.samples[name].features("pool")) and again.calls == part.calls

@@ -22,8 +22,9 @@ from flows.engine.stage import Plan
 from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK
 from flows.stages.bank.stage import STAGE as BANK_STAGE
-from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, STATISTICS, evaluated_step
+from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, STATISTICS
 from flows.stages.ingest.stage import IMAGES
+from flows.stages.subject import step_of
 from flows.stages.train.stage import STAGE as TRAIN_STAGE
 from flows.stages.train.stage import TRAINING
 from storage.checkpoints import CheckpointManifest, save
@@ -110,7 +111,7 @@ def test_an_edited_bank_shows_in_the_plan_and_is_evaluated_again(
     assert plan.missing(STAGE) == [SAMPLES, REPORT] and plan.done(STATISTICS)
     begun = context_of(plan)  # whoever planned before the edits, reads what was there then
     assert STAGE.pins(begun(1)) == {"bank": built} and STAGE.pins(begun(revision)) == {"bank": bank.version}
-    with pytest.raises(StageError, match="was edited just now; run the evaluation again"):
+    with pytest.raises(StageError, match="was edited just now; run the stage again"):
         STAGE.pins(begun(revision + 1))
     [line] = estimates([BANK_STAGE], plan)
     assert line.why == f"there already, edited since: revision 1 -> {revision}"
@@ -150,7 +151,7 @@ def asked(recipe: Recipe, steps: int, checkpoint: str = "latest") -> Recipe:
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
 def test_fewer_steps_than_there_are_take_the_checkpoint_at_or_below_them(trained: Recipe, checkpoint: str) -> None:
-    steps = {steps: evaluated_step(Plan(asked(trained, steps, checkpoint))) for steps in (20, 30, 40, 50)}
+    steps = {steps: step_of(Plan(asked(trained, steps, checkpoint))) for steps in (20, 30, 40, 50)}
     assert steps == {20: 20, 30: 20, 40: 40, 50: 50}  # the last is yet to be trained
     about = {steps: TRAIN_STAGE.about(Plan(asked(trained, steps))) for steps in (30, 40)}
     assert about == {30: "with 40 steps, 30 were asked for", 40: "with 40 steps"}

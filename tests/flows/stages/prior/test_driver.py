@@ -15,10 +15,10 @@ from flows.engine.errors import StageError
 from flows.engine.progress import Terminal
 from flows.engine.stage import Plan, require_wanted
 from flows.explore import draw_snippets, open_bank, open_network
+from flows.models.snippets import open_prior
 from flows.recipe.files import load
 from flows.stages.bank.stage import BANK
 from flows.stages.chain import STAGES, stages_of
-from flows.stages.prior.driver import open_prior
 from flows.stages.prior.stage import PRIOR, STAGE
 from gmem.prior import Prior
 from storage.checkpoints import CheckpointManifest, all_checkpoints, latest, save
@@ -121,7 +121,7 @@ def test_drawn_snippets_are_of_their_class_and_are_nobodys(store: Path, first: R
     bank = open_bank(recipe)
     drawn = draw_snippets(recipe, bank, 20, "food")
     classes = bank.rows(drawn.nearest.tolist(), ["class"])["class"].to_pylist()
-    assert classes.count("food") >= 18 and drawn.label == 1
+    assert classes.count("food") >= 18 and set(drawn.snippets.labels.tolist()) == {1}
     assert (drawn.similarity > 0.8).all() and (drawn.similarity < 1 - 1e-6).all()
     with pytest.raises(Refused, match="no class 'nobody'; its classes are faces, flags, food"):
         draw_snippets(recipe, bank, 1, "nobody")
