@@ -63,6 +63,7 @@ LONG = "gmem run "
 """Such a line takes minutes: it is planned, with the same arguments."""
 YOURS = {
     "prior.steps=800": "prior.steps=20",
+    "selection.count=5000": "selection.count=5",
     "1000": "60",
     "flags": "round",
     "private/%": "square/deep/0%",

@@ -230,6 +230,12 @@ def test_samples_of_a_condition_and_of_a_way_between_rows(recipe: Recipe, encode
         for vary in ((), ("--noise", "0.5"), ("--neighbours", "2"))
     )
     assert len({plain, moved, between}) == 3
+    Image.fromarray(picture(77)).save(tmp_path / "mine.png")
+    mine = answered(recipe, "sample", *more, "--picture", "mine.png", "--count", "3", "--out", "mine")
+    assert mine["ids"] == [] and Path(mine["picture"]).name == "sheet.png"
+    made = [np.asarray(Image.open(tmp_path / "mine" / f"{number:04d}.png")) for number in range(3)]
+    assert made[0].shape == (64, 64, 3) and (made[0] != made[1]).any(), "of one snippet, by noise of their own"
+    assert answered(recipe, "sample", *more, "--key", "flags/2", "--count", "2")["ids"] == [4, 4]
     walked = answered(recipe, "sample", *more, "--mix", "2,6", "--steps", "3", "--out", "way.png")
     assert walked["ids"] == [2, 6] and Image.open(walked["picture"]).width > Image.open(walked["picture"]).height
     assert len(open_bank(recipe).history()) == 1, "a walk adds nothing"
@@ -240,6 +246,9 @@ def test_samples_of_a_condition_and_of_a_way_between_rows(recipe: Recipe, encode
         (["--where", "class = 'flgas'"], "class is one of flags, food"),
         (["--where", "true) OR (true", "--split", "train"], "not one SQL condition"),
         (["--where", "id = 2", "--mix", "2,6"], "one of them"),
+        (["--key", "flags/2", "--picture", "mine.png"], "one of them"),
+        (["--key", "flags/99"], "no row of the key 'flags/99'"),
+        (["--picture", "nowhere.png"], "nowhere.png is not a file"),
         (["--mix", "2"], "give 2 ids"),
         (["--mix", "2,99"], "no row 99"),
         (["--balanced-by", "colour"], "cannot be balanced by"),
