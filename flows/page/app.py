@@ -26,7 +26,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from flows.explore import Generated, add_pictures, encode_picture, generate, open_bank, version_of, walk
+from flows.explore import (
+    Generated,
+    add_pictures,
+    draw_snippets,
+    encode_picture,
+    generate,
+    generate_from,
+    open_bank,
+    version_of,
+    walk,
+)
 from flows.recipe.model import Recipe
 from flows.refusals import REFUSALS
 from storage.errors import Refused, StoreUnreachable
@@ -56,6 +66,15 @@ class Order(BaseModel):
     reason: str = ""
 
 
+class Draw(BaseModel):
+    """How many to draw from the prior and to generate from."""
+
+    count: Annotated[int, Field(ge=1, le=MOST)] = 8
+    of_class: str | None = None
+    network: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class Explorer:
     """A recipe's bank at its versions, and a map of it."""
 
@@ -82,9 +101,8 @@ class Explorer:
 
 
 def _map(bank: Bank) -> dict[str, Any]:
-    ids = bank.matching("NOT flipped")
-    rows = bank.rows(ids.tolist(), ["id", "class", "origin", "split"])
-    place = _principal(bank.snippets(ids.tolist()).float())
+    rows = bank.scan(["class", "origin", "split", "snippet"], "NOT flipped")
+    place = _principal(torch.from_numpy(bank.full(rows["snippet"]).copy()).float())
     columns = {name: rows[name].to_pylist() for name in ("id", "class", "origin", "split")}
     return columns | {"x": place[:, 0].tolist(), "y": place[:, 1].tolist(), "version": bank.version}
 
@@ -114,7 +132,15 @@ def make_app(recipe: Recipe, bank: str | None, host: str, password: str | None, 
     explorer = Explorer(recipe, bank)
     app = FastAPI(title=f"gmem explore {recipe.name}", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(GZipMiddleware)
-    known = {*LOCAL, host}
+    _guard(app, {*LOCAL, host}, password)
+    _answer_questions(app, explorer, network)
+    _generate(app, explorer, network)
+    _edit(app, explorer)
+    return app
+
+
+def _guard(app: FastAPI, known: set[str], password: str | None) -> None:
+    """Keeps others' pages and strangers out, and turns what is refused into an answer."""
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Next) -> Response:
@@ -132,6 +158,11 @@ def make_app(recipe: Recipe, bank: str | None, host: str, password: str | None, 
 
     for kind in (*REFUSALS, StoreUnreachable):
         app.add_exception_handler(kind, refused)
+
+
+def _answer_questions(app: FastAPI, explorer: Explorer, network: str | None) -> None:
+    """The page, the map, rows and searches, which change nothing and need no network."""
+    recipe = explorer.recipe
 
     @app.get("/")
     def page() -> FileResponse:
@@ -166,11 +197,25 @@ def make_app(recipe: Recipe, bank: str | None, host: str, password: str | None, 
         opened = explorer.bank(at)
         return _rows(opened.search(_with_file(data, lambda path: encode_picture(path, recipe, opened)), min(k, 500)))
 
+
+def _generate(app: FastAPI, explorer: Explorer, network: str | None) -> None:
+    """Pictures of rows, of what lies between two, and of what is nobody's."""
+    recipe = explorer.recipe
+
+    def seeded(seed: int) -> Recipe:
+        return recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"seed": seed})})
+
     @app.post("/api/generate")
     def make(order: Annotated[Order, Body()]) -> dict[str, Any]:
-        chosen = recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"seed": order.seed})})
-        made = generate(chosen, explorer.bank(order.at), np.array(order.ids), order.network or network)
-        return _generated(made)
+        ids = np.array(order.ids)
+        return _generated(generate(seeded(order.seed), explorer.bank(order.at), ids, order.network or network))
+
+    @app.post("/api/draw")
+    def draw(wanted: Annotated[Draw, Body()]) -> dict[str, Any]:
+        chosen, opened = seeded(wanted.seed), explorer.bank()
+        drawn = draw_snippets(chosen, opened, wanted.count, wanted.of_class)
+        made = generate_from(chosen, opened, drawn.snippets, wanted.network or network)
+        return _generated(made) | {"nearest": drawn.nearest.tolist(), "similarity": drawn.similarity.tolist()}
 
     @app.post("/api/walk")
     def between(order: Annotated[Order, Body()]) -> dict[str, Any]:
@@ -179,6 +224,11 @@ def make_app(recipe: Recipe, bank: str | None, host: str, password: str | None, 
         ends = order.ids[0], order.ids[1]
         made = walk(recipe, explorer.bank(order.at), ends, order.steps, order.method, order.network or network)
         return _generated(made)
+
+
+def _edit(app: FastAPI, explorer: Explorer) -> None:
+    """What changes the bank."""
+    recipe = explorer.recipe
 
     @app.post("/api/withdraw")
     def withdraw(order: Annotated[Order, Body()]) -> dict[str, Any]:
@@ -192,8 +242,6 @@ def make_app(recipe: Recipe, bank: str | None, host: str, password: str | None, 
             (Path(folder) / file).write_bytes(data)
             found = add_pictures(recipe, explorer.bank(), folder, batch, "added in the explorer")
         return found.added.to_dict()
-
-    return app
 
 
 async def _knows(request: Request, password: str) -> bool:

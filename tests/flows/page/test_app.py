@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app as command
+from flows.engine.stage import Plan
+from flows.explore import open_bank
 from flows.page.app import PAGE, make_app
 from flows.recipe.model import Recipe
+from flows.stages.prior.stage import PRIOR
+from gmem.prior import PriorLearner, shape_of
+from storage.checkpoints import CheckpointManifest, save
 from tests.flows.commands.test_bank import PICTURES, encoder, picture, recipe  # noqa: F401  (fixtures)
 
 NETWORK = "shipped:emoji-network"
@@ -65,6 +71,24 @@ def test_pictures_are_generated_and_walked_between(page: TestClient) -> None:
     assert other["pictures"][0] != made["pictures"][0]
     assert len(asked(page, "/api/walk", ids=[0, 2], steps=3).json()["pictures"]) == 3
     assert "choose 2" in asked(page, "/api/walk", ids=[0]).json()["error"]
+
+
+def test_the_prior_is_drawn_from_beside_the_nearest_rows(page: TestClient, recipe: Recipe) -> None:  # noqa: F811
+    assert "has no prior in" in asked(page, "/api/draw", count=2).json()["error"]
+    learning = recipe.model_copy(update={"prior": recipe.prior.model_copy(update={"steps": 2})})
+    artifact = Plan(learning).artifact(PRIOR)
+    bank = open_bank(recipe)
+    snippets = torch.from_numpy(bank.full(bank.scan(["snippet"])["snippet"]).copy())
+    learner = PriorLearner(snippets, torch.zeros(len(snippets), dtype=torch.int64), learning.prior)
+    tensors, progress = learner.state()
+    save(artifact, 2, tensors, progress, CheckpointManifest(step=2, network=shape_of(learner)))
+    with artifact.lease("test") as lease:
+        artifact.commit(artifact.describe(lease))
+    made = asked(page, "/api/draw", count=3, of_class="flags").json()
+    assert len(made["pictures"]) == len(made["nearest"]) == 3 and max(made["similarity"]) < 1
+    assert set(made["nearest"]) <= set(range(2 * PICTURES))
+    assert "no class 'cats'" in asked(page, "/api/draw", of_class="cats").json()["error"]
+    assert asked(page, "/api/draw", count=1000).status_code == 422
 
 
 def test_a_picture_is_added_found_and_withdrawn_and_the_past_stays(page: TestClient) -> None:
