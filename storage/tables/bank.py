@@ -118,7 +118,7 @@ class Bank(BankReader):
     def refresh(self) -> None:
         """Moves to the newest version."""
         self.table.checkout_latest()
-        for known in ("_vector_index", "_search_known"):
+        for known in ("index", "known_of_search"):
             self.__dict__.pop(known, None)
 
     def build_index(self, kind: str = "auto") -> str | None:
@@ -133,6 +133,6 @@ class Bank(BankReader):
         """
         return bank_index.build(self, kind)
 
-    def recall(self, k: int = 10, queries: int = 100, seed: int = 0) -> float:
-        """The share of the true `k` nearest rows that a search through the index finds, over random rows."""
-        return bank_index.recall(self, k, queries, seed)
+    def recall(self, k: int = 10, queries: int = 100, seed: int = 0, where: str | None = None) -> float:
+        """The share of the true `k` nearest rows that a search finds, over random rows, under a condition if one is given."""
+        return bank_index.recall(self, k, queries, seed, where)

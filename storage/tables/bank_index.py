@@ -7,14 +7,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from lance.dataset import LanceDataset
-from lancedb.index import FTS, BTree, HnswSq, IvfPq, IvfRq
+from lancedb.index import FTS, Bitmap, BTree, HnswSq, IvfPq, IvfRq
+from numpy.typing import NDArray
 
 from storage.tables.bank_commits import note, update_metadata
+from storage.tables.bank_nearest import Nearest, true_nearest
 from storage.tables.bank_where import equals
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from storage.tables.bank_reader import BankReader
 
 EXHAUSTIVE = 3_000_000
-"""Numbers in all snippets together; up to there a search reads every row, in some 10 ms, and forgets nothing."""
+"""Numbers in all snippets together; up to there a search reads every row, in some 10 ms, and forgets nothing. So it does
+with the rows that fulfil a condition."""
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and quantisation takes over
 CONFIGS: dict[str, Any] = {"IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq, "IVF_PQ": IvfPq}
 WANTED = 0.95
@@ -36,6 +38,8 @@ NEVER = timedelta(days=36_500)
 """Age of versions that indexing removes: LanceDB's week would take those that results name, and fails at tagged ones."""
 TEXT = ("key", "class", "caption")
 """Columns whose words are searched."""
+VALUES = ("split", "class")
+"""Columns whose values are indexed beside their words, under the name `<column>_values`, for conditions."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Search:
 
     plain: Effort
     filtered: Effort | None
-    """Under a condition: what the rarest split and the rarest class need; None where there is neither."""
+    """Under a condition that many rows fulfil: what the rarest such split and class need, and as few rows chosen at random;
+    None where every condition leaves so few rows that they are read."""
     rows: int
     time: str
 
@@ -66,26 +71,38 @@ def build(bank: Bank, kind: str) -> str | None:
     note(bank.artifact)
     bank.refresh()
     kinds = _suited(bank) if kind == "auto" else [kind] if kind != "none" else []
-    present = {name: index.index_type for index in bank.table.list_indices() for name in index.columns}
+    present = {index.name: index for index in bank.table.list_indices()}
     if present:
         bank.table.optimize(cleanup_older_than=NEVER)
-    for column in TEXT:
-        if column in bank.table.schema.names and column not in present:
-            bank.table.create_index(column, config=FTS(remove_stop_words=False))
-    if kinds and "id" not in present:
-        bank.table.create_index("id", config=BTree())
-    made = _over_snippets(bank, kinds, _spelled(present.get("snippet", "")))
+    _over_columns(bank, set(present), bool(kinds))
+    kept = next((index.index_type for index in present.values() if index.columns == ["snippet"]), "")
+    made = _over_snippets(bank, kinds, _spelled(kept))
     bank.refresh()
     return made
 
 
+def _over_columns(bank: Bank, present: set[str], large: bool) -> None:
+    """Words, and where a search does not read every row, ids and values too. What has a name of its own stands beside an
+    index over the same column, and does not replace it."""
+    wanted: list[tuple[str, str, Any]] = [(f"{name}_idx", name, FTS(remove_stop_words=False)) for name in TEXT]
+    if large:
+        wanted.append(("id_idx", "id", BTree()))
+        wanted += [(f"{name}_values", name, Bitmap()) for name in VALUES]
+    for index, column, config in wanted:
+        if index not in present and column in bank.schema.names:
+            bank.table.create_index(column, config=config, name=index)
+
+
 def _over_snippets(bank: Bank, kinds: list[str], present: str) -> str | None:
     """The first of the kinds through which enough is found, the one that is there before all; else the last."""
+    bank.refresh()
+    trial = Trial.of(bank) if kinds else None
     for kind in sorted(kinds, key=lambda kind: _spelled(kind) != present):
         if _spelled(kind) != present:
             bank.table.create_index("snippet", config=CONFIGS[kind](distance_type=metric(bank)))
         bank.refresh()
-        search = _measured(bank)
+        assert trial is not None, "there is a kind"
+        search = trial.measured(bank)
         update_metadata(bank.artifact, partial(_noted, search), remembered=())
         if min(effort.recall for effort in (search.plain, search.filtered) if effort) >= WANTED:
             break
@@ -98,60 +115,101 @@ def _noted(search: Search, _dataset: LanceDataset) -> dict[str, str]:
 
 def _suited(bank: Bank) -> list[str]:
     """Kinds that are worth trying, the one that is built soonest first: of 50,000 x 768, IVF_RQ takes two seconds."""
-    width = bank.table.schema.field("snippet").type.list_size  # as stored: a rank-reduced bank has one number more
-    if len(bank) * width <= EXHAUSTIVE:
+    if len(bank) <= few_rows(bank):
         return []
-    packed = [] if width % 8 else ["IVF_RQ"]  # which puts the bits of eight numbers into a byte
+    packed = [] if _width(bank) % 8 else ["IVF_RQ"]  # which puts the bits of eight numbers into a byte
     graph = ["IVF_HNSW_SQ"] if len(bank) <= HNSW_UNTIL else []
     return [*packed, *graph, "IVF_PQ"]
+
+
+def few_rows(bank: BankReader) -> int:
+    """Up to how many rows are read one and all."""
+    return EXHAUSTIVE // _width(bank)
+
+
+def _width(bank: BankReader) -> int:
+    """As stored: a rank-reduced bank has one number more."""
+    return bank.schema.field("snippet").type.list_size
 
 
 def _spelled(kind: str) -> str:
     return kind.upper().replace("_", "")
 
 
-def _measured(bank: Bank) -> Search:
-    """The least effort that finds enough in the bank as it is, else the greatest; with and without a condition."""
-    queries = [int(query) for query in bank.sample(min(QUERIES, len(bank)), 0, mirrored=True)]
-    plain = _least(bank, queries, None)
-    filtered = [_least(bank, queries, where) for where in _conditions(bank)]
-    hardest = max(filtered, key=lambda effort: (effort.probes, effort.refine, -effort.recall), default=None)
-    return Search(plain, hardest, len(bank), datetime.now(UTC).isoformat(timespec="seconds"))
+class Trial(NamedTuple):
+    """Questions to a bank, and their true answers, for which it is read once."""
 
+    queries: NDArray[np.float16]
+    """Snippets [Q, D] of random rows."""
+    conditions: list[str | None]
+    """The first is none."""
+    true: list[Nearest]
 
-def _least(bank: Bank, queries: list[int], where: str | None) -> Effort:
-    true = [_ids(bank.search(query, NEAREST, where, exact=True)) for query in queries]
-    for probes, refine in EFFORTS:
-        found = [_ids(bank.search(query, NEAREST, where, effort=(probes, refine))) for query in queries]
-        share = _share(true, found)
-        if share >= WANTED:
-            break
-    return Effort(probes, refine, share)
+    @classmethod
+    def of(cls, bank: Bank) -> Trial:
+        conditions = [None, *_conditions(bank)]
+        among = [None if where is None else bank.matching(where) for where in conditions]
+        queries = _asked(bank, QUERIES, 0)
+        return cls(queries, conditions, true_nearest(bank, queries, NEAREST, among))
+
+    def measured(self, bank: Bank) -> Search:
+        """The least effort that finds enough in the bank as it is, else the greatest; with and without a condition."""
+        plain, *filtered = map(partial(self._least, bank), self.conditions, self.true)
+        hardest = max(filtered, key=lambda effort: (effort.probes, effort.refine, -effort.recall), default=None)
+        return Search(plain, hardest, len(bank), datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def _least(self, bank: Bank, where: str | None, true: Nearest) -> Effort:
+        for probes, refine in EFFORTS:
+            share = _found(bank, self.queries, true, where, (probes, refine))
+            if share >= WANTED:
+                break
+        return Effort(probes, refine, share)
 
 
 def _conditions(bank: Bank) -> list[str]:
-    """The rarest split and the rarest class of which there are still many times the nearest."""
+    """The rarest split and the rarest class that more than a few rows have, and about twice those few at random."""
+    fewest = max(few_rows(bank), 10 * NEAREST)
     rows, found = bank.scan(["split", "class"]), []
-    for column in ("split", "class"):
+    for column in VALUES:
         counts = Counter(value for value in rows[column].to_pylist() if value is not None)
-        enough = [(count, value) for value, count in counts.items() if 10 * NEAREST <= count < len(bank)]
+        enough = [(count, value) for value, count in counts.items() if fewest < count < len(bank)]
         if enough:
             found.append(equals(column, min(enough)[1]))
+    if len(bank) > 4 * fewest:
+        found.append(f"id / 2 % {len(bank) // (2 * fewest)} = 0")
     return found
 
 
-def _ids(rows: pa.Table) -> set[int]:
-    return set(rows["id"].to_pylist())
+def _asked(bank: BankReader, count: int, seed: int) -> NDArray[np.float16]:
+    """Snippets [Q, D] of random rows."""
+    return bank.matrix(bank.sample(min(count, len(bank)), seed, mirrored=True).tolist())
 
 
-def _share(true: list[set[int]], found: list[set[int]]) -> float:
-    """Of the true ids, those found."""
-    return sum(len(a & b) for a, b in zip(true, found, strict=True)) / sum(len(a) for a in true)
+def recall(bank: BankReader, k: int, queries: int, seed: int, where: str | None) -> float:
+    """As `Bank.recall`."""
+    asked = _asked(bank, queries, seed)
+    (true,) = true_nearest(bank, asked, k, [None if where is None else bank.matching(where)])
+    return _found(bank, asked, true, where, None)
+
+
+def _found(
+    bank: BankReader,
+    queries: NDArray[np.float16],
+    true: Nearest,
+    where: str | None,
+    effort: tuple[int, int] | None,
+) -> float:
+    """Of the true nearest rows the share that a search finds."""
+    hits = 0
+    for query, ids in zip(queries, true.ids, strict=True):
+        there = bank.search(query, len(ids), where, effort=effort)["id"].to_pylist()
+        hits += len(set(there) & set(ids.tolist()))
+    return hits / true.ids.size
 
 
 def search_of(bank: BankReader) -> Search | None:
     """What was found out when the index was made or maintained last; None where that was never."""
-    text = (bank.table.schema.metadata or {}).get(SEARCH.encode())
+    text = (bank.schema.metadata or {}).get(SEARCH.encode())
     if not text:
         return None
     stored = json.loads(text)
@@ -167,13 +225,3 @@ def metric(bank: BankReader) -> Literal["cosine", "dot"]:
 def of_snippets(bank: BankReader) -> Any:
     """LanceDB's description of the index over snippets; None where there is none."""
     return next((index for index in bank.table.list_indices() if index.columns == ["snippet"]), None)
-
-
-def recall(bank: BankReader, k: int, queries: int, seed: int) -> float:
-    """As `Bank.recall`."""
-    shares = []
-    for query in bank.sample(min(queries, len(bank)), seed, mirrored=True):
-        true = bank.search(int(query), k, exact=True)["id"].to_pylist()
-        found = bank.search(int(query), k)["id"].to_pylist()
-        shares.append(len(set(true) & set(found)) / len(true))
-    return float(np.mean(shares))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from storage.errors import Refused
 from storage.files.s3 import lance_options
-from storage.tables import bank_history, bank_index, bank_mixing
+from storage.tables import bank_history, bank_index, bank_mixing, bank_search
 from storage.tables.bank_basis import basis_of
 from storage.tables.bank_commits import REVISION, content_revision, require_checked
 from storage.tables.bank_draws import draw_balanced, draw_evenly
@@ -85,6 +85,7 @@ class BankReader:
             Refused: another client has left rows in it that cannot be used.
         """
         self.artifact = artifact
+        self._dataset: LanceDataset | None = None
         try:
             with translate_errors("read", artifact):
                 self.table = lancedb.connect(artifact, storage_options=lance_options(artifact)).open_table(TABLE)
@@ -106,8 +107,17 @@ class BankReader:
 
     @property
     def dataset(self) -> LanceDataset:
-        """The same table at the same version for Lance."""
-        return self.table.to_lance()
+        """The same table at the same version for Lance, with whatever of files and indices is in memory already."""
+        version = self.table.version
+        if self._dataset is None:
+            self._dataset = self.table.to_lance()
+        elif self._dataset.version != version:
+            self._dataset = self._dataset.checkout_version(version)
+        return self._dataset
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.dataset.schema
 
     @property
     def version(self) -> int:
@@ -116,17 +126,22 @@ class BankReader:
     @property
     def dim(self) -> int:
         """Numbers in a snippet, as the encoder gives them."""
-        return self.basis.dim if self.basis else self.table.schema.field("snippet").type.list_size
+        return self.basis.dim if self.basis else self.schema.field("snippet").type.list_size
 
     @property
     def columns(self) -> list[str]:
         """Names of all columns, those included that an earlier release did not write."""
-        names = self.table.schema.names
+        names = self.schema.names
         return [*names, *(field.name for field in LATER_COLUMNS if field.name not in names)]
 
     @property
+    def described(self) -> list[str]:
+        """All columns but the snippet."""
+        return [name for name in self.columns if name != "snippet"]
+
+    @property
     def encoder(self) -> dict[str, Any]:
-        return json.loads(self.table.schema.metadata[ENCODER.encode()])
+        return json.loads(self.schema.metadata[ENCODER.encode()])
 
     @property
     def content_revision(self) -> int:
@@ -146,7 +161,7 @@ class BankReader:
     def info(self) -> BankInfo:
         """Counts, identity, versions, tags and the state of the index."""
         columns = self._read(["origin", "split", "label", "class"])
-        index = self._index()
+        index = self.index
         search = bank_index.search_of(self) if index else None
         fragments = self.dataset.get_fragments()
         files = (file for fragment in fragments for file in fragment.metadata.files)
@@ -191,7 +206,7 @@ class BankReader:
         """float16 [N,D] in the order of `ids`, as the encoder gave them (not unit length)."""
         import torch  # needed by those alone who compute with snippets, not to look into the bank
 
-        return torch.from_numpy(self._matrix(ids).copy())
+        return torch.from_numpy(self.matrix(ids).copy())
 
     def matching(self, where: str | None = None) -> NDArray[np.int64]:
         """Sorted ids of the rows that an SQL condition on columns holds for; none: of all."""
@@ -261,28 +276,20 @@ class BankReader:
         if isinstance(query, str):
             return self._with_words(query, k, where)
         if query is None:
-            return self._where([name for name in self.columns if name != "snippet"], where, k)
-        vector = self._matrix([int(query)])[0] if isinstance(query, int | np.integer) else query
+            return self._where(self.described, where, k)
+        vector = self.matrix([int(query)])[0] if isinstance(query, int | np.integer) else query
         vector = np.asarray(vector, np.float32).reshape(-1)
         if len(vector) != self.dim:
             raise Refused(f"the query has {len(vector)} numbers, the bank's snippets have {self.dim}; same encoder?")
         if not np.isfinite(vector).all() or not vector.any():
             raise Refused("the query is zero or not finite and so has no direction; check the encoder")
-        asked = self.basis.query(vector) if self.basis else vector
-        found: Any = self.table.search(asked, vector_column_name="snippet")
-        found = found.distance_type(bank_index.metric(self))
-        if exact or self._index() is None:
-            found = found.bypass_vector_index()
-        else:
-            probes, refine = effort or self._effort(where)
-            found = found.nprobes(probes).refine_factor(refine)
-        return self._found(found, "_distance", k, where)
+        return bank_search.near(self, vector, k, where, exact, effort)
 
     def mixture(
         self, ids: Sequence[int], method: str = "spherical", weights: Sequence[float] | None = None, seed: int = 0
     ) -> NDArray[np.float32]:
         """The snippet [D] mixed of those of rows, which is not added; arguments as in `bank_mixing.mix`."""
-        return bank_mixing.mix(self._matrix(ids).astype(np.float32), method, weights, seed)
+        return bank_mixing.mix(self.matrix(ids).astype(np.float32), method, weights, seed)
 
     def labels(self) -> dict[str, int]:
         """The label of each class that has one."""
@@ -303,34 +310,30 @@ class BankReader:
 
     def _read(self, names: list[str], where: str | None = None, limit: int | None = None) -> pa.Table:
         """Columns of the rows that Lance's condition holds for."""
-        stored = [name for name in names if name in self.table.schema.names]
+        stored = [name for name in names if name in self.schema.names]
         rows = self.dataset.to_table(columns=stored or ["id"], filter=where, limit=limit)
         return with_later_columns(rows, names).select(names)
 
     def _where(self, names: list[str], where: str | None, limit: int | None = None) -> pa.Table:
         """As `_read`, with a person's condition."""
         with said_of(where, self.columns):
-            return self._read(names, condition(where, self.table.schema.names), limit)
+            return self._read(names, condition(where, self.schema.names), limit)
 
     def _with_words(self, words: str, k: int, where: str | None) -> pa.Table:
         if not words.strip():
             raise Refused("there are no words to search for; give at least one")
-        columns = [name for name in bank_index.TEXT if name in self.table.schema.names]
-        found = self.table.search(
-            MultiMatchQuery(words, columns, boosts=None, operator=FullTextOperator.OR), query_type="fts"
-        )
-        return self._found(found, "_score", k, where)
-
-    def _found(self, query: Any, measure: str, k: int, where: str | None) -> pa.Table:
-        names = [name for name in self.table.schema.names if name != "snippet"]
-        query = query.limit(k).select([*names, measure])
+        columns = [name for name in bank_index.TEXT if name in self.schema.names]
+        asked = MultiMatchQuery(words, columns, boosts=None, operator=FullTextOperator.OR)
+        names = [name for name in self.schema.names if name != "snippet"]
+        query: Any = self.table.search(asked, query_type="fts").limit(k).select([*names, "_score"])
         if where is not None:
             query = query.where(condition(where, names), prefilter=True)
         with said_of(where, self.columns):
             rows = query.to_arrow()
-        return with_later_columns(rows, [name for name in self.columns if name != "snippet"])
+        return with_later_columns(rows, self.described)
 
-    def _matrix(self, ids: Sequence[int]) -> NDArray[np.float16]:
+    def matrix(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        """As `snippets`, for numpy."""
         return self.full(self.rows(ids, ["snippet"])["snippet"])
 
     def full(self, column: pa.ChunkedArray | pa.Array) -> NDArray[np.float16]:
@@ -344,21 +347,20 @@ class BankReader:
         listed = [f"{name} is one of {', '.join(each[:12])}" for name, each in values.items() if each]
         return f"its {'; '.join(listed)}" if listed else "its rows have neither split nor class"
 
-    def _index(self) -> Any:
-        return self._vector_index
-
-    def _effort(self, where: str | None) -> tuple[int, int]:
-        known = self._search_known
-        effort = (known.filtered if where else None) or known.plain if known else None
-        return (effort.probes, effort.refine) if effort else bank_index.EFFORTS[2]
-
     @cached_property
-    def _search_known(self) -> bank_index.Search | None:
+    def known_of_search(self) -> bank_index.Search | None:
+        """What a search through the index takes."""
         return bank_index.search_of(self)
 
     @cached_property
-    def _vector_index(self) -> Any:
+    def index(self) -> Any:
+        """LanceDB's description of the index over snippets; None where there is none."""
         return bank_index.of_snippets(self)
+
+    @cached_property
+    def few(self) -> dict[tuple[int, str], bank_search.Few | None]:
+        """By version and condition the rows that fulfil it, where they are few."""
+        return {}
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from storage.ids import FIRST_FOREIGN_ID
-from storage.tables import bank_index
+from storage.tables import bank_index, bank_search
 from storage.tables.bank import Bank
 from storage.tables.bank_rows import make_rows, table_uri, write_fragments
 from storage.tables.bank_writer import BankWriter
@@ -265,7 +265,7 @@ def test_the_effort_of_a_search_is_measured_on_the_bank_itself(artifact: str) ->
     assert measured is not None and (measured.plain.probes, measured.plain.refine) in bank_index.EFFORTS
     assert measured.plain.recall >= bank_index.WANTED and measured.rows == 2000 and measured.filtered is None
     assert Bank(artifact).info().search == asdict(measured)
-    assert Bank(artifact)._effort("id > 5") == (measured.plain.probes, measured.plain.refine)
+    assert bank_search._effort(Bank(artifact), "id > 5") == (measured.plain.probes, measured.plain.refine)
 
 
 def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
@@ -283,12 +283,13 @@ def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
     assert bank.build_index() == "IVF_PQ", "what is there and good enough stays"
 
 
-def test_a_condition_is_measured_too(bank: Bank) -> None:
+def test_a_condition_is_measured_too(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_index, "EXHAUSTIVE", 100 * DIM)
     bank.append(snippets(1, 900), "external", ENCODER, splits=["train"] * 900)
     bank.build_index("IVF_PQ")
     measured = bank_index.search_of(bank)
     assert measured is not None and measured.filtered is not None
-    assert bank._effort("id > 5") == (measured.filtered.probes, measured.filtered.refine)
+    assert bank_search._effort(bank, "id > 5") == (measured.filtered.probes, measured.filtered.refine)
 
 
 def test_the_stored_width_says_what_can_be_packed(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:

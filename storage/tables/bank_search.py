@@ -1,0 +1,97 @@
+"""The rows near a snippet: through the index, or by reading those in question where they are few.
+
+Under a condition that few rows fulfil an index finds too little: the nearest of those lie in partitions that it does not look
+into. Their snippets are read then, and kept for the next search under the same condition.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage.tables import bank_index
+from storage.tables.bank_nearest import comparable, cosines
+from storage.tables.bank_rows import with_later_columns
+from storage.tables.bank_where import condition, said_of
+from storage.tables.fragments import to_matrix
+
+if TYPE_CHECKING:
+    from storage.tables.bank_reader import BankReader
+
+KEPT = 4
+"""Conditions whose rows are kept; of 4,000 x 768 they take 12 MB."""
+DISTANCE = "_distance"
+
+
+class Few(NamedTuple):
+    """Rows that fulfil a condition."""
+
+    ids: NDArray[np.int64]
+    rows: NDArray[np.float32]
+    """[N, W], comparable."""
+
+
+def near(
+    bank: BankReader,
+    snippet: NDArray[np.float32],
+    k: int,
+    where: str | None,
+    exact: bool,
+    effort: tuple[int, int] | None,
+) -> pa.Table:
+    """As `BankReader.search`, of a snippet [D] that has a direction."""
+    wanted = condition(where, bank.schema.names)
+    with said_of(where, bank.columns):
+        if exact or bank.index is None:
+            return _through(bank, snippet, k, wanted, {"use_index": False})
+        few = _few(bank, wanted) if wanted is not None and effort is None else None
+        if few is not None:
+            return _among(bank, few, snippet, k)
+        probes, refine = effort or _effort(bank, wanted)
+        return _through(bank, snippet, k, wanted, {"nprobes": probes, "refine_factor": refine})
+
+
+def _through(
+    bank: BankReader, snippet: NDArray[np.float32], k: int, wanted: str | None, how: dict[str, Any]
+) -> pa.Table:
+    """By Lance: the index, or every row that fulfils the condition."""
+    asked = bank.basis.query(snippet) if bank.basis else snippet
+    nearest = {"column": "snippet", "q": asked, "k": k, "metric": bank_index.metric(bank), **how}
+    names = [name for name in bank.schema.names if name != "snippet"]
+    rows = bank.dataset.to_table(columns=[*names, DISTANCE], nearest=nearest, filter=wanted, prefilter=True)
+    return with_later_columns(rows, bank.described)
+
+
+def _among(bank: BankReader, few: Few, snippet: NDArray[np.float32], k: int) -> pa.Table:
+    similarity = cosines(bank, snippet, few.rows)
+    order = np.argsort(-similarity, kind="stable")[:k]
+    rows = bank.rows(few.ids[order].tolist(), bank.described)
+    return rows.append_column(DISTANCE, pa.array(1 - similarity[order], pa.float32()))
+
+
+def _few(bank: BankReader, wanted: str) -> Few | None:
+    """The rows that fulfil a condition, where an exhaustive search among them is worth it."""
+    known, key = bank.few, (bank.version, wanted)
+    if key not in known:
+        if len(known) >= KEPT:
+            known.pop(next(iter(known)))
+        known[key] = _read(bank, wanted)
+    return known[key]
+
+
+def _read(bank: BankReader, wanted: str) -> Few | None:
+    most = bank_index.few_rows(bank)
+    ids = bank.dataset.to_table(columns=["id"], filter=wanted, limit=most + 1)["id"]
+    if len(ids) > most:
+        return None
+    rows = bank.rows(ids.to_pylist(), ["snippet"])
+    return Few(ids.to_numpy(), comparable(bank, to_matrix(rows["snippet"])))
+
+
+def _effort(bank: BankReader, wanted: str | None) -> tuple[int, int]:
+    known = bank.known_of_search
+    effort = (known.filtered if wanted else None) or known.plain if known else None
+    return (effort.probes, effort.refine) if effort else bank_index.EFFORTS[2]

@@ -1,0 +1,103 @@
+"""Searches through an index, and among the few rows that fulfil a condition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from storage.errors import Refused
+from storage.tables import bank_index, bank_nearest, bank_search
+from storage.tables.bank import Bank
+from storage.tables.bank_nearest import true_nearest
+
+from .conftest import DIM, ENCODER, snippets
+
+ROWS = 2_000
+RARE = "class = 'rare'"
+
+
+@pytest.fixture
+def large(artifact: str, monkeypatch: pytest.MonkeyPatch) -> Bank:
+    """2,000 rows, of which up to 200 are few; 50 of class rare, 300 held out."""
+    monkeypatch.setattr(bank_index, "EXHAUSTIVE", 200 * DIM)
+    monkeypatch.setattr(bank_index, "EFFORTS", ((64, 16),))
+    bank = Bank.create(artifact, DIM, ENCODER)
+    bank.append(
+        snippets(0, ROWS),
+        "external",
+        ENCODER,
+        keys=[f"k{n}" for n in range(ROWS)],
+        classes=["rare" if n % 40 == 0 else "common" for n in range(ROWS)],
+        splits=["held_out" if n % 20 < 3 else "train" for n in range(ROWS)],
+    )
+    bank.build_index("IVF_PQ")
+    return bank
+
+
+def exact(bank: Bank, query: np.ndarray, where: str) -> list[int]:
+    """By single precision; Lance's half may take two rows that are equally near for each other."""
+    (true,) = true_nearest(bank, query[None], 10, [bank.matching(where)])
+    return true.ids[0].tolist()
+
+
+def test_among_few_rows_nothing_is_overlooked(large: Bank) -> None:
+    for query in snippets(7, 5):
+        for where in (RARE, "key LIKE '%99'", f"{RARE} AND split = 'train'"):
+            found = large.search(query, 10, where)
+            assert found["id"].to_pylist() == exact(large, query, where)
+            assert found["_distance"].to_pylist() == sorted(found["_distance"].to_pylist())
+    true = large.search(snippets(7, 1)[0], 10, RARE, exact=True)
+    found = large.search(snippets(7, 1)[0], 10, RARE)
+    np.testing.assert_allclose(found["_distance"].to_numpy(), true["_distance"].to_numpy(), atol=1e-3)
+    assert found.schema.names == true.schema.names
+    assert len(large.search(snippets(7, 1)[0], 10, "class = 'nobody'")) == 0
+    assert large.recall(where=RARE) == 1
+
+
+def test_few_rows_are_read_once_and_anew_when_the_bank_has_changed(large: Bank) -> None:
+    query = snippets(7, 1)[0]
+    first, second = exact(large, query, RARE)[:2]
+    assert large.search(query, 1, RARE)["id"].to_pylist() == [first]
+    read = dict(large.few)
+    assert large.search(query, 1, RARE)["id"].to_pylist() == [first] and large.few == read
+    large.withdraw("asked for", [first])
+    assert large.search(query, 1, RARE)["id"].to_pylist() == [second]
+    for number in range(9):
+        large.search(query, 1, f"key = 'k{number}'")
+    assert len(large.few) == bank_search.KEPT
+
+
+def test_a_condition_of_many_rows_goes_through_the_index(large: Bank) -> None:
+    query = snippets(7, 1)[0]
+    large.search(query, 10, "split = 'held_out'")
+    assert list(large.few.values()) == [None]
+    assert large.recall(where="split = 'held_out'") >= 0.9
+    with pytest.raises(Refused, match="cannot be applied"):
+        large.search(query, 10, "colour = 3")
+
+
+def test_values_are_indexed_beside_words(large: Bank) -> None:
+    known = {(index.name, index.index_type) for index in large.table.list_indices()}
+    assert {("class_values", "Bitmap"), ("split_values", "Bitmap"), ("class_idx", "FTS"), ("id_idx", "BTree")} <= known
+    assert set(large.search("rare", 60)["class"].to_pylist()) == {"rare"}
+    large.append(snippets(3, 1), "external", ENCODER, classes=["rare"])
+    assert len(large.matching(RARE)) == 51
+    large.build_index("IVF_PQ")
+    assert {(index.name, index.index_type) for index in large.table.list_indices()} == known
+    assert len(large.matching(RARE)) == 51 and len(large.search("rare", 60)) == 51
+
+
+def test_the_truth_of_a_trial_is_read_once(large: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    blocks = bank_nearest._blocks
+
+    def counted(bank: Bank) -> object:
+        passes.append(bank)
+        return blocks(bank)
+
+    monkeypatch.setattr(bank_nearest, "_blocks", counted)
+    monkeypatch.setattr(bank_index, "WANTED", 1.1)
+    assert large.build_index() == "IVF_HNSW_SQ", "two kinds are tried"
+    assert len(passes) == 1
+    measured = bank_index.search_of(large)
+    assert measured is not None and measured.filtered is not None
