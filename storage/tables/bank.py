@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from storage.errors import Refused, StoreError
 from storage.files.s3 import lance_options
-from storage.tables import bank_edits, bank_index
+from storage.tables import bank_edits, bank_index, bank_purge
 from storage.tables.bank_commits import Edit, note, restore_version
 from storage.tables.bank_edits import Added, Pictures, Withdrawal
+from storage.tables.bank_purge import Purged
 from storage.tables.bank_reader import BankReader
 from storage.tables.bank_rows import schema, table_uri
 from storage.tables.fragments import translate_errors
@@ -82,7 +83,7 @@ class Bank(BankReader):
         """Takes rows, their mirror images and the mixtures descending from them out of the newest version.
 
         What was withdrawn stays known by id, key and picture: no later run or `add` brings it back. Earlier versions
-        keep it until they are cleaned up; a training that names one can be continued.
+        keep it until they are cleaned up or purged; until then a training that names one can be continued.
 
         Raises:
             Refused: no reason, no such row, or nothing would be left.
@@ -92,6 +93,13 @@ class Bank(BankReader):
         self.refresh()
         chosen = self.rows(ids, ["id"])["id"].to_numpy() if ids is not None else self.matching(where)
         return bank_edits.withdraw(self, np.unique(chosen), reason)
+
+    def purge(self, reason: str) -> Purged:
+        """Removes all versions but the newest for good, tagged ones included, and with them what was withdrawn.
+
+        What was made with them cannot be made again or continued. Nobody else should be adding to the bank meanwhile.
+        """
+        return bank_purge.purge(self, reason)
 
     def withdrawn_from(self, other: str) -> dict[str, list[int]]:
         """Ids of the rows here whose pictures were withdrawn from the bank of another artifact, by reason: those of the

@@ -45,6 +45,8 @@ COUNTED_TO = "content_revision_counted_to"
 CHECKED_TO = "checked_to"
 """The version up to which what other clients did is known to be sound."""
 EDIT = "gmem.edit"
+PURGED = "purged"
+"""Which versions were removed for good, and why."""
 COLUMNS = "gmem.columns"
 """Marks the commit that adds the columns of a later release."""
 OURS = {EDIT, COLUMNS, LEASE, SHARDS, REVISION, NEXT_ID}
@@ -57,7 +59,7 @@ class Edit:
     """What an edit says of itself."""
 
     kind: str
-    """append, withdraw or restore."""
+    """append, withdraw, restore or purge."""
     reason: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     author: str = field(default_factory=lambda: login())
@@ -248,11 +250,15 @@ def _next_id(dataset: LanceDataset) -> int:
 
 
 def update_metadata(
-    artifact: str, values: Callable[[LanceDataset], dict[str, str]], remembered: tuple[str, ...]
+    artifact: str,
+    values: Callable[[LanceDataset], dict[str, str]],
+    remembered: tuple[str, ...],
+    also: dict[str, str] | None = None,
 ) -> None:
     """Sets what `values(dataset)` says, computed anew whenever somebody else's update came first.
 
-    The entries `remembered` go into the transaction too, where a restored older version cannot hide them.
+    The entries `remembered` go into the transaction too, where a restored older version cannot hide them; so does `also`,
+    and nowhere else.
     """
     entries: dict[str, str] = {}
 
@@ -262,7 +268,10 @@ def update_metadata(
         update = LanceOperation.UpdateMap(updates={**entries}, replace=False)
         return LanceOperation.UpdateConfig(schema_metadata_updates=update)
 
-    _commit(artifact, updated, lambda: {name: entries[name] for name in remembered if name in entries})
+    def about() -> dict[str, str]:
+        return {name: entries[name] for name in remembered if name in entries} | (also or {})
+
+    _commit(artifact, updated, about)
 
 
 def _commit(

@@ -19,13 +19,13 @@ from storage.tables.fragments import history, properties
 
 @dataclass(frozen=True)
 class Change:
-    """A version whose rows are not those of the version before."""
+    """A version whose rows are not those of the version before, or before which there is nothing any more."""
 
     version: int
     revision: int
     time: str
     kind: str
-    """built, append, withdraw or restore; of another client the operation's name."""
+    """built, append, withdraw, restore or purge; of another client the operation's name."""
     author: str | None
     reason: str | None
     rows: int
@@ -54,7 +54,8 @@ def changes(dataset: LanceDataset) -> list[Change]:
     found, following = list[Change](), dataset.version + 1
     for version, transaction in history(dataset):
         built = properties(transaction).get(REVISION) == "1"
-        if version in about and (built or changes_rows(transaction)):
+        ours = EDIT in properties(transaction)  # a purge is told as well
+        if version in about and (built or ours or changes_rows(transaction)):
             tags = sorted(name for name, at in tagged.items() if version <= at < following)
             found.append(_change(dataset, about[version], transaction, tags))
             following = version

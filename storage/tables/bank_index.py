@@ -132,6 +132,11 @@ def _width(bank: BankReader) -> int:
     return bank.schema.field("snippet").type.list_size
 
 
+def kind_of(described: str) -> str:
+    """The kind of an index, of how LanceDB describes it."""
+    return next(kind for kind in CONFIGS if _spelled(kind) == _spelled(described))
+
+
 def _spelled(kind: str) -> str:
     return kind.upper().replace("_", "")
 

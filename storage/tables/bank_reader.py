@@ -23,6 +23,8 @@ from storage.tables.bank_basis import basis_of
 from storage.tables.bank_commits import REVISION, content_revision, require_checked
 from storage.tables.bank_draws import draw_balanced, draw_evenly
 from storage.tables.bank_history import Change, Difference
+from storage.tables.bank_nearest import near_to
+from storage.tables.bank_purge import absent
 from storage.tables.bank_rows import (
     ENCODER,
     FORMAT_VERSION,
@@ -94,10 +96,8 @@ class BankReader:
                 if version is not None:
                     self.table.checkout(version)
         except FileNotFoundError as error:
-            absent = "no bank; run the bank stage first"
-            if version is not None:
-                absent = f"no version {version} of the bank; its history lists those there are"
-            raise Refused(f"{artifact} holds {absent}") from error
+            assert not isinstance(version, datetime), "a time is a version's number by now"
+            raise Refused(absent(artifact, version)) from error
         self.basis = basis_of(self.table.schema)
         known = REDUCED_VERSION if self.basis else FORMAT_VERSION
         require_format(self.table.schema, known, table_uri(artifact))
@@ -284,6 +284,10 @@ class BankReader:
         if not np.isfinite(vector).all() or not vector.any():
             raise Refused("the query is zero or not finite and so has no direction; check the encoder")
         return bank_search.near(self, vector, k, where, exact, effort)
+
+    def near(self, snippet: NDArray[np.floating], similarity: float) -> NDArray[np.int64]:
+        """Sorted ids of all rows whose cosine with a snippet [D] is at least `similarity`; every row is read."""
+        return near_to(self, snippet, similarity)
 
     def mixture(
         self, ids: Sequence[int], method: str = "spherical", weights: Sequence[float] | None = None, seed: int = 0

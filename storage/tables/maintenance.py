@@ -29,15 +29,17 @@ class Versions:
     bytes: int
 
 
-def unreferenced(dataset: LanceDataset, finished: datetime | None = None) -> dict[str, int]:
+def unreferenced(
+    dataset: LanceDataset, finished: datetime | None = None, very_old: timedelta = UNDER_WAY
+) -> dict[str, int]:
     """Bytes of each file below the table that none of its versions refers to, by path.
 
-    Of a table that others may be adding to, only those written before it was `finished`, or very old.
+    Of a table that others may be adding to, only those written before it was `finished`, or `very_old`.
     """
     with translate_errors("read", dataset.uri):
         there = dataset.all_files().read_all().to_pylist()  # before the versions: what comes between is not in it
         named = set(dataset.tracked_files().read_all()["path"].to_pylist())
-    until = None if finished is None else max(finished, datetime.now(UTC) - UNDER_WAY)
+    until = None if finished is None else max(finished, datetime.now(UTC) - very_old)
     return {
         file["path"]: file["size_bytes"]
         for file in there
