@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, tags
@@ -17,6 +18,7 @@ from flows.explore import add_pictures, open_bank
 from flows.recipe.files import load
 from flows.recipe.form import Overrides, overrides_of
 from flows.recipe.model import Recipe
+from flows.withdrawal import Asked, rests_on, withdraw
 from storage.store import Store
 from storage.tracking.tracking import Tracking
 
@@ -49,17 +51,23 @@ def bank_withdraw(
     reason: str,
     where: str | None = None,
     ids: list[int] | None = None,
+    near: str | None = None,
+    similarity: float = 0.95,
+    purge: bool = False,
+    measure: bool = False,
+    network: str | None = None,
     recipe: str = "emoji",
     overrides: Overrides | None = None,
 ) -> Told:
-    """Takes rows out of a recipe's bank, with mirror images and mixtures; no later run brings them back."""
+    """Takes rows out of a recipe's bank, with mirror images and mixtures; no later run brings them back. Tells what was
+    made with them. With `purge` the bank's earlier versions are removed for good, whatever rests on them."""
     chosen = load(recipe, overrides_of(overrides))
-    with _edited("bank-withdraw", chosen, {"where": where, "ids": ids, "reason": reason}) as (bank, run):
-        gone = bank.withdraw(reason, ids, where)
-        counts = {"asked": len(gone.asked), "mirrored": len(gone.mirrored), "descended": len(gone.descended)}
-        run.metrics(counts)
-        get_run_logger().info("withdrawn: %s", counts)
-        return gone.to_dict() | {"version": bank.version}
+    asked = Asked(reason, ids, where, near, similarity, purge, measure, network)
+    with _edited("bank-withdraw", chosen, asdict(asked)) as (bank, run), shown("withdraw") as progress:
+        told = withdraw(chosen, bank, asked, run, tracking_of(chosen), progress)
+        for name, what in rests_on(told):
+            get_run_logger().info("%s: %s", name, what)
+        return told
 
 
 @flow(name="bank-optimise", persist_result=False)
@@ -85,9 +93,12 @@ def optimised(bank: Bank, run: Run) -> Told:
 @contextmanager
 def maintained(recipe: Recipe, what: str, parameters: Told) -> Iterator[Run]:
     """A run in the recipe's experiment for a change of its bank."""
-    tracking = Tracking.open(recipe.tracking.uri, Store(recipe.store), recipe.name)
-    with tracking.experiment_run(what, parameters, kind="bank") as run:
+    with tracking_of(recipe).experiment_run(what, parameters, kind="bank") as run:
         yield run
+
+
+def tracking_of(recipe: Recipe) -> Tracking:
+    return Tracking.open(recipe.tracking.uri, Store(recipe.store), recipe.name)
 
 
 @contextmanager

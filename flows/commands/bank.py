@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands import bank_edit
+from flows.commands import bank_edit, bank_withdraw
 from flows.commands.bank_options import At, BankUri, Ids, numbers
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import new_table, show, tell
@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Look into the memory bank of a rec
 app.command()(bank_edit.add)
 app.command()(bank_edit.mix)
 app.command()(bank_edit.factorise)
-app.command()(bank_edit.withdraw)
+app.command()(bank_withdraw.withdraw)
 app.command()(bank_edit.tag)
 app.command()(bank_edit.restore)
 app.command()(bank_edit.optimise)

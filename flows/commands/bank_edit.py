@@ -99,30 +99,6 @@ def mix(
         show(f"row {made} is the {method} mixture of {ids}: gmem sample {recipe} --id {made}")
 
 
-def withdraw(
-    recipe: RecipeName,
-    reason: Annotated[str, typer.Option(help="why; stays in the history, and is told to whoever would add it again")],
-    where: Annotated[str | None, typer.Option(help="condition on columns, such as \"class = 'flags'\"")] = None,
-    ids: Annotated[str | None, typer.Option("--ids", metavar="A,B", help="ids of rows")] = None,
-    bank: BankUri = None,
-    set: Set = None,
-    store: StoreUri = None,
-    json: Json = False,
-) -> None:
-    """Takes rows out of the newest version, with mirror images and mixtures descending from them; no later run brings
-    them back."""
-    from flows.explore import open_bank
-
-    opened = open_bank(resolved(recipe, set, store), bank)
-    gone = opened.withdraw(reason, numbers(ids, "--ids") if ids is not None else None, where)
-    if json:
-        print_json(gone.to_dict() | {"rows": len(opened), "version": opened.version})
-        return
-    parts = f"{len(gone.asked):,} rows, {len(gone.mirrored):,} mirror images, {len(gone.descended):,} mixtures"
-    show(f"withdrawn: {parts}; {len(opened):,} rows are left")
-    show("earlier versions keep them until 'gmem store clean' removes those; what was trained before knows them still")
-
-
 def tag(
     recipe: RecipeName,
     name: Annotated[str, typer.Argument(help="of the newest version")],

@@ -91,6 +91,17 @@ class Tracking:
         copied = Path(f"{found.source}/artifacts/network")
         return str(copied) if (copied / "ema.safetensors").exists() else str(found.tags["checkpoint"])
 
+    def models_of(self, bank: str) -> list[dict[str, str]]:
+        """Versions of registered models that were trained on the bank in this folder: name, version, checkpoint and
+        bank_version of each."""
+        found = patiently(lambda: client(self.uri).search_model_versions(), "looking for registered models")
+        return [
+            {"name": each.name, "version": str(each.version)}
+            | {tag: each.tags.get(tag, "") for tag in ("checkpoint", "bank_version")}
+            for each in found
+            if each.tags.get("bank") == bank
+        ]
+
     @contextmanager
     def pipeline_run(
         self,

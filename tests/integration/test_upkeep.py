@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from flows.commands.options import overrides
 from storage.tracking.access import client
@@ -24,7 +27,7 @@ from flows.upkeep import bank_add, bank_optimise, bank_withdraw
 overrides = json.loads(sys.argv[1])
 added = bank_add(sys.argv[2], "more", overrides=overrides, reason="a test")
 again = bank_add(sys.argv[2], "more", overrides=overrides)
-gone = bank_withdraw("no more", ids=added["ids"][:1], overrides=overrides)
+gone = bank_withdraw("no more", near=str(added["ids"][0]), similarity=0.999, purge=True, overrides=overrides)
 after = bank_add(sys.argv[2], "more", overrides=overrides)
 kept = bank_optimise(overrides=overrides)
 print(json.dumps([added, again, gone, after, kept]))
@@ -53,7 +56,7 @@ def test_pictures_come_and_go_and_the_bank_is_kept_in_order(
     added, again, gone, after, kept = json.loads(done.stdout.splitlines()[-1])
     assert len(added["ids"]) == 2 and not added["unusable"]
     assert not again["ids"] and len(again["duplicates"]) == 2
-    assert gone["asked"] == added["ids"][:1]
+    assert gone["asked"] == added["ids"][:1] and gone["purged"]["versions"] > 0 and gone["neighbours"]
     assert not after["ids"] and len(after["withdrawn"]) == 1
     assert kept["search"] is None and kept["index"] is None and kept["fragments"] > 0
     assert kept["version"] > gone["version"] > added["version"]
@@ -67,9 +70,38 @@ def test_pictures_come_and_go_and_the_bank_is_kept_in_order(
     assert max(run.data.metrics.get("added", 0) for run in runs) == 2
 
 
-def _others(folder: Path) -> Path:
-    from PIL import Image
+def test_no_rerun_of_ingest_and_bank_brings_back_what_was_withdrawn(
+    gmem: Gmem, folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    def said(source: Path, *words: str) -> dict[str, Any]:
+        done = gmem(*words, *options(source, Path("store")), "--json", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
 
+    gone = said(pictures, "bank", "withdraw", "emoji", "--where", "key = 'square/deep/04'", "--reason", "asked for")
+    assert len(gone["asked"]) == 2
+    (images, *_) = gone["pictures"]
+    assert images.startswith("images/"), "where the picture itself is"
+    (manifest,) = (folder / "store" / "bank").glob("emoji-*/manifest.json")
+    manifest.unlink()
+    said(pictures, "stage", "bank", "emoji")
+    assert said(pictures, "bank", "info", "emoji")["rows"] == gone["rows"]
+
+    more = tmp_path / "more"
+    shutil.copytree(pictures, more)
+    (file,) = (more / "square" / "deep").glob("04.*")
+    file.rename(file.with_stem("renamed"))
+    Image.new("RGB", (70, 70), "teal").save(more / "square" / "deep" / "teal.png")
+    for stage in ("ingest", "bank"):
+        said(more, "stage", stage, "emoji")
+    later = said(more, "bank", "search", "emoji", "--where", "class = 'square'", "-k", "1000")["rows"]
+    keys = {row["key"] for row in later}
+    assert "square/deep/teal" in keys and not keys & {"square/deep/04", "square/deep/renamed"}
+    earlier = said(pictures, "bank", "search", "emoji", "--where", "class = 'square'", "-k", "1000")["rows"]
+    assert keys == {row["key"] for row in earlier if row["origin"] == "dataset"} | {"square/deep/teal"}
+
+
+def _others(folder: Path) -> Path:
     source = folder / "others"
     source.mkdir()
     for name, colour in (("a", (250, 10, 90)), ("b", (5, 200, 30))):

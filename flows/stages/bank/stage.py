@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.engine.context import Context
+from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
 from flows.recipe.model import Recipe
 from flows.stages.ingest.stage import IMAGES
 from gmem.weights import WeightsRef
+from storage.checkpoints import latest
+from storage.store import Artifact
+
+if TYPE_CHECKING:
+    from storage.tables.bank import Bank
 
 VERSION = 1
 SNIPPET_WIDTH = 768
@@ -33,7 +39,23 @@ def pinned(context: Context, kind: str) -> dict[str, int]:
     bank = Bank(context.artifact("bank").uri)
     tag = f"{kind}-{context.fingerprints[kind]}"
     tagged = bank.table.tags.list().get(tag)
-    return {"bank": tagged["version"] if tagged else bank.tag(tag)}
+    if tagged:
+        return {"bank": tagged["version"]}
+    _require_kept(bank, context.artifact(kind))
+    return {"bank": bank.tag(tag)}
+
+
+def _require_kept(bank: Bank, artifact: Artifact) -> None:
+    """StageError where work on an artifact began with a version of the bank that was purged."""
+    from storage.tables.bank_purge import purged
+
+    last, about = latest(artifact), purged(bank.dataset)
+    began = last.manifest.bank.version if last and last.manifest.bank else None
+    if isinstance(began, int) and began <= about.get("to", 0):
+        raise StageError(
+            f"{artifact.uri} was begun with version {began} of the bank, which was purged on {about['time'][:10]} "
+            f"({about['reason']}), and cannot be continued; remove it to begin anew"
+        )
 
 
 BANK = Output("bank", VERSION, _parameters, inputs=lambda recipe: (IMAGES,))
