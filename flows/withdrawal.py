@@ -84,7 +84,7 @@ def withdraw(recipe: Recipe, bank: Bank, asked: Asked, run: Run, tracking: Track
         gone = bank.withdraw(asked.reason, *_selected(recipe, bank, asked))
         told = gone.to_dict()
         run.metrics({name: len(ids) for name, ids in told.items()})
-        told |= consequences(recipe, bank, before, told, tracking)
+        told |= consequences(recipe, bank, told, tracking)
         _add_likeness(recipe, bank, Bank(bank.artifact, before), asked, told, progress)
     if asked.purge:
         told["purged"] = _purged(recipe, bank, asked.reason)
@@ -113,7 +113,7 @@ def _selected(recipe: Recipe, bank: Bank, asked: Asked) -> tuple[list[int] | Non
 # --- what knew the rows ----------------------------------------------------------------------------------------------
 
 
-def consequences(recipe: Recipe, bank: Bank, before: int, gone: Told, tracking: Tracking) -> Told:
+def consequences(recipe: Recipe, bank: Bank, gone: Told, tracking: Tracking) -> Told:
     """What in the recipe's store was made with rows that are gone, by what it is to them."""
     ids = np.array([*gone["asked"], *gone["mirrored"], *gone["descended"]])
     entries, folder = survey(Store(recipe.store)), _folder(recipe, bank)

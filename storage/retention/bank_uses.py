@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +86,9 @@ def _rests_on(entry: Entry, bank: str, entries: dict[str, Entry]) -> bool:
 
 
 def snippets_of(store: Store, path: str) -> Iterator[tuple[int, int]]:
-    """Number of each sample of a shard, and the id of its snippet; nothing of tars of another kind."""
-    with store.filesystem.open(path, "rb") as stream, tarfile.open(fileobj=stream) as tar:
+    """Number of each sample of a shard, and the id of its snippet; nothing of tars of another kind, nor of damaged ones,
+    from which nobody has samples."""
+    with suppress(tarfile.TarError), store.filesystem.open(path, "rb") as stream, tarfile.open(fileobj=stream) as tar:
         for member in tar:
             if not member.name.endswith(".json"):
                 continue
