@@ -86,16 +86,17 @@ def _rests_on(entry: Entry, bank: str, entries: dict[str, Entry]) -> bool:
 
 
 def snippets_of(store: Store, path: str) -> Iterator[tuple[int, int]]:
-    """Number of each sample of a shard, and the id of its snippet; nothing of tars of another kind, nor of damaged ones,
-    from which nobody has samples."""
+    """Number of each sample of a shard, and the id of its snippet and of what that was mixed with; nothing of tars of
+    another kind, nor of damaged ones, from which nobody has samples."""
     with suppress(tarfile.TarError), store.filesystem.open(path, "rb") as stream, tarfile.open(fileobj=stream) as tar:
         for member in tar:
             if not member.name.endswith(".json"):
                 continue
             content = tar.extractfile(member)
             about = json.loads(content.read()) if content else {}
-            if about.keys() >= {"index", "snippet"} and about["snippet"] is not None:
-                yield about["index"], about["snippet"]
+            for role in ("snippet", "mixed_with"):
+                if role in about and "index" in about:
+                    yield about["index"], about[role]
 
 
 def rest_on(entries: dict[str, Entry], folders: Collection[str], kind: str) -> list[str]:

@@ -54,6 +54,7 @@ def used(recipe: Recipe) -> dict[str, str]:
     samples = store.artifact("samples", "emoji", "b" * 12)
     image = np.zeros((8, 8, 3), np.uint8)
     rows = [SampleRow(number, snippet, image, 4) for number, snippet in enumerate((0, 2, 4, 2, 3))]
+    rows.append(SampleRow(5, 6, image, 4, mixed_with=2))
     write_samples(store, samples.path("train-000000.tar"), rows, 0)
     finish(samples, {"training": training.reference(3), "bank": of_bank})
 
@@ -68,7 +69,7 @@ def test_what_knew_the_rows_is_told(recipe: Recipe, used: dict[str, str]) -> Non
     assert (told["asked"], told["mirrored"], told["rows"]) == ([2], [3], 10)
     assert told["trained"] == [{"artifact": used["training"], "kind": "training", "version": version, "held": 2}]
     assert [(m["name"], m["version"], m["bank_version"]) for m in told["models"]] == [("gmem-emoji", "1", str(version))]
-    assert told["samples"] == [{"artifact": used["samples"], "samples": [1, 3, 4]}]
+    assert told["samples"] == [{"artifact": used["samples"], "samples": [1, 3, 4, 5]}]
     assert told["reports"] == [used["report"]]
     near = told["neighbours"]
     assert {row["withdrawn"] for row in near} == {2} and {row["key"] for row in near} == {"food/1"}
