@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands import bank_edit, bank_withdraw
+from flows.commands import bank_edit, bank_withdraw, published
 from flows.commands.bank_options import At, BankUri, Ids, numbers
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import new_table, show, tell
@@ -24,6 +24,7 @@ app.command()(bank_withdraw.withdraw)
 app.command()(bank_edit.tag)
 app.command()(bank_edit.restore)
 app.command()(bank_edit.optimise)
+app.command("import")(published.bank)
 
 SHOWN = ("id", "key", "flipped", "label", "class", "caption", "split", "origin", "parents")
 MOST = 50
@@ -213,3 +214,28 @@ def diff(
             table.add_row(name, *map(_cell, row.values()))
     if any(ids.values()):
         show(table)
+
+
+@app.command()
+def export(
+    recipe: RecipeName,
+    out: Annotated[
+        Path, typer.Argument(help=".parquet: every column; .npy: the snippets, and beside it a .csv of whose they are")
+    ],
+    where: Annotated[str | None, typer.Option(help="only rows that fulfil this condition")] = None,
+    at: At = None,
+    bank: BankUri = None,
+    set: Set = None,
+    store: StoreUri = None,
+    json: Json = False,
+) -> None:
+    """Rows as one file for other programs, read a part at a time."""
+    from flows.explore import open_bank, version_of
+    from storage.tables.bank_export import export_bank
+
+    opened = open_bank(resolved(recipe, set, store), bank, version_of(at))
+    rows = export_bank(opened, out, where)
+    if json:
+        print_json({"file": str(out.absolute()), "rows": rows, "version": opened.version})
+    else:
+        show(f"{rows:,} rows of version {opened.version}: {out.absolute()}")

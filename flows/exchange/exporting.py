@@ -80,14 +80,19 @@ def _write_published(path: Path, ema: dict[str, Tensor], trained: dict[str, Tens
 
 
 def export_samples(uri: str, store: Store, out: Path, split: str = TRAIN, count: int | None = None) -> int:
-    """Writes the kept samples of a split as `arr_0`, in the order of their numbers; returns how many.
+    """Writes the kept samples of a split, or all that stage sample made, as `arr_0`, in the order of their numbers; returns
+    how many.
 
     Refused when there are none, or fewer than `count`.
     """
     artifact = artifact_at(uri, store)
-    if not (manifest := artifact.manifest()) or artifact.kind != "samples":
-        raise Refused(f"{artifact.uri} holds no finished samples; name the samples of a 'gmem evaluate' or 'gmem run'")
-    there = manifest.counts.get(split, 0)
+    if not (manifest := artifact.manifest()) or artifact.kind not in ("samples", "generated"):
+        raise Refused(
+            f"{artifact.uri} holds no finished samples; name those of a 'gmem evaluate', 'gmem run' or 'gmem stage sample'"
+        )
+    if artifact.kind == "generated":  # of which a selection says whose they are, and no split
+        split = "samples"
+    there = manifest.counts.get("rows" if artifact.kind == "generated" else split, 0)
     wanted = there if count is None else count
     if not 0 < wanted <= there:
         raise Refused(f"{artifact.uri} holds {there} samples of split {split}, not {wanted}; evaluate with more first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -216,6 +216,16 @@ class BankReader:
         """These columns of the rows that an SQL condition on columns holds for (none: of all), in the order of ids; in one
         pass, for those who want many."""
         return self._where(list(dict.fromkeys(["id", *columns])), where).sort_by("id")
+
+    def batches(self, columns: list[str], where: str | None = None) -> Iterator[pa.Table]:
+        """As `scan`, some rows at a time in the order in which they are stored, for those who want more than memory holds
+        twice."""
+        names = list(dict.fromkeys(["id", *columns]))
+        stored = [name for name in names if name in self.schema.names]
+        with said_of(where, self.columns):
+            wanted = condition(where, self.schema.names)
+            for batch in self.dataset.scanner(columns=stored, filter=wanted).to_batches():
+                yield with_later_columns(pa.Table.from_batches([batch]), names).select(names)
 
     def sample(
         self, n: int, seed: int, where: str | None = None, balanced_by: str | None = None, mirrored: bool = False

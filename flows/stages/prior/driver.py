@@ -90,10 +90,15 @@ class PriorWorker:
 
 
 def _rows(bank: Bank, where: str) -> tuple[Tensor, Tensor]:
-    """Snippets float16 [N, D] and labels int64 [N] (-1: none)."""
-    rows = bank.scan(["label", "snippet"], where)
-    labels = rows["label"].fill_null(-1).to_numpy().astype(np.int64)
-    return torch.from_numpy(bank.full(rows["snippet"]).copy()), torch.from_numpy(labels)
+    """Snippets float16 [N, D] and labels int64 [N] (-1: none) in the order of ids, each in memory once."""
+    ids = bank.matching(where)
+    snippets = torch.empty((len(ids), bank.dim), dtype=torch.float16)
+    labels = torch.empty(len(ids), dtype=torch.int64)
+    for rows in bank.batches(["label", "snippet"], where):
+        place = torch.from_numpy(np.searchsorted(ids, rows["id"].to_numpy()))
+        snippets[place] = torch.from_numpy(bank.full(rows["snippet"]).copy())
+        labels[place] = torch.from_numpy(rows["label"].fill_null(-1).to_numpy().astype(np.int64))
+    return snippets, labels
 
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.engine.stage import Plan
 from flows.explore import encode_picture, open_bank
 from flows.recipe.model import Recipe
@@ -42,6 +45,18 @@ def test_an_empty_answer_is_an_answer(recipe: Recipe) -> None:
     for arguments in (["--row", "4", "--where", "label = 99"], ["--where", "class = 'x'"], ["--text", "nobody"]):
         assert answered(recipe, "bank", "search", *arguments) == {"sheet": None, "rows": []}
         assert run(recipe, "bank", "search", *arguments).exit_code == 0
+
+
+def test_rows_are_exported_and_imported_again(recipe: Recipe, tmp_path: Path) -> None:
+    written = answered(recipe, "bank", "export", str(tmp_path / "mine.npy"), "--where", "class = 'flags'")
+    assert written["rows"] == 6 and "mine.npy is there already" in refused(
+        recipe, "bank", "export", str(tmp_path / "mine.npy")
+    )
+    done = CliRunner().invoke(app, ["bank", "import", str(tmp_path / "mine.npy"), "--store", recipe.store, "--json"])
+    imported = open_bank(recipe, json.loads(done.stdout.splitlines()[-1])["uri"])
+    ours = open_bank(recipe)
+    same = ours.snippets(ours.matching("class = 'flags'").tolist())
+    assert torch.equal(imported.snippets(imported.matching().tolist()), same)
 
 
 def test_rows_are_shown_by_their_ids(recipe: Recipe) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow.dataset as pads
 import pytest
 import webdataset as wds
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.engine.build import build
 from flows.engine.context import Result
 from flows.engine.stage import Plan
@@ -67,6 +69,14 @@ def test_samples_lie_in_shards_that_webdataset_reads(made: Result, plan: Plan) -
     assert [each["json"]["index"] for each in read] == list(range(7)) and read[0]["png"].shape == (64, 64, 3)
     assert made.rows == 7 and STAGE in stages_of(plan.recipe) and not plan.missing(STAGE)
     assert (folder / "first.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_they_are_exported_as_one_file(made: Result, plan: Plan, tmp_path: Path) -> None:
+    uri = plan.artifact(GENERATED).folder
+    done = CliRunner().invoke(app, ["export", "samples", uri, str(tmp_path / "all.npz"), "--store", plan.store.root])
+    assert done.exit_code == 0, done.exception
+    images = np.load(tmp_path / "all.npz")["arr_0"]
+    assert all((image == row.image).all() for image, row in zip(images, samples_of(made, plan), strict=True))
 
 
 def test_the_index_tells_what_each_is_of(made: Result, plan: Plan, tracking: Tracking) -> None:  # noqa: F811
