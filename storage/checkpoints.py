@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import AwareDatetime, Field
 
 from storage.checkpoint_files import REMEDY, FileRecord, grouped, record_of, scratch_of, verified
+from storage.documents import read_json
 from storage.errors import Damaged, StoreRefused
 from storage.files import open_files
 from storage.files.faults import translate_errors
@@ -192,7 +193,7 @@ def load(
     progress: dict[str, Any] = {}
     if "progress.json" in checkpoint.manifest.files:  # exported weights have none
         with _verified(checkpoint, "progress.json") as local:
-            progress = json.loads(local.read_bytes())
+            progress = read_json(local.read_bytes(), f"{checkpoint.uri}/progress.json", dict[str, Any], REMEDY)
     if groups is None:
         _sound[checkpoint.key] = True
     return tensors, progress

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from storage.documents import read_json, reason
 from storage.errors import Damaged, shown
 
 FORMAT = 1
@@ -53,10 +54,7 @@ Document = TypeVar("Document", bound=Versioned)
 
 def parse(model: type[Document], data: bytes, path: str, remedy: str) -> Document:
     """Reads a versioned document, or raises Damaged, which names the file and what to do about it."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as problem:
-        raise Damaged(f"{path} is damaged (no whole JSON document): {remedy}") from problem
+    content = read_json(data, path, object, remedy)
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise Damaged(
@@ -67,15 +65,9 @@ def parse(model: type[Document], data: bytes, path: str, remedy: str) -> Documen
     if version != FORMAT:
         raise Damaged(f"{path} has no known format version ({shown(version)}): {remedy}")
     try:
-        document = model.model_validate(content)
-        document.model_dump_json()  # what is nested too deep, or holds halves of characters, can be written nowhere
-        return document
+        return model.model_validate(content)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:80]
-        raise Damaged(f"{path} is damaged ({where}: {first['msg'][:200]}): {remedy}") from problem
-    except ValueError as problem:
-        raise Damaged(f"{path} is damaged (values that JSON cannot hold): {remedy}") from problem
+        raise Damaged(f"{path} is damaged ({reason(problem)}): {remedy}") from problem
 
 
 def fingerprint(stage: str, version: int, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,22 @@ import pyarrow.parquet as pq
 import webdataset as wds
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import TypedDict
 
-from storage.errors import StoreRefused
+from storage.documents import read_json
+from storage.errors import Damaged
 from storage.store import Store
 
 WRITERS = 4
+REMEDY = "remove the artifact it lies in and run again."
+
+
+class _About(TypedDict):
+    index: int
+    snippet: int
+    seed: int
+    calls: NotRequired[int]
+    mixed_with: NotRequired[int]
 
 
 class SampleRow(NamedTuple):
@@ -58,19 +69,23 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 
 def read_samples(store: Store, path: str) -> Iterator[SampleRow]:
-    """Yields the samples of a shard in the order in which they were written."""
+    """Yields the samples of a shard in the order in which they were written. Damaged where one is not whole."""
     with store.filesystem.open(path, "rb") as stream:
         files = wds.tariterators.tar_file_expander([{"stream": stream, "url": path}])
         for sample in wds.tariterators.group_by_keys(files):
-            about = json.loads(sample["json"])
-            with Image.open(io.BytesIO(sample["png"])) as image:
-                yield SampleRow(
-                    about["index"],
-                    about["snippet"],
-                    np.asarray(image.convert("RGB")),
-                    about.get("calls", 0),
-                    about.get("mixed_with"),
-                )
+            about = read_json(sample.get("json", b""), f"{path}/{sample['__key__']}.json", _About, REMEDY)
+            picture = _pixels(sample.get("png", b""), f"{path}/{sample['__key__']}.png")
+            yield SampleRow(
+                about["index"], about["snippet"], picture, about.get("calls", 0), about.get("mixed_with")
+            )
+
+
+def _pixels(data: bytes, where: str) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise Damaged(f"{where} is damaged (no whole picture): {REMEDY}") from problem
 
 
 INDEX_SCHEMA = pa.schema(
@@ -104,10 +119,10 @@ def write_index_part(store: Store, path: str, columns: dict[str, Any]) -> None:
 
 
 def read_index_part(store: Store, path: str) -> pa.Table | None:
-    """The part of an index at `path`; None where its shard is not finished. StoreRefused where it is damaged."""
+    """The part of an index at `path`; None where its shard is not finished. Damaged where it is not whole."""
     if not store.files.exists(path):
         return None
     try:
         return pq.read_table(pa.BufferReader(store.read_bytes(path)), schema=INDEX_SCHEMA)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreRefused(f"{path} is damaged; remove it, and its shard is made again") from error
+        raise Damaged(f"{path} is damaged (no whole Parquet file): remove it, and its shard is made again") from error

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 
 from storage import lease as leases
+from storage.documents import read_json
 from storage.errors import Damaged, LeaseHeld, LeaseLost, Refused, StoreError, StoreRefused
 from storage.files import Files, open_files
 from storage.lease import Lease, LeaseState
@@ -94,10 +95,7 @@ class Store:
 
     def read_json(self, path: str) -> Any:
         """Damaged if the file is not whole."""
-        try:
-            return json.loads(self.files.read(path))
-        except (ValueError, RecursionError) as problem:
-            raise Damaged(f"{path} is damaged (no whole JSON document): remove it and run again.") from problem
+        return read_json(self.files.read(path), path, object, "remove it and run again.")
 
     def write_json(self, path: str, value: Any) -> None:
         self.files.write(path, json.dumps(value, indent=2, allow_nan=False).encode())

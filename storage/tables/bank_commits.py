@@ -22,7 +22,10 @@ from lance.commit import CommitConflictError
 from lance.dataset import LanceDataset, LanceOperation, Transaction
 from lance.schema import LanceSchema
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from storage.documents import LARGEST, read_json
+from storage.errors import Damaged
 from storage.files.s3 import lance_options
 from storage.ids import FIRST_FOREIGN_ID
 from storage.tables import fragments
@@ -35,9 +38,9 @@ from storage.tables.fragments import (
     effective_history,
     history,
     open_table,
-    properties,
     translate_errors,
 )
+from storage.tables.metadata import REMEDY, commit_entry, properties, schema_entry
 
 REVISION, NEXT_ID, WITHDRAWN = "content_revision", "next_id", "withdrawn"
 COUNTED_TO = "content_revision_counted_to"
@@ -70,6 +73,18 @@ class Edit:
         return {EDIT: json.dumps(asdict(self))}
 
 
+class Tombstone(TypedDict):
+    """A row that was withdrawn; `picture` is the hash of its thumbnail."""
+
+    id: int
+    key: str | None
+    shard: str | None
+    picture: str | None
+    reason: str
+    author: str
+    time: str
+
+
 def login() -> str:
     try:
         return getpass.getuser()
@@ -91,9 +106,8 @@ def content_revision(dataset: LanceDataset) -> int:
     for version, transaction in history(dataset):
         if noted and version <= noted[0]:
             break
-        found = properties(transaction).get(REVISION)
-        if noted is None and found is not None:
-            noted = transaction.read_version, int(found)
+        if noted is None and REVISION in properties(transaction):
+            noted = transaction.read_version, commit_entry(transaction, REVISION, int, dataset.uri)
         elif changes_rows(transaction):
             changes.append(version)
     kept = _number(dataset, COUNTED_TO), _number(dataset, REVISION)
@@ -124,24 +138,29 @@ def require_checked(dataset: LanceDataset) -> None:
 
 
 def _number(dataset: LanceDataset, name: str) -> int:
-    return int((dataset.schema.metadata or {}).get(name.encode(), 0))
+    return schema_entry(dataset.schema, name, int, dataset.uri, 0)
 
 
-def withdrawn(dataset: LanceDataset) -> list[dict[str, Any]]:
-    """Tombstones: `id`, `key`, `shard`, `picture` (hash of its thumbnail), `reason`, `author`, `time` of each row that
-    was withdrawn and is not there again."""
+def withdrawn(dataset: LanceDataset) -> list[Tombstone]:
+    """Of each row that was withdrawn and is not there again."""
     known = [(dataset.schema.metadata or {}).get(WITHDRAWN.encode(), b"").decode()]
     known += [properties(transaction).get(WITHDRAWN, "") for _, transaction in effective_history(dataset)]
-    return list({stone["id"]: stone for text in known if text for stone in unpacked(text)}.values())
+    return list({stone["id"]: stone for text in known if text for stone in unpacked(text, dataset.uri)}.values())
 
 
-def packed(stones: list[dict[str, Any]]) -> str:
+def packed(stones: list[Tombstone]) -> str:
     """Tombstones as text for metadata, which every version of the table repeats."""
     return base64.b85encode(zlib.compress(json.dumps(stones).encode())).decode()
 
 
-def unpacked(text: str) -> list[dict[str, Any]]:
-    return json.loads(zlib.decompress(base64.b85decode(text)))
+def unpacked(text: str, uri: str) -> list[Tombstone]:
+    """The inverse of `packed`; Damaged where the table at `uri` holds anything else."""
+    where = f"{WITHDRAWN} of {uri}"
+    try:
+        data = zlib.decompressobj().decompress(base64.b85decode(text), LARGEST + 1)
+    except (ValueError, zlib.error) as problem:
+        raise Damaged(f"{where} is damaged (not packed as tombstones are): {REMEDY}") from problem
+    return read_json(data, where, list[Tombstone], REMEDY)
 
 
 # --- commits ---------------------------------------------------------------------------------------------------------
@@ -245,7 +264,7 @@ def reserve_ids(artifact: str, count: int) -> NDArray[np.int64]:
 
 
 def _next_id(dataset: LanceDataset) -> int:
-    in_commits = (int(properties(t)[NEXT_ID]) for _, t in history(dataset) if NEXT_ID in properties(t))
+    in_commits = (commit_entry(t, NEXT_ID, int, dataset.uri) for _, t in history(dataset) if NEXT_ID in properties(t))
     return max(next(in_commits, 0), _number(dataset, NEXT_ID))
 
 

@@ -16,6 +16,7 @@ from storage.ids import FIRST_FOREIGN_ID
 from storage.tables.bank_commits import (
     WITHDRAWN,
     Edit,
+    Tombstone,
     append_rows,
     delete_rows,
     note_checked,
@@ -193,10 +194,10 @@ def withdraw(bank: Bank, ids: NDArray[np.int64], reason: str) -> Withdrawal:
     everything = leaving.asked + leaving.mirrored + leaving.descended
     if len(everything) >= len(bank):
         raise Refused(f"this would withdraw all {len(bank)} rows of the bank; delete its artifact instead")
-    _delete(bank, np.array(everything), Edit("withdraw", reason.strip(), {"rows": len(everything)}))
+    _delete(bank, np.array(everything), reason.strip())
     later = _leaving(bank, np.array(everything)).descended  # mixed while we were at it
     if later:
-        _delete(bank, np.array(later), Edit("withdraw", reason.strip(), {"rows": len(later)}))
+        _delete(bank, np.array(later), reason.strip())
     return Withdrawal(leaving.asked, leaving.mirrored, leaving.descended + later)
 
 
@@ -214,12 +215,19 @@ def _leaving(bank: Bank, ids: NDArray[np.int64]) -> Withdrawal:
     return Withdrawal(sorted(map(int, np.intersect1d(ids, there))), sorted(mirrored.tolist()), sorted(descended))
 
 
-def _delete(bank: Bank, ids: NDArray[np.int64], edit: Edit) -> None:
-    rows = bank.rows(ids.tolist(), ["id", "key", "shard", "thumbnail"]).to_pylist()
+def _delete(bank: Bank, ids: NDArray[np.int64], reason: str) -> None:
+    edit = Edit("withdraw", reason, {"rows": len(ids)})
     stones = [
-        {"id": row["id"], "key": row["key"], "shard": row["shard"], "picture": _picture(row)}
-        | {"reason": edit.reason, "author": edit.author, "time": edit.time}
-        for row in rows
+        Tombstone(
+            id=row["id"],
+            key=row["key"],
+            shard=row["shard"],
+            picture=_picture(row),
+            reason=reason,
+            author=edit.author,
+            time=edit.time,
+        )
+        for row in bank.rows(ids.tolist(), ["id", "key", "shard", "thumbnail"]).to_pylist()
     ]
     delete_rows(bank.artifact, ids, edit.properties() | {WITHDRAWN: packed(stones)})
     bank.refresh()
@@ -239,7 +247,7 @@ def withdrawn_from(bank: Bank, other: str) -> dict[str, list[int]]:
         return found
     for batch in bank.dataset.to_batches(columns=["id", "key", "thumbnail"]):
         for row in batch.to_pylist():
-            reason = keys.get(row["key"]) or pictures.get(_picture(row))
+            reason = keys.get(row["key"]) or pictures.get(_picture(row) or "")
             if reason:
                 found.setdefault(reason, []).append(row["id"])
     return found

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from storage.errors import Refused
 from storage.tables.bank_commits import EDIT, REVISION, changes_rows, content_revision
-from storage.tables.fragments import history, properties
+from storage.tables.fragments import history
+from storage.tables.metadata import commit_entry, properties
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def changes(dataset: LanceDataset) -> list[Change]:
 
 
 def _change(dataset: LanceDataset, about: Version, transaction: Transaction, tags: list[str]) -> Change:
-    said = json.loads(properties(transaction).get(EDIT, "{}"))
+    said = commit_entry(transaction, EDIT, dict[str, Any], dataset.uri, {})
     operation = type(transaction.operation).__name__
     return Change(
         version=about["version"],

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from storage.tables.bank_commits import note, update_metadata
 from storage.tables.bank_nearest import Nearest, true_nearest
 from storage.tables.bank_where import equals
+from storage.tables.metadata import schema_entry
 
 if TYPE_CHECKING:
     from storage.tables.bank import Bank
@@ -214,12 +215,10 @@ def _found(
 
 def search_of(bank: BankReader) -> Search | None:
     """What was found out when the index was made or maintained last; None where that was never."""
-    text = (bank.schema.metadata or {}).get(SEARCH.encode())
-    if not text:
+    schema = bank.schema
+    if not (schema.metadata or {}).get(SEARCH.encode()):
         return None
-    stored = json.loads(text)
-    efforts = {name: Effort(**stored[name]) if stored[name] else None for name in ("plain", "filtered")}
-    return Search(**stored | efforts)
+    return schema_entry(schema, SEARCH, Search, bank.artifact)
 
 
 def metric(bank: BankReader) -> Literal["cosine", "dot"]:

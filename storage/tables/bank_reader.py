@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -37,6 +36,7 @@ from storage.tables.bank_rows import (
 )
 from storage.tables.bank_where import condition, said_of
 from storage.tables.fragments import require_format, to_matrix, translate_errors
+from storage.tables.metadata import schema_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +141,7 @@ class BankReader:
 
     @property
     def encoder(self) -> dict[str, Any]:
-        return json.loads(self.schema.metadata[ENCODER.encode()])
+        return schema_entry(self.schema, ENCODER, dict[str, Any], self.artifact)
 
     @property
     def content_revision(self) -> int:

@@ -17,12 +17,13 @@ from storage.tables.bank_commits import (
     NEXT_ID,
     REVISION,
     WITHDRAWN,
+    Tombstone,
     complete_columns,
     packed,
     withdrawn,
 )
 from storage.tables.bank_rows import schema, table_uri
-from storage.tables.fragments import FragmentWriter
+from storage.tables.fragments import FragmentWriter, Shard
 
 
 class BankWriter(FragmentWriter):
@@ -41,7 +42,7 @@ class BankWriter(FragmentWriter):
         self.artifact = artifact
         super().__init__(table_uri(artifact), schema(dim, encoder, basis), lease)
 
-    def finish_bank(self, expected: NDArray[np.int64], stones: list[dict[str, Any]] | None = None) -> LanceDataset:
+    def finish_bank(self, expected: NDArray[np.int64], stones: list[Tombstone] | None = None) -> LanceDataset:
         """Checks that each expected id is there once, and begins counting revisions; the bank can be opened then.
 
         `stones` are the tombstones of the bank that this one is made of. Ids that were withdrawn are expected no more. Ids of foreign rows among the expected are given to no other, also
@@ -65,7 +66,7 @@ class BankWriter(FragmentWriter):
         complete_columns(self.artifact)
         return super()._take_over(schema)
 
-    def _recall(self) -> dict[str, dict[str, Any]]:
+    def _recall(self) -> dict[str, Shard]:
         """Of a finished bank from its rows and those withdrawn: versions with what was remembered of shards may have
         been cleaned up."""
         if not self._finished:
@@ -73,4 +74,4 @@ class BankWriter(FragmentWriter):
         shards = self._dataset.to_table(columns=["shard"], filter=self.FROM_SHARDS)["shard"]
         rows = Counter({each["values"]: each["counts"] for each in shards.value_counts().to_pylist()})
         rows.update(stone["shard"] for stone in withdrawn(self._dataset) if stone["shard"])
-        return {shard: {"rows": count, "memory": {}} for shard, count in rows.items()}
+        return {shard: Shard(rows=count, memory={}) for shard, count in rows.items()}

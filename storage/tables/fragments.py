@@ -25,9 +25,11 @@ from lance.commit import CommitConflictError
 from lance.dataset import LanceDataset, LanceOperation, Transaction
 from lance.fragment import FragmentMetadata
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from storage.errors import Damaged, LeaseLost, Refused, StoreError, StoreRefused, StoreUnreachable
 from storage.files.s3 import lance_options
+from storage.tables.metadata import commit_entry, schema_entry
 
 _DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 bytes", re.IGNORECASE)
 """How Lance speaks of a version's file that is cut, empty or garbage."""
@@ -101,8 +103,15 @@ def from_description(description: dict[str, Any]) -> list[FragmentMetadata]:
     return [FragmentMetadata.from_json(json.dumps(fragment)) for fragment in description["fragments"]]
 
 
+class Shard(TypedDict):
+    """What a commit remembers of a shard that it brought."""
+
+    rows: int
+    memory: dict[str, Any]
+
+
 class FragmentWriter:
-    """The one committer of a table. `done` maps each committed shard to `{"rows": int, "memory": …}`."""
+    """The one committer of a table. `done` holds each committed shard by its name."""
 
     FROM_SHARDS: str | None = None
     """Condition for the rows that shards brought, in a table that may hold others."""
@@ -141,8 +150,8 @@ class FragmentWriter:
     def _try_to_take_over(self, schema: pa.Schema) -> LanceDataset:
         dataset = open_table(self.uri)
         _require_same(schema, dataset.schema, self.uri)
-        noted = int((dataset.schema.metadata or {}).get(LEASE.encode(), 0))
-        last = max((int(properties(t).get(LEASE, 0)) for _, t in history(dataset)), default=0)
+        noted = schema_entry(dataset.schema, LEASE, int, self.uri, 0)
+        last = max((commit_entry(commit, LEASE, int, self.uri, 0) for _, commit in history(dataset)), default=0)
         if max(noted, last) > self.lease:
             raise LeaseLost(f"{self.uri} is being written by another run (lease {max(noted, last)}, ours {self.lease})")
         return self._fence(dataset)
@@ -154,10 +163,10 @@ class FragmentWriter:
         same = [fragment.metadata for fragment in dataset.get_fragments()]
         return self._committed(LanceOperation.Merge(same, dataset.lance_schema), dataset, {})
 
-    def _recall(self) -> dict[str, dict[str, Any]]:
-        done: dict[str, dict[str, Any]] = {}
+    def _recall(self) -> dict[str, Shard]:
+        done: dict[str, Shard] = {}
         for _, transaction in effective_history(self._dataset):
-            done |= json.loads(properties(transaction).get(SHARDS, "{}"))
+            done |= commit_entry(transaction, SHARDS, dict[str, Shard], self.uri, {})
         known, rows = sum(shard["rows"] for shard in done.values()), self._dataset.count_rows(self.FROM_SHARDS)
         if known != rows:
             raise Refused(f"{self.uri} has {rows} rows, of which {known} are accounted for; delete it and rerun")
@@ -169,7 +178,7 @@ class FragmentWriter:
         if not new:
             return 0
         fragments = [fragment for d in new.values() for fragment in from_description(d)]
-        remembered = {shard: {"rows": d["rows"], "memory": d["memory"]} for shard, d in new.items()}
+        remembered = {shard: Shard(rows=d["rows"], memory=d["memory"]) for shard, d in new.items()}
         self._dataset = self._commit(LanceOperation.Append(fragments), self._dataset, {SHARDS: json.dumps(remembered)})
         self.done |= remembered
         return sum(shard["rows"] for shard in remembered.values())
@@ -240,10 +249,6 @@ def effective_history(dataset: LanceDataset) -> list[tuple[int, Transaction]]:
         if isinstance(transaction.operation, LanceOperation.Restore):
             below = transaction.operation.version
     return kept
-
-
-def properties(transaction: Transaction) -> dict[str, str]:
-    return transaction.transaction_properties or {}
 
 
 def verify_ids(dataset: LanceDataset, expected: NDArray[np.int64], among: str | None = None) -> None:

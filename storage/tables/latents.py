@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from storage.errors import Refused
 from storage.tables import fragments
 from storage.tables.fragments import FragmentWriter, fixed_size, open_table, require_format, to_float16
+from storage.tables.metadata import schema_entry
 
 TABLE = "latents.lance"
 FORMAT_VERSION = "1"
@@ -127,10 +128,15 @@ class Latents:
         except FileNotFoundError as error:
             raise Refused(f"{artifact} holds no latents table; run the latents stage first") from error
         require_format(dataset.schema, FORMAT_VERSION, dataset.uri)
-        about = {name.decode(): json.loads(value) for name, value in dataset.schema.metadata.items()}
-        if "mean" not in about:
+        if b"mean" not in dataset.schema.metadata:
             raise Refused(f"the latents table in {artifact} is unfinished; run the latents stage again")
-        return cls(dataset, tuple(about["shape"]), tuple(about["mean"]), tuple(about["std"]), about["tokenizer"])
+        return cls(
+            dataset,
+            shape=schema_entry(dataset.schema, "shape", tuple[int, int, int], dataset.uri),
+            mean=schema_entry(dataset.schema, "mean", tuple[float, ...], dataset.uri),
+            std=schema_entry(dataset.schema, "std", tuple[float, ...], dataset.uri),
+            tokenizer=schema_entry(dataset.schema, "tokenizer", dict[str, Any], dataset.uri),
+        )
 
     @property
     def version(self) -> int:

@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 from lance.dataset import LanceDataset
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from storage.errors import Refused
+from storage.errors import Damaged, Refused
 from storage.tables import fragments
 from storage.tables.fragments import FragmentWriter, fixed_size, open_table, require_format, to_float16
+from storage.tables.metadata import REMEDY, schema_entry
 
 TABLE = "tokens.lance"
 FORMAT_VERSION = "1"
@@ -84,8 +86,11 @@ def stored_basis(artifact: str) -> tuple[Tensor, Tensor] | None:
 
 
 def _basis(dataset: LanceDataset) -> tuple[Tensor, Tensor]:
-    tensors = load(base64.b64decode(dataset.schema.metadata[b"basis"]))
-    return tensors["components"], tensors["mean"]
+    try:
+        tensors = load(base64.b64decode(dataset.schema.metadata[b"basis"]))
+        return tensors["components"], tensors["mean"]
+    except (ValueError, KeyError, SafetensorError) as problem:
+        raise Damaged(f"basis of {dataset.uri} is damaged (not two tensors): {REMEDY}") from problem
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,9 @@ class Patches:
         except FileNotFoundError as error:
             raise Refused(f"{artifact} holds no patch tokens; run the bank stage with alignment on") from error
         require_format(dataset.schema, FORMAT_VERSION, dataset.uri)
-        about = dataset.schema.metadata
-        return cls(dataset, int(about[b"tokens"]), *_basis(dataset), json.loads(about[b"encoder"]))
+        tokens = schema_entry(dataset.schema, "tokens", int, dataset.uri)
+        encoder = schema_entry(dataset.schema, "encoder", dict[str, Any], dataset.uri)
+        return cls(dataset, tokens, *_basis(dataset), encoder)
 
     @property
     def shape(self) -> tuple[int, int]:

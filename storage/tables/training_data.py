@@ -6,7 +6,6 @@ pictures, `TrainingTable` fetches them, from memory when everything fits, else f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -25,6 +24,7 @@ from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
 from storage.tables.fragments import open_table, to_matrix
 from storage.tables.latents import Latents
+from storage.tables.metadata import schema_entry
 from storage.tables.patches import Patches
 
 MEMORY_LIMIT = 8 << 30  # bytes
@@ -108,7 +108,7 @@ class TrainingTable:
     @property
     def encoder(self) -> dict[str, Any]:
         """Identity of the encoder that made the snippets."""
-        return json.loads(self._bank.schema.metadata[ENCODER.encode()])
+        return schema_entry(self._bank.schema, ENCODER, dict[str, Any], self._bank.uri)
 
     @property
     def snippet_dim(self) -> int:
