@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
 
 from flows.console import terminal
 from flows.refusals import REFUSALS
@@ -62,8 +64,8 @@ class Rate:
         shown = "".join(f"  {name} {value:.4g}" for name, value in self.values.items())
         if self.done == self.earlier:  # nothing done yet says nothing about the rate
             return f"{self.done:,}/{self.rows:,}{shown}"
-        left = (self.rows - self.done) / self.rate
-        return f"{self.done:,}/{self.rows:,}  {self.rate:,.1f}/s  {left:,.0f} s left{shown}"
+        left = f"  {(self.rows - self.done) / self.rate:,.0f} s left" if self.done < self.rows else ""
+        return f"{self.done:,}/{self.rows:,}  {self.rate:,.1f}/s{left}{shown}"
 
 
 class Terminal:
@@ -72,7 +74,7 @@ class Terminal:
     def __init__(self, stage: str, every: float = 10) -> None:
         self.stage, self.every = stage, every
         self.rate = Rate()
-        self.said = time.monotonic()
+        self.said, self.said_of = time.monotonic(), -1
         self.bar: Bars | None = None
         self.task: Any = None
 
@@ -95,8 +97,8 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
-        elif self.rate.rows:
-            terminal().print(f"{self.stage:9} {self.rate.line()}")
+        elif self.rate.rows and self.said_of != self.rate.done:
+            self._say()
 
     def total(self, rows: int, done: int = 0) -> None:
         self.rate.total(rows, done)
@@ -115,8 +117,11 @@ class Terminal:
             line = f"{self.rate.done:,}/{self.rate.rows:,}  {self.rate.rate:,.1f}/s{shown}"
             self.bar.update(self.task, total=self.rate.rows, completed=self.rate.done, line=line)
         elif time.monotonic() - self.said > self.every:
-            self.said = time.monotonic()
-            terminal().print(f"{self.stage:9} {self.rate.line()}")
+            self._say()
+
+    def _say(self) -> None:
+        self.said, self.said_of = time.monotonic(), self.rate.done
+        terminal().print(f"{self.stage:9} {self.rate.line()}")
 
 
 class PrefectProgress:
@@ -218,6 +223,15 @@ class Lines:
         sys.stdout.flush()
 
 
+_EVENT: TypeAdapter[Any] = TypeAdapter(
+    tuple[Literal["total"], int, dict[Literal["done"], int]]
+    | tuple[Literal["advance"], int, dict[str, float]]
+    | tuple[Literal["note"], str, dict[str, str]]
+    | tuple[Literal["error"], str, dict[Literal["bad_input"], bool]]
+)
+"""What `Lines` writes: the event, its value, and more values by their names."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """The last word of a job that failed."""
@@ -230,15 +244,15 @@ def replay(line: str, progress: Progress) -> Failure | None:
     """Passes the event of a line on to `progress`, and notes anything else; returns what an error line says."""
     text, _, event = line.partition(MARK)
     try:
-        name, value, values = json.loads(event)
-    except ValueError:  # no event of ours, whatever it holds
+        name, value, values = _EVENT.validate_json(event)
+    except ValidationError:  # no event of ours, whatever it holds
         name, value, values, text = "", "", {}, line
     if text.strip():
         progress.note(text.strip())
     if not name:
         return None
     if name == "error":
-        return Failure(value, values["bad_input"])
+        return Failure(value, values.get("bad_input", False))
     getattr(progress, name)(value, **values)
     return None
 

@@ -49,6 +49,39 @@ def test_events_come_back_as_they_were_told(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        "[" * 10_000 + "]" * 10_000,
+        '["total", ' + "9" * 5000 + ', {"done": 0}]',
+        "7",
+        '["total", "many", {}]',
+        '["total", 1, {"made": 1}]',
+        '["__init__", 1, {}]',
+        '["error", null, {}]',
+    ],
+)
+def test_what_only_looks_like_an_event_is_a_note(event: str) -> None:
+    heard = Heard()
+    assert replay(MARK + event, heard) is None
+    assert heard.notes == [(MARK + event).strip()]
+    assert heard.rate.rows == 0
+
+
+def test_the_last_line_is_said_once_and_tells_no_time_left() -> None:
+    with terminal_console().capture() as shown, Terminal("sample", every=0) as terminal:
+        terminal.total(2)
+        terminal.advance(1)
+        terminal.advance(1)
+    lines = shown.get().splitlines()
+    assert [line.split()[1] for line in lines] == ["0/2", "1/2", "2/2"]
+    assert ["left" in line for line in lines] == [False, True, False]
+    with terminal_console().capture() as shown, Terminal("sample", every=3600) as terminal:
+        terminal.total(2)
+        terminal.advance(2)
+    assert [line.split()[1] for line in shown.get().splitlines()] == ["2/2"]
+
+
 def test_brackets_of_foreign_words_are_shown_as_they_are() -> None:
     with terminal_console().capture() as shown, Terminal("train") as terminal:
         terminal.note("a library speaks at [/tmp/x.py:3] of [red]")
