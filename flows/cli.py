@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cluster.limits import bound_threads
 from flows.commands import bank, doctor, experiments, explore, measure, pretrain, published, recipe, run, sample, store
 from flows.refusals import REFUSALS
 from storage.errors import StoreUnreachable
@@ -80,6 +81,7 @@ def main() -> None:
     for key, value in SILENT.items():
         os.environ.setdefault(key, value)
     _reach_own_servers()
+    bound_threads()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()

@@ -17,6 +17,7 @@ from ray.job_config import JobConfig
 
 from flows.cluster.address import address_of, jobs_address
 from flows.cluster.errors import ClusterError
+from flows.cluster.limits import limits, object_store
 from flows.cluster.resources import Resources
 from flows.cluster.workers import actors
 from flows.recipe.model import Cluster
@@ -182,15 +183,18 @@ def _short_folder() -> str | None:
 
 
 def _embed(cluster: Cluster, common: dict[str, Any]) -> None:
-    """Starts Ray on this machine. Ray gives its node half a minute, which a busy machine may need just to load it: so twice."""
-    size = None if cluster.object_store_gib is None else int(cluster.object_store_gib * 2**30)
+    """Starts Ray on this machine, of which it takes what this process may use.
+
+    Ray gives its node half a minute, which a busy machine may need just to load it: so twice.
+    """
+    here = limits()
     for last in (False, True):
         try:
             ray.init(
                 address="local",
-                num_cpus=cluster.cpus,
+                num_cpus=cluster.cpus or here.whole_cpus,
                 include_dashboard=False,
-                object_store_memory=size,
+                object_store_memory=object_store(cluster, here),
                 _temp_dir=_short_folder(),
                 **common,
             )

@@ -15,12 +15,14 @@ from urllib.parse import urlparse
 
 import typer
 
+from flows.cluster.address import address_of
+from flows.cluster.limits import Limits, limits, object_store
 from flows.commands.options import Json, RecipeName, Set, StoreUri, print_json, resolved
 from flows.console import new_table, show
 from storage.errors import Refused, StoreError
 
 if TYPE_CHECKING:
-    from flows.recipe.model import Named, Recipe
+    from flows.recipe.model import Cluster, Named, Recipe
 
 PACKAGES = (
     "torch",
@@ -36,6 +38,8 @@ PACKAGES = (
     "fastapi",
 )
 NEEDED_GIB = 4
+RAY_REFUSES = 10**10
+"""Bytes of an object store that Ray keeps in no files, which would be too slow."""
 
 Finding = tuple[str, bool, str]
 """What was looked at, whether it will do, what was found."""
@@ -73,11 +77,14 @@ def doctor(
 
 
 def examine(recipe: Recipe) -> list[Finding]:
+    here = limits()
     supported = platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))
     return [
         ("Python", supported, platform.python_version()),
         *(_package(name) for name in PACKAGES),
-        _memory(),
+        _cpus(here),
+        _memory(here),
+        *([] if address_of(recipe.cluster) else [_object_store(recipe.cluster, here)]),
         _gpu(),
         _disk(recipe),
         _store(recipe),
@@ -93,15 +100,31 @@ def _package(name: str) -> Finding:
         return name, False, "not installed; run 'make setup'"
 
 
-def _memory() -> Finding:
-    import psutil
+def _cpus(here: Limits) -> Finding:
+    there = os.cpu_count() or 1
+    if here.cpus >= there:
+        return "CPUs", True, str(there)
+    bound = "the container's quota" if here.quota < here.affinity else "this process's affinity"
+    return "CPUs", True, f"{here.cpus:.3g} of {there}, by {bound}"
 
-    free = psutil.virtual_memory().available / 2**30
-    return (
-        "memory",
-        free >= NEEDED_GIB,
-        f"{free:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}; {os.cpu_count()} CPUs",
-    )
+
+def _memory(here: Limits) -> Finding:
+    of = "" if here.memory >= here.machine else ", which the container may have"
+    return "memory", here.free >= NEEDED_GIB * 2**30, f"{_gib(here.free)} free of {_gib(here.memory)}{of}"
+
+
+def _object_store(cluster: Cluster, here: Limits) -> Finding:
+    """Where an embedded Ray keeps what its workers hand each other."""
+    wanted = object_store(cluster, here)
+    if wanted <= here.shared:
+        return "object store", True, f"{_gib(wanted)} of {_gib(here.shared)} free in /dev/shm"
+    remedy = "give the container more, such as --shm-size=2g"
+    told = f"{_gib(wanted)} in files, which is slower: /dev/shm has {_gib(here.shared)}; {remedy}"
+    return "object store", wanted < RAY_REFUSES, told
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _gpu() -> Finding:

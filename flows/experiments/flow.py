@@ -2,7 +2,6 @@
 
 # No postponed annotations here: Prefect makes a flow's form from its signature wherever it is served or deployed.
 
-import os
 import platform
 import re
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from prefect.logging import get_run_logger
 
 from flows.cluster.address import jobs_address
 from flows.cluster.connection import connected
+from flows.cluster.limits import limits
 from flows.console import tell
 from flows.engine.context import Result
 from flows.engine.stage import Plan, Stage
@@ -79,7 +79,7 @@ def compare_arms(
             points=points,
             floors=_floors(points, distance_metric(first.recipe.evaluate)),
             made=datetime.now(UTC).date().isoformat(),
-            hardware=f"{os.cpu_count()} CPUs ({platform.machine()})",
+            hardware=f"{limits().cpus:.3g} CPUs ({platform.machine()})",
             versions={name: installed(name) for name in ("gmem-pipeline", "torch")},
             run_id=run.id,
             note=note,

@@ -319,7 +319,7 @@ class Cluster(Section):
         "~/.cache/gmem", "folder on each node's disk for training data that lies in an object store"
     )
     object_store_gib: float | None = operational(
-        None, "memory of the embedded Ray's object store; none: a share of the machine's, as Ray chooses", ge=0.1
+        None, "memory of the embedded Ray's object store; none: a share of what is free here", ge=0.1
     )
     ingest: Reserved = Reserved()
     latents: Reserved = Reserved()
