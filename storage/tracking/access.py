@@ -6,6 +6,7 @@ Importing MLflow and opening its SQLite store cost seconds, so nothing here impo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -41,6 +42,9 @@ SQLITE = "sqlite:///"
 # What repeating does not mend.
 _FINAL = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST",
           "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND"}  # fmt: skip
+
+_FINAL_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""Of files that cannot be kept where the server would have them, as where its folder is not on this machine."""
 
 Value = TypeVar("Value")
 
@@ -171,6 +175,8 @@ def problems() -> tuple[type[Exception], ...]:
 
 def is_final(problem: Exception) -> bool:
     """Whether trying again would be in vain."""
+    if isinstance(problem, OSError) and problem.errno in _FINAL_ERRNOS:
+        return True
     return getattr(problem, "error_code", None) in _FINAL or isinstance(problem, ValueError)
 
 

@@ -1,29 +1,26 @@
 """One MLflow run, written to without waiting for MLflow.
 
-What is logged goes into a queue; a thread of its own sends it, metrics in batches. When MLflow does not answer the
-queue is kept and tried again, so that a server may go away for a while and a training never notices. A run is known
-by (tracking URI, run id): any process can write to it.
+What is logged goes into a lane, files into another, and from there to MLflow. A run is known by (tracking URI, run id):
+any process can write to it.
 """
 
 from __future__ import annotations
 
-import atexit
 import io
 import json
 import logging
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from storage.addresses import without_userinfo
 from storage.errors import StoreRefused
-from storage.tracking.access import client, cut, flatten, is_final, patiently, problems
+from storage.tracking.access import client, cut, flatten, patiently, problems
+from storage.tracking.lane import Lane, Point
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -32,23 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000  # MLflow's limit for metrics in one call
-KEPT = 200_000  # entries kept while MLflow does not answer
-EVERY = 1.0  # seconds between two batches
 LOSS = "held_out_loss"
 
-Send = Callable[["MlflowClient"], object]
 Package = Callable[[Path, Path], None]
-
-
-@dataclass(frozen=True)
-class _Point:
-    """One value of a metric, with the time at which it was measured."""
-
-    key: str
-    value: float
-    timestamp: int
-    step: int
 
 
 class Run:
@@ -59,12 +42,9 @@ class Run:
 
     def __init__(self, uri: str, id: str) -> None:
         self.uri, self.id = uri, id
-        self._queue: deque[_Point | Send] = deque()
-        self._changed = threading.Condition()
-        self._hurry = self._closed = False
-        self._thread: threading.Thread | None = None
+        self._entries = Lane(uri, id, "entries")
+        self._files = Lane(uri, id, "files")  # apart: where these cannot be kept, numbers still arrive
         self._stop_sampling = threading.Event()
-        self._pause = 0.0  # seconds to the next attempt, while MLflow does not answer
 
     def __reduce__(self) -> tuple[type[Run], tuple[str, str]]:
         return Run, (self.uri, self.id)
@@ -78,33 +58,33 @@ class Run:
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Numbers, of this step of training if there are steps."""
         now = int(time.time() * 1000)
-        self._put(*(_Point(key, float(value), now, step or 0) for key, value in values.items()))
+        self._entries.put(*(Point(key, float(value), now, step or 0) for key, value in values.items()))
 
     def add(self, values: Mapping[str, float]) -> None:
         """Adds to metrics that count over all attempts of a run which is continued, such as hours."""
-        self._put(lambda mlflow: _add(mlflow, self.id, values))
+        self._entries.put(lambda mlflow: _add(mlflow, self.id, values))
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters, nested ones under dotted names. One that was logged before with another value becomes a tag."""
         if flat := flatten(dict(values)):
-            self._put(lambda mlflow: _log_params(mlflow, self.id, flat))
+            self._entries.put(lambda mlflow: _log_params(mlflow, self.id, flat))
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._put(lambda mlflow: _log_tags(mlflow, self.id, values))
+        self._entries.put(lambda mlflow: _log_tags(mlflow, self.id, values))
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table that MLflow shows and compares; rows are added when it is there already."""
         columns = {key: [row.get(key) for row in rows] for key in (rows[0] if rows else ())}
         if columns:
-            self._put(lambda mlflow: mlflow.log_table(self.id, columns, f"{name}.json"))
+            self._files.put(lambda mlflow: mlflow.log_table(self.id, columns, f"{name}.json"))
 
     def artifact(self, name: str, data: bytes) -> None:
         """A file of this content; `name` may have folders."""
-        self._put(lambda mlflow: _log_bytes(mlflow, self.id, name, data))
+        self._files.put(lambda mlflow: _log_bytes(mlflow, self.id, name, data))
 
     def image(self, key: str, data: bytes, step: int) -> None:
         """A PNG of this step, which MLflow shows with a slider over steps and beside those of other runs."""
-        self._put(lambda mlflow: _log_image(mlflow, self.id, key, data, step))
+        self._files.put(lambda mlflow: _log_image(mlflow, self.id, key, data, step))
 
     def dataset(
         self, name: str, uri: str, fingerprint: str, version: int | None, context: str, rows: int | None = None
@@ -115,7 +95,7 @@ class Run:
         """
         digest = fingerprint if version is None else f"{fingerprint}@{version}"
         source = json.dumps({"uri": uri, "version": version})
-        self._put(lambda mlflow: _log_dataset(mlflow, self.id, name, digest, source, context, rows))
+        self._entries.put(lambda mlflow: _log_dataset(mlflow, self.id, name, digest, source, context, rows))
 
     def system_metrics(self, every: float = 10.0, node: str = "") -> None:
         """Measures this machine's processors, memory, disk, network and GPUs until the run is closed."""
@@ -145,85 +125,15 @@ class Run:
 
     def flush(self, timeout: float = 60.0) -> bool:
         """Waits until everything is with MLflow; False if it is not yet."""
-        with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._queue, timeout)
-            self._hurry = False
-        return done
+        until = time.monotonic() + timeout
+        return self._entries.flush(timeout) & self._files.flush(until - time.monotonic())
 
     def close(self, timeout: float = 60.0) -> None:
         """Sends the rest; what MLflow does not take within `timeout` seconds is given up with a warning."""
         self._stop_sampling.set()
-        if not self.flush(timeout):
-            text = "MLflow at %s did not answer: %d entries of run %s are lost."
-            log.warning(text, without_userinfo(self.uri), len(self._queue), self.id)
-        atexit.unregister(self.close)
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread:
-            self._thread.join(0.0 if self._queue else timeout)
-
-    def _put(self, *entries: _Point | Send) -> None:
-        with self._changed:
-            if len(self._queue) >= KEPT:
-                return
-            self._queue.extend(entries)
-            if self._thread is None or not self._thread.is_alive():
-                self._closed = False
-                self._thread = threading.Thread(target=self._work, name=f"mlflow-{self.id[:6]}", daemon=True)
-                self._thread.start()
-                atexit.register(self.close, 10.0)
-            self._changed.notify_all()
-
-    def _work(self) -> None:
-        """Sends what is queued, in order; an entry leaves the queue only when MLflow has it or never will take it."""
-        while entries := self._next():
-            try:
-                self._send(entries)
-                self._pause = 0.0
-            except Exception as problem:  # noqa: BLE001 - whatever goes wrong with tracking, work goes on
-                reason, where = cut(without_userinfo(str(problem)), 300), without_userinfo(self.uri)
-                if isinstance(problem, problems()) and not is_final(problem):
-                    if not self._pause:
-                        log.warning("MLflow at %s does not answer, entries are kept: %s", where, reason)
-                    self._pause = min(max(2 * self._pause, 0.5), 15.0)
-                    continue
-                log.warning("MLflow refused an entry of run %s: %s", self.id, reason)
-            with self._changed:
-                for _ in entries:
-                    self._queue.popleft()
-                self._changed.notify_all()
-
-    def _next(self) -> list[_Point | Send]:
-        """Waits for something to send, and a moment longer so that metrics gather; nothing once closed."""
-        with self._changed:
-            if not self._queue:
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                self._changed.wait_for(lambda: self._hurry or self._closed, EVERY)
-            elif self._pause:
-                self._changed.wait_for(lambda: self._closed, self._pause)
-            return [] if self._closed else self._head()
-
-    def _head(self) -> list[_Point | Send]:
-        """The metrics at the head of the queue, or else the one other entry there."""
-        points: list[_Point | Send] = []
-        for entry in self._queue:
-            if not isinstance(entry, _Point) or len(points) == BATCH:
-                break
-            points.append(entry)
-        return points or [self._queue[0]]
-
-    def _send(self, entries: list[_Point | Send]) -> None:
-        mlflow = client(self.uri)
-        if not isinstance(entries[0], _Point):
-            entries[0](mlflow)
-            return
-        from mlflow.entities import Metric
-
-        points = [Metric(p.key, p.value, p.timestamp, p.step) for p in entries if isinstance(p, _Point)]
-        mlflow.log_batch(self.id, metrics=points, synchronous=True)
+        until = time.monotonic() + timeout
+        self._entries.close(timeout)
+        self._files.close(max(0.0, until - time.monotonic()))
 
     def _sample(self, every: float, node: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

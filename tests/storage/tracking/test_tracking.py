@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def test_system_metrics_are_measured(tracking: Tracking) -> None:
     with tracking.stage_run("train", None, {}) as run:
         run.system_metrics(every=0.1, node="worker-0")
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not run._queue:
+        while time.monotonic() < deadline and not run._entries.queue:
             time.sleep(0.05)
     names = set(client(tracking.uri).get_run(run.id).data.metrics)
     assert {"system/worker-0/cpu_utilization_percentage", "system/worker-0/system_memory_usage_megabytes"} <= names
@@ -293,6 +294,57 @@ def server(folder: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator
             running.shutdown()
             running.server_close()
             thread.join()
+
+
+@contextmanager
+def files_elsewhere(folder: Path) -> Iterator[str]:
+    """The address of `mlflow server`, whose clients keep files themselves, in a place that they cannot write."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    create_database(f"sqlite:///{folder}/server.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--no-serve-artifacts", "--default-artifact-root", "/proc/nowhere", "--port", str(port)]
+    command += ["--workers", "1"]
+    with (folder / "server.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.mark.timeout(180)
+def test_files_that_cannot_be_kept_hold_up_no_metric(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "png")
+    about = CheckpointManifest(step=5, network={}, bank=Input(uri="bank/emoji-y", version=9))
+    checkpoint = checkpoints.save(str(tmp_path), 5, {"ema.a": torch.ones(4)}, {}, about)
+    with files_elsewhere(tmp_path) as uri, caplog.at_level("WARNING", "storage"):
+        tracking = Tracking.open(uri, Store(str(tmp_path / "runs")), "emoji")
+        with tracking.stage_run("train", None, {"a": 1}) as run:
+            for step in range(20):
+                run.image("samples", picture.getvalue(), step)
+                run.artifact(f"notes/{step}.txt", b"hello")
+                run.metrics({"loss": float(step)}, step)
+            began = time.monotonic()
+            run.table("summary", [{"stage": "train"}])
+            assert run.flush(20), "files that can never be kept are not waited for"
+            assert run.register("gmem-emoji", checkpoint) is None
+        assert time.monotonic() - began < 25
+        mlflow = client(uri)
+        assert [point.value for point in mlflow.get_metric_history(run.id, "loss")] == list(range(20))
+        assert mlflow.get_run(run.id).info.status == "FINISHED"
+    told = [record.getMessage() for record in caplog.records]
+    assert [("some files of run" in text, "were not registered" in text) for text in told] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
 
 
 def test_a_server_that_goes_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
