@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TIME_FEATURES = 256
+from gmem.size import TIME_FEATURES, feed_forward
+
 EPSILON = 1e-6  # added to the mean square before its root
 
 
@@ -167,7 +168,7 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = int(2 / 3 * 4 * width)
+        hidden = feed_forward(width)
         self.w12 = nn.Linear(width, 2 * hidden)
         self.w3 = nn.Linear(hidden, width)
 

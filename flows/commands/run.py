@@ -156,7 +156,7 @@ def plan(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, 
         return
     table = new_table("stage", "would", "why", "rows", "bytes", "minutes")
     for row in rows:
-        minutes = "" if row.minutes is None else f"{row.minutes:.1f}"
+        minutes = f"{row.minutes:.1f}" if row.runs and row.minutes is not None else ""
         table.add_row(row.stage, "run" if row.runs else "-", row.why, f"{row.rows:,}", size(row.bytes), minutes)
     show(table)
 

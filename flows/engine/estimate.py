@@ -26,11 +26,21 @@ def estimates(stages: Iterable[Stage], plan: Plan) -> list[Estimate]:
 
 
 def _estimate(stage: Stage, plan: Plan, rows: int) -> Estimate:
-    why, size = plan.why(stage), stage.row_bytes(plan.recipe) * rows
+    why = plan.why(stage)
     if not why:
-        about = stage.about(plan)
-        return Estimate(stage.name, False, "there already" + (f", {about}" if about else ""), rows, size, 0.0)
+        return _there(stage, plan)
+    size = stage.row_bytes(plan.recipe) * rows + stage.kept_bytes(plan.recipe)
     return Estimate(stage.name, True, why, rows, size, _minutes(stage, plan, rows))
+
+
+def _there(stage: Stage, plan: Plan) -> Estimate:
+    """What the store has of a stage, counted rather than estimated."""
+    made = [plan.artifact(output).summary() for output in stage.wanted(plan.recipe)]
+    about = stage.about(plan)
+    told = f"there already, {about}" if about else "there already"
+    return Estimate(
+        stage.name, False, told, made[-1]["counts"].get("rows", 0), sum(each["bytes"] for each in made), 0.0
+    )
 
 
 def _minutes(stage: Stage, plan: Plan, rows: int) -> float | None:

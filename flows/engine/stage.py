@@ -54,6 +54,8 @@ class Stage:
     """About how many there will be, of so many pictures."""
     row_bytes: Callable[[Recipe], int] = lambda recipe: 0
     """About what one takes in the store."""
+    kept_bytes: Callable[[Recipe], int] = lambda recipe: 0
+    """About what it keeps there besides, such as checkpoints."""
     workers_import: tuple[str, ...] = ()
     """Modules that its workers import: a third of a small run's time, unless somebody does it ahead."""
     reserves: Rule = one_actor_per_device

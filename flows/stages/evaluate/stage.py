@@ -75,6 +75,12 @@ def _reported(plan: Plan) -> dict[str, Any]:
     return {"evaluate": evaluate.identity(*evaluate.names()), "step": step_of(plan)}
 
 
+def _rows(recipe: Recipe, pictures: int) -> int:
+    """Samples of the snippets of each split."""
+    held_out = round(recipe.data.held_out * pictures)
+    return sum(min(recipe.evaluate.samples, part) for part in (pictures - held_out, held_out))
+
+
 STATISTICS = Output("statistics", VERSION, _statistics, inputs=lambda recipe: (IMAGES,))
 SAMPLES = Output(
     "samples",
@@ -91,7 +97,7 @@ STAGE = Stage(
     unit="samples",
     outputs=(STATISTICS, SAMPLES, REPORT),
     driver="flows.stages.evaluate.driver",
-    rows=lambda recipe, pictures: min(recipe.evaluate.samples, pictures),
+    rows=_rows,
     row_bytes=lambda recipe: recipe.picture_bytes,
     workers_import=("flows.stages.evaluate.worker",),
     pins=lambda context: subject.pinned(context, "samples"),

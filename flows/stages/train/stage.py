@@ -10,6 +10,7 @@ from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK, PATCHES, bank_revision, pinned
 from flows.stages.latents.stage import LATENTS
+from flows.stages.train.size import checkpoint_bytes
 from storage.checkpoints import Checkpoint, all_checkpoints, best_of, latest
 from storage.errors import StoreRefused
 from storage.store import Artifact
@@ -72,6 +73,7 @@ STAGE = Stage(
     outputs=(TRAINING,),
     driver="flows.stages.train.driver",
     rows=lambda recipe, pictures: recipe.train.steps,
+    kept_bytes=checkpoint_bytes,
     reserves=one_worker_per_gpu,
     pins=lambda context: pinned(context, "training"),
     about=_about,

@@ -19,6 +19,7 @@ from flows.engine.context import Context, Result
 from flows.engine.errors import StageError
 from flows.engine.estimate import estimates
 from flows.engine.stage import Plan
+from flows.recipe.files import load
 from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK
 from flows.stages.bank.stage import STAGE as BANK_STAGE
@@ -158,6 +159,15 @@ def test_fewer_steps_than_there_are_take_the_checkpoint_at_or_below_them(trained
     assert STAGE.about(Plan(asked(trained, 30))) == "of the network at step 20"
     [line] = estimates([TRAIN_STAGE], Plan(asked(trained, 30)))
     assert not line.runs and line.why == "there already, with 40 steps, 30 were asked for"
+    kept = sum(
+        file.stat().st_size for file in Path(trained.store).rglob("training/*/checkpoints/**/*") if file.is_file()
+    )
+    assert line.rows == 40 and line.bytes >= kept > 0, "counted, where there is something to count"
+
+
+def test_a_plan_counts_samples_of_both_splits() -> None:
+    evaluated = load("emoji", {"data": {"held_out": 0.1}, "evaluate": {"samples": 50}})
+    assert [STAGE.rows(evaluated, pictures) for pictures in (1000, 100, 20)] == [100, 60, 20]
 
 
 def test_a_training_names_the_version_of_an_edited_bank_that_it_goes_on_with(trained: Recipe) -> None:
