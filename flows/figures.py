@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,23 +33,43 @@ def pairs(sources: NDArray[np.uint8], *samples: NDArray[np.uint8], captions: Seq
 
 
 def sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> bytes:
-    """PNG of pictures uint8 [H, W, 3], which may differ in size, each with a caption below where there is one."""
+    """PNG of pictures uint8 [H, W, 3], which may differ in size, each with a caption below where there is one.
+
+    A caption is as wide as its picture at most: where it is longer, all but its last word is shortened.
+    """
     if not images:
         raise ValueError("there are no pictures to draw")
     scale = max(1, round(SMALLEST / min(image.shape[1] for image in images)))
     width = scale * max(image.shape[1] for image in images)
     height = scale * max(image.shape[0] for image in images) + (BAND if any(captions) else 0)
-    rows = -(-len(images) // COLUMNS)
-    canvas = Image.new("RGB", (COLUMNS * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
+    columns = min(COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
     for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = GAP + place % COLUMNS * (width + GAP), GAP + place // COLUMNS * (height + GAP)
+        left, top = GAP + place % columns * (width + GAP), GAP + place // columns * (height + GAP)
         large = Image.fromarray(image).resize(
             (scale * image.shape[1], scale * image.shape[0]), Image.Resampling.NEAREST
         )
         canvas.paste(large, (left, top))
-        draw.text((left, top + large.height + 1), caption, fill=INK)
+        draw.text((left, top + large.height + 1), _fitted(caption, width, draw.textlength), fill=INK)
     return png(canvas)
+
+
+SPACE = "  "
+"""Before the last word: the font's own blank hardly shows."""
+
+
+def _fitted(caption: str, width: int, length: Callable[[str], float]) -> str:
+    head, _, last = " ".join(caption.split()).rpartition(" ")
+    text = f"{head}{SPACE}{last}" if head else last
+    while length(text) > width and (head or len(last) > 1):
+        if head:
+            head = head[:-1]
+        else:
+            last = last[:-1]
+        text = f"{head}…{SPACE}{last}" if head else f"{last}…"
+    return text
 
 
 def png(image: Image.Image) -> bytes:

@@ -154,7 +154,7 @@ def draw(found: pa.Table, path: Path) -> None:
     images = [
         np.asarray(Image.open(io.BytesIO(r["thumbnail"])).convert("RGB")) if r["thumbnail"] else blank for r in rows
     ]
-    captions = [f"{r['class'] or r['key'] or r['id']}"[:12] for r in rows]
+    captions = [f"{r['class'] or r['key'] or r['id']}" for r in rows]
     if "_distance" in found.column_names:
         captions = [f"{caption} {r['_distance']:.2f}" for caption, r in zip(captions, rows, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
