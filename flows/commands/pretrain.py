@@ -157,5 +157,12 @@ def _tell(figures: dict[str, Any], out: Path, json: bool) -> None:
         print_json(figures | {"folder": str(out.absolute())})
         return
     for name, value in figures.items():
-        show(f"{name}: {value}")
+        show(f"{name}: {_plain(value)}")
     show(f"weights: {out.absolute()}")
+
+
+def _plain(value: Any) -> str:
+    """Numbers with as many digits as say something."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.commands import pretrain
 from gmem.tokenizer import load_tokenizer
 
 
@@ -42,3 +43,14 @@ def test_an_unknown_parameter_names_the_known_ones(pictures: Path, tmp_path: Pat
     arguments = ["pretrain", "tokenizer", "emoji", "--out", str(tmp_path / "out"), "--with", "stepz=2"]
     done = CliRunner().invoke(app, [*arguments, "--set", f"data.source={pictures}"])
     assert isinstance(done.exception, ValueError) and "unknown parameter stepz" in str(done.exception)
+
+
+def test_figures_are_told_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain._tell({"psnr": 21.123456, "latent_deviation": [0.123456789] * 16, "steps": 2000}, tmp_path, json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "psnr: 21.12",
+        "latent_deviation: " + ", ".join(["0.1235"] * 16),
+        "steps: 2000",
+        f"weights: {tmp_path}",
+    ]
