@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
-import tempfile
-import traceback
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.cluster.limits import bound_threads
-from flows.commands import bank, doctor, experiments, explore, measure, pretrain, published, recipe, run, sample, store
+from flows.commands import (
+    bank,
+    doctor,
+    experiments,
+    explore,
+    logs,
+    measure,
+    pretrain,
+    published,
+    recipe,
+    run,
+    sample,
+    store,
+)
 from flows.refusals import REFUSALS
+from flows.runlog import recorded
 from storage.errors import StoreUnreachable
 
 # Nothing is sent to the outside. Set before any of the libraries is imported by a command.
@@ -53,6 +67,7 @@ app.command("sweep")(experiments.sweep)
 app.command("adapt")(experiments.adapt)
 app.command("results")(experiments.results)
 app.command("doctor")(doctor.doctor)
+app.command("logs")(logs.logs)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bank.app, name="bank")
 app.add_typer(store.app, name="store")
@@ -83,18 +98,21 @@ def main() -> None:
     _reach_own_servers()
     bound_threads()
     signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer ends so on Ctrl-C, without a word
-            _say("interrupted; what is committed stays, and the same command goes on from there")
-        raise
-    except (*REFUSALS, OSError) as error:
-        _say(str(error))
-        sys.exit(2)
-    except Exception as error:  # noqa: BLE001 - a traceback is no user interface
-        _say(_failure(error))
-        sys.exit(1)
+    with recorded(sys.argv[1:]) as log:
+        try:
+            app()
+        except SystemExit as end:
+            if end.code == INTERRUPTED:  # typer ends so on Ctrl-C, without a word
+                _say("interrupted; what is committed stays, and the same command goes on from there")
+            raise
+        except (*REFUSALS, OSError) as error:
+            _say(str(error))
+            _keep_traceback(error)
+            sys.exit(2)
+        except Exception as error:  # noqa: BLE001 - a traceback is no user interface
+            _keep_traceback(error)
+            _say(_failure(error, log.path))
+            sys.exit(1)
 
 
 def _reach_own_servers() -> None:
@@ -107,18 +125,19 @@ def _reach_own_servers() -> None:
             os.environ[name] = ",".join(dict.fromkeys([*direct, *OURS]))
 
 
-def _failure(error: Exception) -> str:
+def _keep_traceback(error: Exception) -> None:
+    """In the command's log (flows/runlog.py), and not on the screen."""
+    logging.getLogger("traceback").error("%s", type(error).__name__, exc_info=error)
+
+
+def _failure(error: Exception, log: Path) -> str:
     """What failed while running: a store or a cluster in its own words; the rest is a defect, and kept for a report."""
     from flows.cluster.errors import ClusterError
 
     if isinstance(error, StoreUnreachable | ClusterError):
         return str(error)
-    with tempfile.NamedTemporaryFile("w", prefix="gmem-", suffix=".log", delete=False) as log:
-        traceback.print_exception(error, file=log)
     words = (str(error).strip().splitlines() or ["no further words"])[0][:200]
-    return (
-        f"a defect of gmem, not of what you asked for ({type(error).__name__}: {words}); its traceback is in {log.name}"
-    )
+    return f"a defect of gmem, not of what you asked for ({type(error).__name__}: {words}); its traceback is in {log}"
 
 
 def _terminate(_signal: int, _frame: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from functools import cache
@@ -13,6 +14,11 @@ if TYPE_CHECKING:  # rich costs a tenth of a second, which a command that prints
 
 PIPE_WIDTH = 200
 """Columns of what is read by a program or a file, which has no edge to fold at."""
+
+
+log = logging.getLogger("flows.screen")
+log.setLevel(logging.INFO)
+"""What the screen shows; nobody listens but the file of a command (flows/runlog.py)."""
 
 
 @cache
@@ -40,8 +46,10 @@ def show(result: Table | str) -> None:
 
 
 def tell(what: Any) -> None:
-    """A note, on standard error."""
+    """A note, on standard error, and for the log."""
     _print(terminal(), what)
+    if not hasattr(what, "add_row"):  # a table is a result, though told beside another
+        log.info("%s", what)
 
 
 def _print(console: Console, what: Any) -> None:

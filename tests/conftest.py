@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name != "integration")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Commands of tests leave no log among a person's."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture
 def trial(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """Notes how a trial ended; see above. One that fails before it says so is noted as failed."""

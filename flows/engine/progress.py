@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from flows.console import terminal
+from flows.console import log, tell, terminal
 from flows.refusals import REFUSALS
 
 if TYPE_CHECKING:
@@ -109,19 +109,22 @@ class Terminal:
         self._show()
 
     def note(self, text: str) -> None:
-        terminal().print(f"{self.stage:9} {text}")
+        tell(f"{self.stage:9} {text}")
 
     def _show(self) -> None:
         if self.bar:
             shown = "".join(f"  {name} {value:.4g}" for name, value in self.rate.values.items())
             line = f"{self.rate.done:,}/{self.rate.rows:,}  {self.rate.rate:,.1f}/s{shown}"
             self.bar.update(self.task, total=self.rate.rows, completed=self.rate.done, line=line)
+            if time.monotonic() - self.said > self.every:
+                self.said = time.monotonic()
+                log.info("%-9s %s", self.stage, self.rate.line())
         elif time.monotonic() - self.said > self.every:
             self._say()
 
     def _say(self) -> None:
         self.said, self.said_of = time.monotonic(), self.rate.done
-        terminal().print(f"{self.stage:9} {self.rate.line()}")
+        tell(f"{self.stage:9} {self.rate.line()}")
 
 
 class PrefectProgress:
