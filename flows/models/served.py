@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow.pyfunc
 import numpy as np
+import pandas as pd  # here, since MLflow looks for what predict takes, and warns where it finds nothing
 import torch
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
@@ -29,12 +30,14 @@ from flows.models.resolve import open_bank
 from flows.recipe.model import Recipe
 from gmem.memory import normalise
 from gmem.pixels import channels_last
-from storage.checkpoints import open_checkpoint
+from storage.checkpoint_files import REMEDY
+from storage.checkpoints import CheckpointManifest, open_checkpoint
+from storage.errors import Refused, StoreError
+from storage.manifest import parse
 from storage.store import Store
 from storage.tables.bank_where import equals
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
     from storage.tables.bank import Bank
@@ -65,15 +68,26 @@ def save(network: Path, target: Path, recipe: Recipe) -> None:
     code = network.with_name("gmem_model.py")
     code.write_text(CODE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hints at type hints and examples, in place of which there is the signature
+        warnings.simplefilter("ignore")  # hints at type hints, in place of which there is the signature
         mlflow.pyfunc.save_model(
             target,
             python_model=str(code),
             artifacts={"network": str(network)},
             signature=ModelSignature(INPUTS, OUTPUTS),
+            input_example=_example(network, recipe),
             pip_requirements=[f"gmem-pipeline=={version('gmem-pipeline')}"],
             model_config={"store": recipe.store},
         )
+
+
+def _example(network: Path, recipe: Recipe) -> pd.DataFrame | None:
+    """Two rows of the bank that the network was trained on; None where that is not known or not there any more."""
+    named = parse(CheckpointManifest, (network / "manifest.json").read_bytes(), str(network), REMEDY).bank
+    try:
+        bank = open_bank(named.uri, Store(recipe.store)) if named else None
+    except (StoreError, Refused):
+        return None
+    return pd.DataFrame({"id": bank.sample(min(2, len(bank)), seed=0)}) if bank else None
 
 
 class Sampler(PythonModel):
@@ -92,8 +106,6 @@ class Sampler(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """`png` [N] bytes for `model_input` [N rows], each of which has one of `id`, `class`, `snippet`."""
-        import pandas as pd
-
         found = [self._snippet(number, row) for number, row in enumerate(model_input.to_dict("records"))]
         snippets = normalise(torch.stack([snippet for snippet, _ in found])).to(self.device)
         labels = torch.tensor([label for _, label in found])

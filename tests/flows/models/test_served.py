@@ -113,6 +113,15 @@ def test_nothing_is_pickled_and_large_weights_stay_where_they_are(store: Store, 
     assert shown(mlflow.pyfunc.load_model("models:/gmem-emoji/2").predict(pd.DataFrame({"id": [0]})))
 
 
+def test_an_example_of_what_it_takes_comes_with_it(store: Store) -> None:
+    model = mlflow.pyfunc.load_model("models:/gmem-emoji/1")
+    example = model.input_example
+    assert isinstance(example, pd.DataFrame) and len(shown(model.predict(example))) == 2
+    assert set(example["id"]) < {0, 2, 4, 6}
+    about = mlflow.models.get_model_info("models:/gmem-emoji/2")
+    assert about.saved_input_example_info and about.signature
+
+
 def test_the_best_network_has_an_alias_and_can_be_named_anywhere(store: Store) -> None:
     assert (
         client(Tracking.open(None, store, "").uri).get_model_version_by_alias("gmem-emoji", "best").tags["step"] == "2"
