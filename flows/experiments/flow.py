@@ -25,7 +25,7 @@ from flows.experiments.design import Trial
 from flows.experiments.plots import distances
 from flows.experiments.results import Findings, markdown, split_of, table
 from flows.recipe.files import merged
-from flows.recipe.form import Overrides, overrides_of
+from flows.recipe.form import Overrides, RecipeChoice, overrides_of
 from flows.session import Session, attempted, planned, show_picture
 from flows.stages.chain import STAGES
 from flows.stages.evaluate.comparison import read_report
@@ -48,12 +48,19 @@ Trials = list[tuple[Trial, list[Plan]]]
 
 @flow(name="compare-arms", persist_result=False)
 def compare_arms(
-    recipe: str = "emoji",
+    recipe: RecipeChoice = "emoji",
     experiment: str | dict[str, Any] = "emoji-memory",
     overrides: Overrides | None = None,
     note: str = "",
 ) -> Findings:
-    """Trains and measures every arm of an experiment alike, and tells what each change of the recipe is worth."""
+    """Trains and measures every arm of an experiment alike, and tells what each change of the recipe is worth.
+
+    Args:
+        recipe: a shipped recipe's name, or the path of a YAML file.
+        experiment: a shipped experiment's name, or what its file would hold.
+        overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
+        note: what a reader of the results should know.
+    """
     chosen, base = design.load(experiment), overrides_of(overrides)
 
     # Every arm's every plan is made before anything is computed, so that what cannot be is refused at once.

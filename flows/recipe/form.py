@@ -5,9 +5,59 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    create_model,
+    model_serializer,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticUndefined
 
+from flows.recipe.files import names
 from flows.recipe.model import Recipe
+
+SECTIONS = {
+    "Data": "Which pictures, how they are cut, which are kept for evaluation.",
+    "Tokenizer": "What makes latents of pictures.",
+    "Encoder": "What makes snippets of pictures.",
+    "Bank": "What is kept beside the snippets.",
+    "Prior": "How new snippets are drawn.",
+    "Network": "What is trained.",
+    "Train": "How it is trained: steps, batch, learning rate, checkpoints.",
+    "Sample": "How samples are made, also while it trains.",
+    "Evaluate": "What is measured, and in whose features.",
+    "Cluster": "Where it runs, and what each stage reserves; changes no result.",
+    "Reserved": "What a worker of this stage reserves.",
+    "Tracking": "Where MLflow is.",
+}
+"""What a form says of a section of the recipe, by its class; of others what their docstring says."""
+
+RecipeChoice = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"title": "shipped", "type": "string", "enum": names()},
+                {"title": "path of a YAML file, where the run takes place", "type": "string"},
+            ]
+        }
+    ),
+]
+"""A recipe, which a form shows as a choice."""
+
+ABOUT = """
+
+Args:
+    recipe: a shipped recipe's name, or the path of a YAML file.
+    overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
+"""
+"""For the docstring of a flow: what its form says of these."""
 
 
 class _Form(BaseModel):
@@ -29,11 +79,28 @@ def _optional(model: type[BaseModel], name: str) -> type[BaseModel]:
             kind = _optional(kind, f"{kind.__name__}Overrides")
         elif field.metadata:
             kind = Annotated[kind, *field.metadata]
-        fields[key] = (
-            kind | None if not _is_optional(kind) else kind,
-            Field(default_factory=_empty, description=field.description),
-        )
+        if not _is_optional(field.annotation):
+            kind = Annotated[kind | None, _ShownPlain()]
+        fields[key] = kind, Field(default_factory=_empty, title=key, description=_told(field))
     return create_model(name, __base__=_Form, **fields)
+
+
+class _ShownPlain:
+    """Leaves the null out of a field's schema where a recipe has none: else a form asks for the type before the value."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        plain = [each for each in schema.pop("anyOf") if each.get("type") != "null"]
+        return schema | (plain[0] if len(plain) == 1 else {"anyOf": plain})
+
+
+def _told(field: FieldInfo) -> str | None:
+    """What a form says below a field: what it means, and what it is where the recipe does not say."""
+    if isinstance(field.default, BaseModel):
+        return SECTIONS.get(type(field.default).__name__) or type(field.default).__doc__
+    if field.default in (PydanticUndefined, None, "", []):
+        return field.description
+    return f"{field.description}; default {field.default}"
 
 
 def _empty() -> None:

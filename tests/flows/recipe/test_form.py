@@ -7,7 +7,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from flows.recipe.files import RecipeError, load
+from flows.experiments.flow import compare_arms
+from flows.pipeline import FLOWS, pipeline
+from flows.recipe.files import RecipeError, load, names
 from flows.recipe.form import Overrides, overrides_of
 from flows.recipe.model import Recipe
 
@@ -47,3 +49,30 @@ def test_the_schema_of_a_form_fills_in_no_null() -> None:
     for part in (schema, *schema["$defs"].values()):
         assert not [name for name, field in part["properties"].items() if "default" in field]
         assert "required" not in part
+
+
+def test_a_form_asks_for_values_and_says_what_they_mean() -> None:
+    """117 switches between a type and null stood before as many values, and choices looked like texts."""
+    schema = Overrides.model_json_schema()
+    every = {
+        f"{part}.{name}": field for part, each in schema["$defs"].items() for name, field in each["properties"].items()
+    }
+    every |= schema["properties"]
+    assert not [name for name, field in every.items() if not field.get("description")]
+    assert every["TrainOverrides.steps"] | {"description": ""} == {
+        "title": "steps", "type": "integer", "minimum": 1, "description": "",
+    }  # fmt: skip
+    assert every["TrainOverrides.lr"]["description"].endswith("; default 0.0002")
+    assert every["SampleOverrides.method"]["enum"] == ["euler", "heun", "dopri5"]
+    assert every["train"]["$ref"].endswith("TrainOverrides")
+    assert {"type": "null"} in every["TrainOverrides.start_from"]["anyOf"], "here a null means something"
+
+
+def test_a_recipe_is_a_choice_that_may_be_a_path() -> None:
+    """In the form of every flow that is deployed; what the form sends is checked against this schema."""
+    for flow in (pipeline, compare_arms, *FLOWS.values()):
+        schema = flow.parameters.model_dump()["properties"]["recipe"]
+        shipped, path = schema["anyOf"]
+        assert shipped["enum"] == names() and "enum" not in path and path["type"] == "string"
+        assert "YAML" in schema["description"] and schema["default"] == "emoji"
+        assert flow.validate_parameters({"recipe": "mine/own.yaml"})["recipe"] == "mine/own.yaml"
