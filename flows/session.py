@@ -22,6 +22,7 @@ from flows.engine.build import build, found
 from flows.engine.context import Result
 from flows.engine.progress import shown
 from flows.engine.stage import Plan, Stage, require_wanted
+from flows.lineage import emit_made
 from flows.recipe.files import load
 from flows.recipe.form import overrides_of
 from flows.recipe.model import Recipe
@@ -91,7 +92,9 @@ def attempted(stage: Stage, current: Session, name: str) -> Result:
     """A stage as a task of this name, within the recipe's limit of time."""
     minutes = getattr(current.plan.recipe.cluster, stage.name).minutes
     limit = None if minutes is None else 60 * minutes
-    return attempt.with_options(task_run_name=name, timeout_seconds=limit)(stage, current)
+    result = attempt.with_options(task_run_name=name, timeout_seconds=limit)(stage, current)
+    emit_made(result, stage, current.plan, current.tracking.page(result.run_id))
+    return result
 
 
 def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:

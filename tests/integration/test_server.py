@@ -179,6 +179,25 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
     assert artifacts["train-progress"]["type"] == "progress"
     assert artifacts["evaluate-pairs-train"]["type"] == "image"
 
+    # What was made of what, as assets; events arrive a moment later.
+    wanted = {"event": {"prefix": ["prefect.asset.materialization"]}}
+    for _ in range(60):
+        assets = {
+            event["resource"]["prefect.resource.id"]: event
+            for event in server.ask("events/filter", filter=wanted)["events"]
+        }
+        if len(assets) >= 3:
+            break
+        time.sleep(1)
+    training = assets[f"file://{made['train']['uri']}"]
+    assert training["payload"]["rows"] == 9 and training["payload"]["uri"] == made["train"]["uri"]
+    related = {
+        (each["prefect.resource.role"], each["prefect.resource.id"].rpartition("/")[0]) for each in training["related"]
+    }
+    assert {("asset", f"file://{store}/latents"), ("asset", f"file://{store}/bank")} <= related
+    assert any(role == "flow-run" for role, _ in related)
+    assert f"file://{made['evaluate']['uri']}" in assets
+
 
 @pytest.mark.timeout(300)
 def test_a_person_is_told_of_a_run_that_failed(server: Server, store: Path) -> None:
