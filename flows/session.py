@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,19 @@ from storage.tracking.tracking import Tracking
 
 DEPLOYED_WAIT = 6 * 3600.0
 """Seconds for which a deployment's run waits for another's lease on the same artifact, unless its recipe says how long."""
+
+
+def _sentence_alone(record: logging.LogRecord) -> bool:
+    """Leaves the traceback out of a run's log where the sentence says what a person must change."""
+    problem = record.exc_info[1] if record.exc_info else None
+    if isinstance(problem, REFUSALS):
+        record.exc_info = record.exc_text = None
+        record.msg, record.args = str(problem), ()
+    return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_sentence_alone)
 
 
 class Session:
