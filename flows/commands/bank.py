@@ -50,9 +50,11 @@ def info(
         print_json(about | {"uri": opened.artifact})
         return
     table = new_table("", "", title=opened.artifact, header=False)
-    about |= {"index": about["index"] or "none: a search reads every row"}
+    if not about["index"]:
+        about |= {"index": "none: a search reads every row", "unindexed": None}
     for key, value in about.items():
-        table.add_row(key, _listed(value) if isinstance(value, dict) else str(value))
+        if value is not None:
+            table.add_row(key, _listed(value) if isinstance(value, dict) else str(value))
     show(table)
     show(f'in Python: lancedb.connect("{opened.artifact}").open_table("bank")')
 

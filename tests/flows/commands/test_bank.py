@@ -103,6 +103,8 @@ def test_edits_are_told_by_the_history_and_can_be_undone(recipe: Recipe) -> None
     assert "no row 2" in refused(recipe, "bank", "search", "--row", "2")
     assert answered(recipe, "bank", "restore", str(built))["rows"] == 12
     assert answered(recipe, "bank", "info")["rows"] == 12
+    about = run(recipe, "bank", "info").stdout
+    assert "none: a search reads every row" in about and "unindexed" not in about and "None" not in about
     assert answered(recipe, "bank", "optimise")["index"] is None
 
 
