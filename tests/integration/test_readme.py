@@ -45,6 +45,7 @@ ELSEWHERE = {
     "make cluster": MAKE,
     "make trials": MAKE,
     ". .venv/bin/activate": "made by make demo",
+    "export PREFECT_SERVER_ANALYTICS_ENABLED=false": SERVERS,
     "prefect server start &": SERVERS,
     "export PREFECT_API_URL=http://127.0.0.1:4200/api": SERVERS,
     "until python infra/healthy.py $PREFECT_API_URL/health 2> /dev/null; do sleep 1; done": SERVERS,

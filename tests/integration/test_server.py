@@ -40,7 +40,7 @@ from .test_readme import README
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
-(LINES,) = (block for block in README if block[0].startswith("prefect "))
+(LINES,) = (block for block in README if "prefect server start &" in block)
 """What README says to type: a server, a work pool, deployments, a worker, and last a run."""
 
 
