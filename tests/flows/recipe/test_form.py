@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from prefect.flows import load_flow_from_entrypoint
 from pydantic import ValidationError
 
 from flows.experiments.flow import compare_arms
@@ -12,6 +14,8 @@ from flows.pipeline import FLOWS, pipeline
 from flows.recipe.files import RecipeError, load, names
 from flows.recipe.form import Overrides, overrides_of
 from flows.recipe.model import Recipe
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_form_of_overrides_has_every_field_and_refuses_unknown_ones() -> None:
@@ -76,3 +80,14 @@ def test_a_recipe_is_a_choice_that_may_be_a_path() -> None:
         assert shipped["enum"] == names() and "enum" not in path and path["type"] == "string"
         assert "YAML" in schema["description"] and schema["default"] == "emoji"
         assert flow.validate_parameters({"recipe": "mine/own.yaml"})["recipe"] == "mine/own.yaml"
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    ["flows/pipeline.py:pipeline", "flows/pipeline.py:train", "flows/experiments/flow.py:compare_arms"],
+)
+def test_a_flow_that_is_served_from_its_file_has_its_form(entrypoint: str) -> None:
+    """Prefect loads it by path then, where annotations that are texts mean nothing."""
+    served = load_flow_from_entrypoint(str(ROOT / entrypoint))
+    given = served.validate_parameters({"recipe": "emoji", "overrides": {"train": {"steps": 3}}})
+    assert overrides_of(given["overrides"]) == {"train": {"steps": 3}}
