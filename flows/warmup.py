@@ -9,7 +9,9 @@ from contextlib import suppress
 # Here, since Ray in its thread and Prefect in ours would import it at the same moment, at which one of them fails.
 import pydantic.v1.fields  # noqa: F401
 
+from flows.cluster.address import address_of
 from flows.cluster.connection import warm_up
+from flows.console import tell
 from flows.engine.stage import Stage
 from flows.recipe.model import Cluster
 
@@ -34,6 +36,10 @@ def begin(cluster: Cluster, stages: Iterable[Stage]) -> None:
     warm_up(cluster, modules, importing[0].resources if importing else None)
     from prefect.settings import PREFECT_API_URL
 
+    starting = [] if address_of(cluster) else ["Ray"]
+    starting += [] if PREFECT_API_URL.value() else ["Prefect's server"]
+    if starting:
+        tell(f"starting {' and '.join(starting)}, in some ten seconds")
     if not PREFECT_API_URL.value():
         import prefect.server.api.server  # noqa: F401 - which a client does before it starts one: here, ahead of our own
     _prefect.start()

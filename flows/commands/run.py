@@ -98,9 +98,8 @@ def stage(
     json: Json = False,
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
-    from flows.engine.stage import check_inputs, require_wanted
+    from flows.engine.stage import check_inputs, require_wanted, result_of
     from flows.stages.chain import stage_named
-    from flows.warmup import begin, wait
 
     start = time.monotonic()
     wanted = stage_named(name)
@@ -109,11 +108,15 @@ def stage(
     require_wanted(wanted, plan.recipe)
     if plan.missing(wanted):
         check_inputs(wanted, plan)
-        begin(plan.recipe.cluster, [wanted])
-    from flows.pipeline import FLOWS
+        from flows.warmup import begin, wait
 
-    wait()
-    result = followed(FLOWS[name], recipe, chosen)
+        begin(plan.recipe.cluster, [wanted])
+        from flows.pipeline import FLOWS
+
+        wait()
+        result = followed(FLOWS[name], recipe, chosen)
+    else:  # no server is needed to say so
+        result = result_of(wanted, plan, False, 0.0)
     summary([result], time.monotonic() - start, _mlflow(plan), tell if json else show)
     if json:
         print_json(asdict(result))

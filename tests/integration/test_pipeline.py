@@ -142,6 +142,16 @@ def test_nothing_is_computed_again(ask: Gmem, pictures: Path, store: Path, first
     }
 
 
+def test_a_stage_that_is_there_is_told_without_a_server(
+    ask: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.warmup.begin", lambda *_: pytest.fail("servers were started"))
+    for name, made in first.items():
+        found = last_json(ask("stage", name, "emoji", "--json", *options(pictures, store)))
+        assert not found["fresh"] and found["artifacts"].keys() == made["artifacts"].keys()
+        assert found["run_id"] == made["run_id"]
+
+
 def test_the_plan_says_what_would_run_and_why(
     ask: Gmem, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
 ) -> None:
