@@ -15,10 +15,9 @@ if TYPE_CHECKING:  # rich costs a tenth of a second, which a command that prints
 PIPE_WIDTH = 200
 """Columns of what is read by a program or a file, which has no edge to fold at."""
 
-
 log = logging.getLogger("flows.screen")
 log.setLevel(logging.INFO)
-"""What the screen shows; nobody listens but the file of a command (flows/runlog.py)."""
+log.propagate = False  # nobody listens but the file of a command (flows/runlog.py): others would show it twice
 
 
 @cache

@@ -15,6 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from shlex import join
 
+from flows.console import log as shown
 from flows.console import terminal
 from storage.addresses import without_userinfo
 
@@ -83,12 +84,13 @@ class Screen(logging.Handler):
 @contextmanager
 def recorded(arguments: Sequence[str]) -> Iterator[RunLog]:
     """While a command runs, its file takes whatever is logged; Prefect, once imported, leaves these handlers be."""
-    root, file, screen = logging.getLogger(), RunLog(arguments), Screen()
-    for handler in (file, screen):
-        root.addHandler(handler)
+    file, screen = RunLog(arguments), Screen()
+    listening = ((logging.getLogger(), file), (logging.getLogger(), screen), (shown, file))
+    for logger, handler in listening:
+        logger.addHandler(handler)
     try:
         yield file
     finally:
-        for handler in (file, screen):
-            root.removeHandler(handler)
-            handler.close()
+        for logger, handler in listening:
+            logger.removeHandler(handler)
+        file.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -46,7 +47,7 @@ def test_lines_warnings_and_tracebacks_are_kept(state: Path, capsys: pytest.Capt
         assert line in text
     told = capsys.readouterr().err
     assert "MLflow does not answer" in told and "deep inside" not in told
-    assert text.count("MLflow does not answer") == 1
+    assert text.count("MLflow does not answer") == text.count("INFO    begun") == 1
     assert not any(isinstance(handler, runlog.RunLog) for handler in logging.getLogger().handlers)
 
 
@@ -63,6 +64,18 @@ def test_a_sentence_on_the_screen_and_its_traceback_in_the_log(
         cli.main()
     assert capsys.readouterr().err == "gmem: name a picture\n"
     assert 'raise Refused("name a picture")' in files()[0].read_text()
+
+
+def test_lines_of_the_screen_are_in_no_other_log() -> None:
+    """A worker's would have each twice: from the screen, and from Prefect's handler of everything."""
+    taken = io.StringIO()
+    handler = logging.StreamHandler(taken)
+    logging.getLogger().addHandler(handler)
+    try:
+        tell("begun")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert taken.getvalue() == ""
 
 
 def test_old_files_make_room(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
