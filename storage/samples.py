@@ -75,9 +75,7 @@ def read_samples(store: Store, path: str) -> Iterator[SampleRow]:
         for sample in wds.tariterators.group_by_keys(files):
             about = read_json(sample.get("json", b""), f"{path}/{sample['__key__']}.json", _About, REMEDY)
             picture = _pixels(sample.get("png", b""), f"{path}/{sample['__key__']}.png")
-            yield SampleRow(
-                about["index"], about["snippet"], picture, about.get("calls", 0), about.get("mixed_with")
-            )
+            yield SampleRow(about["index"], about["snippet"], picture, about.get("calls", 0), about.get("mixed_with"))
 
 
 def _pixels(data: bytes, where: str) -> NDArray[np.uint8]:
