@@ -23,7 +23,7 @@ from gmem.batch import Batch, Draws
 from gmem.errors import InputError
 from gmem.network import Network
 from gmem.parallel import Alone
-from gmem.settings import LearnerConfig
+from gmem.settings import AVERAGE, LearnerConfig
 from gmem.states import below
 from gmem.threads import one_thread
 
@@ -33,7 +33,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter, besi
 
 
 class Learner:
-    """A network in training, with its moving average and its optimiser.
+    """A network in training, with its moving averages and its optimiser; `ema` is the first of them as a network.
 
     With several workers (`parallel`) gradients are averaged; losses are summed and divided by the global batch, so
     shares of unequal size count rightly. `summed` adds a small tensor up over the workers, which makes the losses that
@@ -89,11 +89,14 @@ class Learner:
 
         # Wrapping may have replaced the parameters: what is optimised and averaged are those there now.
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.average: dict[str, Tensor]
-        if self.parallel.sharded:
-            self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        else:
-            self.average = {name: p for name, p in self.ema.named_parameters() if name in self.parameters}
+        # The first average is the network `ema` itself, where that is whole; further ones are tensors alone.
+        self.averages: dict[str, dict[str, Tensor]] = {}
+        for group in config.averages():
+            if group == AVERAGE and not self.parallel.sharded:
+                whole = self.ema.named_parameters()
+                self.averages[group] = {name: p for name, p in whole if name in self.parameters}
+            else:
+                self.averages[group] = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(),
             config.lr,
@@ -160,7 +163,7 @@ class Learner:
             if self.observed:
                 self._gathered[name] = whole.cpu()
         if self.observed:
-            self.ema.load_state_dict(below(self._gathered, "ema."))
+            self.ema.load_state_dict(below(self._gathered, f"{AVERAGE}."))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which training goes on exactly. The tensors are live: save them before the next step."""
@@ -207,14 +210,16 @@ class Learner:
         tensors: dict[str, Tensor] = {}
         for name, value in network.state_dict().items():
             tensors[f"network.{name}"] = value
-            tensors[f"ema.{name}"] = value
+            for group in self.averages:
+                tensors[f"{group}.{name}"] = value
         self.load_state(tensors, {"steps": 0, "updates": 0})
 
     def _weights(self) -> dict[str, Tensor]:
-        """Of the network and of its average, whole or this worker's shares; what is not trained is in both."""
-        averages = self.ema.state_dict() | self.average
+        """Of the network and of its averages, whole or this worker's shares; what is not trained is in all."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"ema.{name}": value for name, value in averages.items()}
+        for group, average in self.averages.items():
+            weights = self.ema.state_dict() | average
+            tensors |= {f"{group}.{name}": value for name, value in weights.items()}
         return tensors
 
     def _shares(self) -> dict[str, Tensor]:
@@ -286,10 +291,10 @@ class Learner:
         self.optimiser.step()
         self.updates += 1
         ramp = (1 + self.updates) / (self.config.ema_ramp + self.updates)
-        decay = min(self.config.ema, ramp)
-        average = [local(tensor) for tensor in self.average.values()]
         weights = [local(tensor) for tensor in self.parameters.values()]
-        torch._foreach_lerp_(average, weights, 1 - decay)
+        for group, decay in self.config.averages().items():
+            average = [local(tensor) for tensor in self.averages[group].values()]
+            torch._foreach_lerp_(average, weights, 1 - min(decay, ramp))
 
 
 class _Trained(nn.Module):

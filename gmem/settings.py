@@ -172,6 +172,20 @@ class NetworkConfig(NetworkChoices):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+AVERAGE = "ema"
+"""The group of tensors of the average whose decay is `train.ema`."""
+
+
+def average_group(decay: float) -> str:
+    """The group of tensors of a further average: named by the decimals of its decay.
+
+    >>> average_group(0.9995)
+    'ema_9995'
+    """
+    decimals = f"{decay:.12f}".partition(".")[2]
+    return f"{AVERAGE}_{decimals.rstrip('0') or 0}"
+
+
 @dataclass(frozen=True)
 class LearnerConfig(Settings):
     """How the network is trained; the defaults are the published ones."""
@@ -185,6 +199,10 @@ class LearnerConfig(Settings):
     clip: Annotated[float, Gt(0), Doc("largest gradient norm")] = 1.0
     warmup: Annotated[int, Ge(0), Doc("steps of linear warm-up")] = 0
     ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights, reached by a ramp")] = 0.9999
+    emas: Annotated[
+        tuple[float, ...],
+        Doc("decays of further averages, kept beside that one; sample.ema chooses among them"),
+    ] = ()
     ema_ramp: Annotated[float, Ge(0), Doc("after n steps the decay is at most (1 + n) / (ramp + n); 0: no ramp")] = 10
     precision: Annotated[
         Autocast,
@@ -205,6 +223,19 @@ class LearnerConfig(Settings):
     cosine: Annotated[float, Ge(0), Doc("weight of the cosine loss")] = 1.0
     align: Annotated[float, Ge(0), Doc("weight of the alignment with patch tokens; 0 stores none")] = 0.5
     seed: Annotated[int, Ge(0), Doc("of every draw in training, and of the order of pictures")] = 0
+
+    def check(self) -> None:
+        for decay in self.emas:
+            if not 0 <= decay < 1:
+                raise InputError(f"train.emas holds {decay}; give numbers from 0 to less than 1")
+
+    def averages(self) -> dict[str, float]:
+        """The decay of every average, by the group of its tensors."""
+        decays = {AVERAGE: self.ema}
+        for decay in sorted(self.emas):
+            if decay != self.ema:
+                decays[average_group(decay)] = decay
+        return decays
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

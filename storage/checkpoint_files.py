@@ -31,7 +31,7 @@ def grouped(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Te
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         group, _, name = key.partition(".")
-        if not name or not re.fullmatch(r"[a-z_]+", group):
+        if not name or not re.fullmatch(r"[a-z][a-z0-9_]*", group):
             raise ValueError(f"The tensor {key!r} belongs to no group: name it <group>.<name>.")
         groups.setdefault(group, {})[name] = _alone(tensor)
     return groups

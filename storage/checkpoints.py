@@ -2,6 +2,7 @@
 
     <training>/checkpoints/step-00002000/
         network.safetensors  ema.safetensors  optimiser.safetensors     one file for each group of tensors
+        ema_999.safetensors …                                           further averages, by their decays
         progress.json                                                   what else exact resume needs
         manifest.json                                                   last: what belongs to it, with hashes
         pinned/…                                                        why it is kept: storage/retention/checkpoints.py
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 _sound: dict[tuple[str, datetime], bool] = {}
 """Whether what this process saved or compared with its hashes was whole: to read it again may take minutes."""
 
+EMA, AVERAGES = "ema", "averages"
+"""The group of the average that every network has, and where a manifest's details say what averages there are."""
+
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -64,7 +68,7 @@ class CheckpointManifest(Versioned):
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     lease: int = 0
     files: dict[str, FileRecord] = Field(default_factory=dict)  # filled in by `save`
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: dict[str, Any] = Field(default_factory=dict)  # AVERAGES: the decay of each average, by its group
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,18 @@ class Checkpoint:
     def key(self) -> tuple[str, datetime]:
         """Tells it from another one that was there before it."""
         return self.uri, self.manifest.created
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """The decay of each average, by its group; of imported and of older ones nothing is known."""
+        return dict(self.manifest.details.get(AVERAGES, {}))
+
+    def weights(self, group: str = EMA) -> FileRecord:
+        """The file of an average; StoreError where there is none."""
+        record = self.manifest.files.get(f"{group}.safetensors")
+        if record is None:
+            raise StoreRefused(f"{self.uri} has no averaged weights ({group}.safetensors): name a checkpoint that has.")
+        return record
 
 
 def save(
@@ -214,15 +230,16 @@ def load_latest(
     return None
 
 
-def export(checkpoint: Checkpoint, uri: str) -> Checkpoint:
-    """Writes the EMA weights and the manifest into a folder of their own, which opens and loads like a checkpoint."""
-    target, name = open_files(uri), "ema.safetensors"
-    record = checkpoint.manifest.files.get(name)
-    if record is None:
-        raise StoreRefused(f"{checkpoint.uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
-    with _verified(checkpoint, name) as local:
+def export(checkpoint: Checkpoint, uri: str, group: str = EMA) -> Checkpoint:
+    """Writes an average's weights and the manifest into a folder of their own, which opens and loads like a checkpoint
+    with that average alone."""
+    target, name, record = open_files(uri), f"{EMA}.safetensors", checkpoint.weights(group)
+    with _verified(checkpoint, f"{group}.safetensors") as local:
         target.upload(local, f"{uri}/{name}")
-    manifest = checkpoint.manifest.model_copy(update={"files": {name: record}, "lease": 0})
+    details = checkpoint.manifest.details
+    if group in checkpoint.averages:
+        details = details | {AVERAGES: {EMA: checkpoint.averages[group]}}
+    manifest = checkpoint.manifest.model_copy(update={"files": {name: record}, "lease": 0, "details": details})
     target.write(f"{uri}/manifest.json", manifest.model_dump_json(indent=2).encode())
     return Checkpoint(uri, manifest)
 

@@ -99,6 +99,12 @@ class Experiment(BaseModel):
         combinations = [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
         return {", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in each.items()): each for each in combinations}
 
+    def averages(self) -> set[float]:
+        """Decays of the averages that arms sample: one training that keeps them all serves every arm."""
+        samples = (nested(changes).get("sample") for changes in (self.common, *self.changes().values()))
+        decays = (each.get("ema") for each in samples if isinstance(each, dict))
+        return {decay for decay in decays if isinstance(decay, float | int)}
+
     def trials(self) -> Iterator[Trial]:
         """Every arm with every seed; the seeds outermost, so that an interrupted experiment has whole comparisons."""
         seeds: list[int] | list[None] = self.seeds or [None]

@@ -24,7 +24,7 @@ from flows.experiments.curves import Point
 from flows.experiments.design import Trial
 from flows.experiments.plots import distances
 from flows.experiments.results import Findings, markdown, split_of, table
-from flows.recipe.files import merged
+from flows.recipe.files import load, merged, nested
 from flows.recipe.form import Overrides, RecipeChoice, overrides_of
 from flows.session import Session, attempted, planned, show_picture
 from flows.stages.chain import STAGES
@@ -61,7 +61,8 @@ def compare_arms(
         overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
         note: what a reader of the results should know.
     """
-    chosen, base = design.load(experiment), overrides_of(overrides)
+    chosen = design.load(experiment)
+    base = _with_averages(recipe, chosen, overrides_of(overrides))
 
     # Every arm's every plan is made before anything is computed, so that what cannot be is refused at once.
     trials = _trials(recipe, chosen, base)
@@ -93,6 +94,15 @@ def compare_arms(
         )
         _publish(found, run)
         return found
+
+
+def _with_averages(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> dict[str, Any]:
+    """The overrides, and that the training keeps every average that some arm samples."""
+    common = load(recipe, merged(base, nested(chosen.common)))
+    lacking = chosen.averages() - set(common.train.averages().values())
+    if common.evaluate.network or not lacking:
+        return base
+    return merged(base, {"train": {"emas": sorted({*common.train.emas, *lacking})}})
 
 
 def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> Trials:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import torch
 
 from flows.engine.errors import StageError
-from flows.models.resolve import open_guide
+from flows.models.resolve import average_of, open_guide
 from flows.recipe.model import Recipe
 from gmem.generator import Generator
 from gmem.network import Network
 from gmem.settings import NetworkConfig
+from gmem.states import below
 from gmem.tokenizer import Tokenizer, load_tokenizer
-from storage.checkpoints import Checkpoint, load
+from storage.checkpoints import EMA, Checkpoint, load
 from storage.store import Store
 
 HEAD = "projector."
 """The alignment head's tensors: only training uses them, so one of another width does not make another network."""
 
 
-def load_into(network: Network, checkpoint: Checkpoint, said: str = "") -> None:
+def load_into(network: Network, checkpoint: Checkpoint, said: str = "", average: str = EMA) -> None:
     """Puts the averaged weights of a checkpoint or an imported network into `network`.
 
     An alignment head that is not there or of another shape leaves the network's own. `said` is the recipe key that
-    names the checkpoint. StageError where the weights are those of another network.
+    names the checkpoint, `average` the group of its tensors. StageError where the weights are those of another network.
     """
     about = checkpoint.manifest.network
     for field in ("prediction", "snippet_scale"):  # which no shape tells
@@ -31,8 +32,8 @@ def load_into(network: Network, checkpoint: Checkpoint, said: str = "") -> None:
                 f"{said} {checkpoint.uri} is another network: its {field} is {about[field]}, not {mine}; set network.{field} "
                 "to the former".strip()
             )
-    tensors, _ = load(checkpoint, ["ema"])
-    given = {name.removeprefix("ema."): value for name, value in tensors.items()}
+    tensors, _ = load(checkpoint, [average])
+    given = below(tensors, f"{average}.")
     wanted = network.state_dict()
     wrong = {n for n in given.keys() | wanted.keys() if n not in given or n not in wanted}
     wrong |= {n for n in given.keys() & wanted.keys() if given[n].shape != wanted[n].shape}
@@ -47,15 +48,15 @@ def load_into(network: Network, checkpoint: Checkpoint, said: str = "") -> None:
     network.load_state_dict({n: v for n, v in given.items() if not n.startswith(HEAD)} | fitting, strict=False)
 
 
-def load_network(checkpoint: Checkpoint, device: str) -> Network:
+def load_network(checkpoint: Checkpoint, device: str, average: str = EMA) -> Network:
     """The averaged network of a checkpoint or an imported one, in float32."""
     network = Network(NetworkConfig(**checkpoint.manifest.network))
-    load_into(network, checkpoint)
+    load_into(network, checkpoint, average=average)
     return network.requires_grad_(False).eval().to(device)
 
 
 def load_generator(checkpoint: Checkpoint, recipe: Recipe, device: str) -> Generator:
-    """With the recipe's tokenizer and guide.
+    """With the recipe's tokenizer and guide, of the average that it samples; the guide's is its first.
 
     StageError where the checkpoint lacks latent statistics or belongs to another tokenizer, or the guide to another
     kind of network.
@@ -66,11 +67,14 @@ def load_generator(checkpoint: Checkpoint, recipe: Recipe, device: str) -> Gener
     manifest = checkpoint.manifest
     mean, std = (torch.tensor(values, device=device) for values in (manifest.latent_mean, manifest.latent_std))
     guide = load_network(guided_by, device) if guided_by else None
-    return Generator(load_network(checkpoint, device), tokenizer, mean, std, guide)
+    network = load_network(checkpoint, device, average_of(checkpoint, recipe))
+    return Generator(network, tokenizer, mean, std, guide)
 
 
 def require_pieces(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint | None:
-    """The guide, if there is one. StageError where latent statistics are missing or the guide does not fit."""
+    """The guide, if there is one. StageError where latent statistics are missing or the guide does not fit, Refused where
+    the average that the recipe samples is not there."""
+    average_of(checkpoint, recipe)
     if not checkpoint.manifest.latent_mean:
         raise StageError(
             f"{checkpoint.uri} holds no latent statistics, without which samples cannot be decoded; "

@@ -6,9 +6,9 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from flows.recipe.model import Sample
+from flows.recipe.model import Recipe, Sample
 from gmem.weights import WeightsRef
-from storage.checkpoints import Checkpoint, all_checkpoints, latest, open_checkpoint
+from storage.checkpoints import EMA, Checkpoint, all_checkpoints, latest, open_checkpoint
 from storage.errors import Refused, StoreRefused
 from storage.store import KINDS, Artifact, Store
 
@@ -85,12 +85,29 @@ def artifact_at(uri: str, store: Store) -> Artifact:
     return Store(root or store.root).at(uri)
 
 
-def network_identity(uri: str, store: Store) -> str:
-    """The hash of the averaged weights: what a fingerprint takes of a network from elsewhere."""
-    record = open_network(uri, store).manifest.files.get("ema.safetensors")
-    if record is None:
-        raise StoreRefused(f"{uri} has no averaged weights (ema.safetensors): name a checkpoint that has.")
-    return record.sha256[:16]
+def average_of(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    """The group of tensors of the average that `sample.ema` names; Refused where the checkpoint has no such.
+
+    A checkpoint that does not say of which decay its average is has that of the recipe.
+    """
+    decay, kept = recipe.sample.ema, checkpoint.averages or {EMA: recipe.train.ema}
+    if decay is None:
+        return EMA
+    for group, each in kept.items():
+        if each == decay:
+            return group
+    there = ", ".join(str(each) for each in kept.values())
+    raise Refused(
+        f"{checkpoint.uri} has averages of decay {there}, and none of {decay}; set sample.ema to one of these, or train "
+        f"with train.emas=[{decay}]"
+    )
+
+
+def network_identity(uri: str, store: Store, recipe: Recipe | None = None) -> str:
+    """The hash of the averaged weights: what a fingerprint takes of a network from elsewhere. With a recipe, of those
+    that it samples."""
+    found = open_network(uri, store)
+    return found.weights(average_of(found, recipe) if recipe else EMA).sha256[:16]
 
 
 def bank_identity(uri: str, store: Store) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import Doc
 
 from flows.recipe import STORE
@@ -150,6 +150,8 @@ class Network(Section, settings.NetworkChoices):
 
 
 class Train(Section, settings.LearnerConfig):
+    LATER = ("emas",)
+
     steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
     batch: int = Field(1024, ge=1, description="global batch size, over all workers")
     start_from: Annotated[str | None, Names("network")] = Field(
@@ -179,6 +181,12 @@ class Train(Section, settings.LearnerConfig):
     keep: int = operational(3, "newest checkpoints kept, beside the best", ge=1)
     memory_gib: float = operational(8, "training data up to this size is held in memory by each worker", ge=0)
 
+    @field_validator("emas")
+    @classmethod
+    def _further(cls, emas: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        """In one order, each once: another way of writing them does not make another training."""
+        return tuple(sorted(set(emas) - {info.data.get("ema")}))
+
 
 class Prior(Section, settings.PriorConfig):
     steps: int = operational(
@@ -188,8 +196,14 @@ class Prior(Section, settings.PriorConfig):
 
 
 class Sample(Section, settings.SamplerConfig):
-    LATER = ("diffusion_norm", "rtol", "atol")
+    LATER = ("diffusion_norm", "rtol", "atol", "ema")
 
+    ema: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="decay of the average that is sampled, of train.ema and train.emas; none: that of train.ema",
+    )
     guide: Annotated[str | None, Names("guide")] = Field(
         None,
         description="guiding network: URI of a smaller or earlier one, or earlier:STEP of the same training; none: the zero snippet",

@@ -13,7 +13,7 @@ from flows.stages.bank.stage import BANK, edits
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.latents.stage import LATENTS
 from flows.stages.prior.stage import PRIOR
-from flows.stages.train.stage import TRAINING, chosen_checkpoint
+from flows.stages.train.stage import TRAINING, chosen_checkpoint, sampled_average
 from gmem.weights import WeightsRef
 from storage.checkpoints import latest
 
@@ -40,7 +40,10 @@ def parameters(plan: Plan, drawn: bool) -> dict[str, Any]:
     """What decides samples besides which snippets they are of; `drawn` are those of the recipe's prior."""
     sample, evaluate = plan.recipe.sample, plan.recipe.evaluate
     described: dict[str, Any] = {
-        "sample": sample.identity("guide") | {"guide": guide_identity(sample, plan.store)} | _solver(sample),
+        "sample": sample.identity("guide", "ema")
+        | {"guide": guide_identity(sample, plan.store)}
+        | _solver(sample)
+        | _average(plan.recipe),
         "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
     }
     if evaluate.bank is None:
@@ -50,7 +53,13 @@ def parameters(plan: Plan, drawn: bool) -> dict[str, Any]:
     if evaluate.network is None:
         return described | {"step": step_of(plan)}
     tokenizer = WeightsRef.parse(plan.recipe.tokenizer.source).identity()
-    return described | {"network": network_identity(evaluate.network, plan.store), "tokenizer": tokenizer}
+    return described | {"network": network_identity(evaluate.network, plan.store, plan.recipe), "tokenizer": tokenizer}
+
+
+def _average(recipe: Recipe) -> dict[str, float]:
+    """Which of the training's averages is sampled, besides the first; that of another network counts by its hash."""
+    decay = None if recipe.evaluate.network else sampled_average(recipe)
+    return {} if decay is None else {"ema": decay}
 
 
 def _solver(sample: Sample) -> dict[str, int]:

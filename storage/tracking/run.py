@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from storage.addresses import without_userinfo
-from storage.errors import StoreRefused
 from storage.tracking.access import client, cut, flatten, patiently, problems
 from storage.tracking.lane import Lane, Point
 
@@ -102,7 +101,12 @@ class Run:
         threading.Thread(target=self._sample, args=(every, node), name="system-metrics", daemon=True).start()
 
     def register(
-        self, model: str, checkpoint: Checkpoint, package: Package | None = None, copy_below: int = 256 << 20
+        self,
+        model: str,
+        checkpoint: Checkpoint,
+        package: Package | None = None,
+        copy_below: int = 256 << 20,
+        average: str = "ema",
     ) -> int | None:
         """Makes the checkpoint's averaged weights a version of a registered model, linked to latents and bank.
 
@@ -112,11 +116,13 @@ class Run:
 
         Args:
             package: makes what MLflow loads of the folder with weights and manifest, in a folder that is not there yet.
+            average: the group of tensors of the average that is registered.
         """
         try:
             mlflow = client(self.uri)
             return patiently(
-                lambda: _register(mlflow, self.id, model, checkpoint, package, copy_below), "registering a model"
+                lambda: _register(mlflow, self.id, model, checkpoint, package, copy_below, average),
+                "registering a model",
             )
         except problems() as problem:
             reason = without_userinfo(str(problem))
@@ -213,16 +219,20 @@ def _log_dataset(
 
 
 def _register(
-    mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint, package: Package | None, copy_below: int
+    mlflow: MlflowClient,
+    run: str,
+    model: str,
+    checkpoint: Checkpoint,
+    package: Package | None,
+    copy_below: int,
+    average: str,
 ) -> int:
     from mlflow.exceptions import MlflowException
 
     from storage.checkpoints import export  # brings torch along, which logging does not need
     from storage.retention.checkpoints import pin
 
-    about, weights = checkpoint.manifest, checkpoint.manifest.files.get("ema.safetensors")
-    if weights is None:
-        raise StoreRefused(f"{checkpoint.uri} has no averaged weights (ema.safetensors)")
+    about, weights = checkpoint.manifest, checkpoint.weights(average)
     if weights.bytes >= copy_below:  # else the registry has a copy, whatever becomes of the checkpoint
         pin(checkpoint, "registered")
     try:
@@ -238,7 +248,7 @@ def _register(
         folder, packaged = Path(scratch) / "network", Path(scratch) / "model"
         folder.mkdir()
         if weights.bytes < copy_below:
-            export(checkpoint, str(folder))
+            export(checkpoint, str(folder), average)
         else:
             (folder / "manifest.json").write_text(about.model_dump_json(indent=2))
             (folder / "checkpoint.txt").write_text(checkpoint.uri)

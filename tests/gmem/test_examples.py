@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ("network", "sampler", "generator", "encoder", "tokenizer", "memory", "metrics.evaluation")
+MODULES = ("network", "sampler", "generator", "encoder", "tokenizer", "memory", "metrics.evaluation", "settings")
 
 
 @pytest.mark.parametrize("name", MODULES)

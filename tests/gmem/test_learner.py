@@ -57,14 +57,16 @@ def test_training_lowers_the_loss_and_reports_its_parts():
     assert last["total"] == pytest.approx(last["velocity"] + last["cosine"] + 0.5 * last["projection"], rel=1e-5)
 
 
-def test_resume_is_exact():
-    straight = Learner(make_network(), CONFIG)
+@pytest.mark.parametrize("changed", [{}, {"emas": (0.3, 0.9)}])
+def test_resume_is_exact(changed):
+    config = dataclasses.replace(CONFIG, **changed)
+    straight = Learner(make_network(), config)
     run(straight, 0, 6)
-    first = Learner(make_network(), CONFIG)
+    first = Learner(make_network(), config)
     run(first, 0, 3)
     tensors, progress = first.state()
     tensors = {name: value.clone() for name, value in tensors.items()}
-    second = Learner(make_network(), CONFIG)
+    second = Learner(make_network(), config)
     second.load_state(tensors, json.loads(json.dumps(progress)))
     run(second, second.steps, 6)
     assert second.steps == 6
@@ -155,6 +157,18 @@ def test_average_follows_at_first_and_settles_on_its_decay():
     torch.testing.assert_close(learner.ema.final_layer.linear.weight, expected.detach())
 
 
+def test_each_average_is_the_one_that_a_training_of_its_own_would_keep():
+    several = Learner(make_network(), dataclasses.replace(CONFIG, ema=0.5, emas=(0.9, 0.2, 0.5)))
+    run(several, 0, 12)
+    kept = several.state()[0]
+    assert {name.partition(".")[0] for name in kept} == {"network", "ema", "ema_9", "ema_2", "optimiser"}
+    for decay, group in ((0.5, "ema"), (0.9, "ema_9"), (0.2, "ema_2")):
+        alone = Learner(make_network(), dataclasses.replace(CONFIG, ema=decay))
+        run(alone, 0, 12)
+        for name, value in alone.ema.state_dict().items():
+            assert torch.equal(value, kept[f"{group}.{name}"]), (group, name)
+
+
 def test_bf16_stays_close_to_fp32():
     losses = [run(Learner(make_network(), dataclasses.replace(CONFIG, precision=p)), 0, 1)[0] for p in ("fp32", "bf16")]
     assert losses[0]["velocity"] == pytest.approx(losses[1]["velocity"], rel=0.02)
@@ -216,7 +230,10 @@ def test_impossible_settings_are_refused(values):
 
 
 def test_it_can_begin_again():
-    learner, other = Learner(make_network(), CONFIG), Learner(make_network(), CONFIG)
+    config = dataclasses.replace(CONFIG, emas=(0.5,))
+    learner, other = Learner(make_network(), config), Learner(make_network(), config)
     run(learner, 0, 2)
     learner.restart(make_network())
     assert run(learner, 0, 2) == run(other, 0, 2) and learner.steps == 2
+    for name, value in other.state()[0].items():
+        assert torch.equal(value, learner.state()[0][name]), name

@@ -17,7 +17,7 @@ from gmem.settings import LearnerConfig, NetworkConfig
 BATCH, STEPS, SHAPE = 7, 4, (4, 4, 4)
 CUTS = (slice(0, 3), slice(3, 5), slice(5, 7))
 WAYS = (Replicated, Sharded)
-CONFIG = LearnerConfig(lr=1e-3, precision="fp32", drop=0.1)
+CONFIG = LearnerConfig(lr=1e-3, precision="fp32", drop=0.1, emas=(0.5,))
 
 
 def make_learner(parallel: Alone | None = None, summed=None) -> Learner:

@@ -21,6 +21,7 @@ SECTIONS = {"network": NetworkChoices, "train": LearnerConfig, "sample": Sampler
         (SamplerConfig, {"method": "rk4"}, r"^sample\.method is 'rk4'; use one of euler, heun, dopri5$"),
         (LearnerConfig, {"mask": 1.0}, r"^train\.mask is 1\.0; give less than 1$"),
         (LearnerConfig, {"shift_base": 0}, r"^train\.shift_base is 0; give at least 1$"),
+        (LearnerConfig, {"emas": (0.9, 1.0)}, r"^train\.emas holds 1\.0; give numbers from 0 to less than 1$"),
         (LearnerConfig, {"lr": float("nan")}, r"^train\.lr is nan; give more than 0$"),
         (NetworkConfig, {"depth": 0, "width": 32, "heads": 2}, r"^network\.depth is 0; give at least 1$"),
     ],

@@ -114,6 +114,18 @@ def test_a_sweep_over_a_training_that_is_there_trains_nothing(bench: Bench, comp
     assert len(list((bench.folder / "store" / "training").iterdir())) == 1
 
 
+def test_one_training_serves_every_average_of_a_sweep(bench: Bench) -> None:
+    before = set((bench.folder / "store").glob("training/*"))
+    done = bench("sweep", "emoji", "--grid", "sample.ema=null,0.1,0.3", "--name", "averages", "--json")
+    assert done.returncode == 0, done.stderr
+    points = json.loads(done.stdout.splitlines()[-1])["points"]
+    assert [point["arm"] for point in points] == ["ema None", "ema 0.1", "ema 0.3"]
+    assert len({point["metrics"]["train/samples/fd-emoji-evaluator"] for point in points}) == 3
+    (training,) = set((bench.folder / "store").glob("training/*")) - before
+    newest = max((training / "checkpoints").iterdir())
+    assert {"ema.safetensors", "ema_1.safetensors", "ema_3.safetensors"} <= {file.name for file in newest.iterdir()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -295,6 +295,17 @@ def test_exported_weights_can_be_sampled_from_by_themselves(root: str) -> None:
     assert list(loaded) == ["ema.blocks.0.weight"] and progress == {}
 
 
+def test_an_average_is_exported_as_the_only_one(root: str) -> None:
+    weights = {"ema.weight": torch.zeros(2), "ema_9.weight": torch.ones(2), "network.weight": torch.zeros(2)}
+    about = CheckpointManifest(step=3, network=NETWORK, details={"averages": {"ema": 0.5, "ema_9": 0.9}})
+    saved = checkpoints.save(f"{root}/training", 3, weights, {}, about)
+    exported = checkpoints.export(saved, f"{root}/weights", "ema_9")
+    assert exported.averages == {"ema": 0.9} and saved.averages == {"ema": 0.5, "ema_9": 0.9}
+    assert torch.equal(checkpoints.load(exported)[0]["ema.weight"], torch.ones(2))
+    with pytest.raises(StoreError, match=r"has no averaged weights \(ema_8\.safetensors\)"):
+        checkpoints.export(saved, f"{root}/none", "ema_8")
+
+
 def test_a_tensor_without_a_group_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="belongs to no group"):
         checkpoints.save(str(tmp_path), 1, {"x": torch.zeros(1)}, {}, CheckpointManifest(step=1, network={}))

@@ -223,7 +223,7 @@ def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
             counts,
             details=step
             | drawn
-            | {"metrics": metrics, "lines": report.lines(results, report.name_of(found.checkpoint)), "used": used},
+            | {"metrics": metrics, "lines": report.lines(results, report.sampled(found)), "used": used},
             metrics=metrics,
             figures=figures,
         ),

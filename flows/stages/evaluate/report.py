@@ -67,13 +67,19 @@ def name_of(checkpoint: Checkpoint) -> str:
     return f"{origin.strip()} step {checkpoint.step}"
 
 
+def sampled(found: Found) -> str:
+    """The name of the network that was sampled, with its average where the recipe names one."""
+    ema, name = found.context.recipe.sample.ema, name_of(found.checkpoint)
+    return name if ema is None else f"{name}, average of decay {ema}"
+
+
 def results_of(found: Found) -> dict[str, list[Result]]:
     """Every number by `split/kind`, kind being samples, floor or ceiling."""
     results: dict[str, list[Result]] = {}
     for split, shares in found.shares.items():
         for kind in KINDS:
             sums: Sums = getattr(shares, kind)
-            subject = f"{kind} of {split}, {name_of(found.checkpoint)}"
+            subject = f"{kind} of {split}, {sampled(found)}"
             numbers = [each for name, one in sums.items() for each in _measured(found, split, name, one)]
             results[f"{split}/{kind}"] = [replace(each, subject=subject) for each in numbers]
         results[f"{split}/samples"] += _over_seeds(found, split)
@@ -105,7 +111,7 @@ def _against_training(found: Found, split: str) -> list[Result]:
     """Memorisation, and copies in pixels, where the training pictures were searched."""
     if split not in found.memorised:
         return []
-    recipe, subject = found.context.recipe, f"samples of {split}, {name_of(found.checkpoint)}"
+    recipe, subject = found.context.recipe, f"samples of {split}, {sampled(found)}"
     protocol = _protocol(found, split, memorisation_detector(recipe.evaluate), found.shares[split].count)
     whole = replace(protocol, reference=f"all training pictures {_of(recipe)}", reference_count=found.searched)
     results = memorisation_results(found.memorised[split], whole, subject)
@@ -114,7 +120,7 @@ def _against_training(found: Found, split: str) -> list[Result]:
 
 def _over_seeds(found: Found, split: str) -> list[Result]:
     """How different the samples of one snippet are, for every detector."""
-    subject, results = f"samples of {split}, {name_of(found.checkpoint)}", []
+    subject, results = f"samples of {split}, {sampled(found)}", []
     for name, sums in found.seeds.get(split, {}).items():
         protocol = _protocol(found, split, name, sums.count)
         other = replace(protocol, reference="samples of other snippets", reference_count=sums.count)

@@ -23,10 +23,11 @@ from flows.cluster.workers import make_room
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
+from flows.models.resolve import average_of
 from flows.refusals import REFUSALS
 from flows.stages.train.channel import Channel
 from flows.stages.train.preemption import Listening
-from flows.stages.train.stage import STAGE
+from flows.stages.train.stage import STAGE, sampled_average
 from flows.stages.train.worker import loop
 from storage.checkpoints import best, latest
 from storage.errors import Refused
@@ -43,6 +44,7 @@ ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INT
 def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Runs the training to its last step, or to a tidy stop with a checkpoint when interrupted."""
     artifact = context.artifact("training")
+    sampled_average(context.recipe)  # what could not be registered in the end is refused at once
     _require_room(context, progress)
     make_room(STAGE.resources(context.recipe.cluster))
     # With us, for it must outlive the workers' nodes; where it may, Ray puts it elsewhere.
@@ -168,7 +170,10 @@ def _made(context: Context, artifact: Artifact) -> Made:
     from flows.models.served import save  # MLflow's models cost a second or two, which nobody else need wait for
 
     model_version = context.run.register(
-        f"gmem-{context.recipe.name}", last, lambda network, target: save(network, target, context.recipe)
+        f"gmem-{context.recipe.name}",
+        last,
+        lambda network, target: save(network, target, context.recipe),
+        average=average_of(last, context.recipe),
     )
     start = context.recipe.train.start_from
     return Made(

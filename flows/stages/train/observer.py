@@ -15,7 +15,7 @@ from flows.stages.train.preview import Preview
 from flows.stages.train.setup import batch_of, open_data
 from gmem.batch import draw
 from gmem.learner import Learner
-from storage.checkpoints import CheckpointManifest, save
+from storage.checkpoints import AVERAGES, CheckpointManifest, save
 from storage.errors import LeaseLost, StoreError
 from storage.retention.checkpoints import prune
 from storage.tables.training_data import TrainingTable
@@ -165,5 +165,9 @@ class Observer:
             code_version=installed("gmem-pipeline"),
             mlflow_run=self.context.run_id,
             lease=self.context.leases["training"],
-            details={"start_from": self.recipe.train.start_from, "seconds": self.clock.trained},
+            details={
+                "start_from": self.recipe.train.start_from,
+                "seconds": self.clock.trained,
+                AVERAGES: self.learner.config.averages(),
+            },
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.cluster.resources import one_worker_per_gpu
+from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
@@ -47,6 +48,19 @@ def chosen_checkpoint(recipe: Recipe, artifact: Artifact) -> Checkpoint | None:
             f"or train anew with train.checkpoint_at=[{steps}]"
         )
     return best_of(within) if recipe.evaluate.checkpoint == "best" else next(reversed(within), None)
+
+
+def sampled_average(recipe: Recipe) -> float | None:
+    """The decay of the average that is sampled; None: the first. StageError where the training keeps none such."""
+    ema, kept = recipe.sample.ema, recipe.train.averages().values()
+    if ema is None or ema == recipe.train.ema:
+        return None
+    if ema not in kept:
+        raise StageError(
+            f"sample.ema is {ema}, and of averages the training keeps those of decay {', '.join(map(str, kept))}; add it to "
+            "train.emas, which trains anew"
+        )
+    return ema
 
 
 def _about(plan: Plan) -> str:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.engine.errors import StageError
 from flows.engine.stage import Plan
 from flows.recipe.files import load
 from flows.stages.chain import STAGES
 from flows.stages.evaluate.stage import SAMPLES
+from flows.stages.train.stage import TRAINING
 from storage.store import Store
 from storage.tables.bank import Bank
 
@@ -57,6 +59,19 @@ def test_fingerprints_of_shipped_recipes(name: str, tmp_path: Path) -> None:
 def test_only_samples_of_dopri5_with_a_guidance_interval_are_made_again(sample: dict[str, object], again: bool) -> None:
     plan = Plan(load("emoji", {"sample": {"kind": "ode"} | sample}), source_fingerprint="pinned")
     assert ("dopri5" in plan.parameters(SAMPLES)["sample"]) == again
+
+
+def test_another_average_is_another_sample_of_the_same_training() -> None:
+    def plan(**sample: object) -> Plan:
+        return Plan(load("emoji", {"train": {"emas": [0.9]}, "sample": sample}), source_fingerprint="pinned")
+
+    first, named, other = plan(), plan(ema=0.99), plan(ema=0.9)
+    assert first.fingerprint(SAMPLES) == named.fingerprint(SAMPLES) != other.fingerprint(SAMPLES)
+    assert first.fingerprint(TRAINING) == other.fingerprint(TRAINING)
+    with pytest.raises(
+        StageError, match=r"sample\.ema is 0\.5, .* keeps those of decay 0\.99, 0\.9; add it to train\.emas"
+    ):
+        plan(ema=0.5).fingerprint(SAMPLES)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,12 @@ def test_a_grid_stands_for_every_combination() -> None:
     assert trial.name == "guidance 1, steps 10" and trial.at(None) == {"sample": {"guidance": 1, "steps": 10}}
 
 
+def test_averages_that_arms_sample_are_known() -> None:
+    sweep = load({"grid": {"sample.ema": [None, 0.9, 0.99], "sample.steps": [10]}, "common": {"sample": {"seed": 1}}})
+    assert sweep.averages() == {0.9, 0.99}
+    assert load(ARMS).averages() == set()
+
+
 @pytest.mark.parametrize("name", names())
 def test_shipped_experiments_change_what_recipes_have(name: str) -> None:
     experiment = load(name)

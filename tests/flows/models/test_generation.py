@@ -10,13 +10,14 @@ import torch
 
 from flows.engine.errors import StageError
 from flows.models.generation import load_generator
-from flows.models.resolve import guide_identity, open_guide, open_network
+from flows.models.resolve import guide_identity, network_identity, open_guide, open_network
 from flows.recipe.files import RecipeError, load
 from flows.recipe.model import Recipe
 from gmem.encoder import load_encoder
 from gmem.network import Network
 from gmem.settings import NetworkConfig, SamplerConfig
 from storage.checkpoints import Checkpoint, CheckpointManifest, save
+from storage.errors import Refused
 from storage.store import Artifact, Store
 
 CONFIG = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=8, snippet_dim=16)
@@ -91,6 +92,25 @@ def test_an_earlier_checkpoint_guides(checkpoint: Checkpoint, store: Store) -> N
     by_uri, _ = made(guide=f"{checkpoint.uri.rpartition('/')[0]}/step-00000002")
     assert torch.equal(guided, by_uri)
     assert open_guide(recipe(store, guide="earlier:2", guidance=1).sample, checkpoint, store) is None
+
+
+def test_the_recipe_chooses_among_averages(store: Store) -> None:
+    artifact = store.artifact("training", "averages", "4" * 12)
+    torch.manual_seed(0)
+    tensors = {
+        f"{group}.{name}": value for group in ("ema", "ema_9") for name, value in Network(CONFIG).state_dict().items()
+    }
+    about = STATISTICS | {"details": {"averages": {"ema": 0.5, "ema_9": 0.9}}}
+    saved = save(artifact, 1, tensors, {}, CheckpointManifest(step=1, network=asdict(CONFIG), **about))
+    for decay, group in ((None, "ema"), (0.5, "ema"), (0.9, "ema_9")):
+        network = load_generator(saved, recipe(store, ema=decay), "cpu").network
+        assert torch.equal(network.state_dict()["x_embedder.proj.weight"], tensors[f"{group}.x_embedder.proj.weight"])
+    first, other = (network_identity(saved.uri, store, recipe(store, ema=decay)) for decay in (0.5, 0.9))
+    assert first == network_identity(saved.uri, store) != other
+    with pytest.raises(
+        Refused, match=r"averages of decay 0\.5, 0\.9, and none of 0\.8; set sample\.ema to one of these"
+    ):
+        load_generator(saved, recipe(store, ema=0.8), "cpu")
 
 
 def test_samples_are_the_same_however_many_are_made_at_once(checkpoint: Checkpoint, store: Store) -> None:

@@ -22,6 +22,14 @@ def test_operational_fields_are_no_part_of_an_identity() -> None:
     assert recipe.train.identity() != load("emoji", {"train": {"lr": 1}}).train.identity()
 
 
+def test_averages_count_once_and_in_no_order() -> None:
+    plain = load("emoji").train
+    assert load("emoji", {"train": {"emas": [plain.ema]}}).train.identity() == plain.identity()
+    one, other = (load("emoji", {"train": {"emas": each}}).train for each in ([0.9995, 0.9], [0.9, 0.9995, 0.9]))
+    assert one.identity() == other.identity() == plain.identity() | {"emas": [0.9, 0.9995]}
+    assert one.averages() == {"ema": plain.ema, "ema_9": 0.9, "ema_9995": 0.9995}
+
+
 def test_workers_in_other_folders_are_told_paths_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("weights.pth", "network"):

@@ -133,6 +133,21 @@ def test_an_interrupted_training_ends_with_the_same_bits(trainings, whole: Conte
     assert {name.split(".")[0] for name in saved(context)[0]} == {"network", "ema", "optimiser"}
 
 
+def test_further_averages_change_nothing_else_and_go_on_exactly(trainings, whole: Context) -> None:
+    context = trainings.job(emas=(0.5, 0.999))
+    train(context, after=3)
+    train(again(trainings, context, emas=(0.5, 0.999)))
+    undisturbed = trainings.job(emas=(0.5, 0.999))
+    train(undisturbed)
+    tensors, progress = saved(context)
+    assert same(tensors, saved(undisturbed)[0]) and progress == saved(whole)[1]
+    further = {name for name in tensors if name.startswith(("ema_5.", "ema_999."))}
+    assert same({name: value for name, value in tensors.items() if name not in further}, saved(whole)[0])
+    last = checkpoints.latest(context.artifact("training"))
+    assert last is not None and {"ema_5.safetensors", "ema_999.safetensors"} < last.manifest.files.keys()
+    assert last.averages == context.recipe.train.averages()
+
+
 def test_checkpoints_at_named_steps_stay_and_count_the_seconds_of_all_attempts(trainings, whole: Context) -> None:
     named = {"checkpoint_at": [1, 3], "keep": 1}
     context = trainings.job(**named)
