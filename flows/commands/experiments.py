@@ -60,6 +60,10 @@ def sweep(
     step: Steps = None,
     seed: Seeds = None,
     name: Annotated[str, typer.Option(help="of the sweep, in MLflow and in RESULTS.md")] = "sweep",
+    register: Annotated[
+        bool,
+        typer.Option("--register", help="the best point's network and sampler become the version 'best' in MLflow"),
+    ] = False,
     out: Out = None,
     note: Note = "",
     set: Set = None,
@@ -76,7 +80,7 @@ def sweep(
         "steps": step or [],
         "seeds": seed or [],
     }
-    _run(recipe, experiment, out, note, set, store, json)
+    _run(recipe, experiment, out, note, set, store, json, register)
 
 
 def _parted(text: str) -> tuple[str, str]:
@@ -100,6 +104,7 @@ def _run(
     pairs: list[str] | None,
     store: str | None,
     json: bool,
+    register: bool = False,
 ) -> None:
     from flows.commands.run import followed
     from flows.experiments import design
@@ -108,7 +113,9 @@ def _run(
 
     design.load(experiment)
     resolved(recipe, pairs, store)
-    found: Findings = followed(flow, recipe, overrides(pairs, store), experiment=experiment, note=note)
+    found: Findings = followed(
+        flow, recipe, overrides(pairs, store), experiment=experiment, note=note, register=register
+    )
     say = tell if json else show
     columns, rows = table(found)
     drawn = new_table(*columns, title=f"{found.design.name}: {found.metric}, by the split of the snippets")
@@ -118,6 +125,8 @@ def _run(
     for line in lines(found):
         say(line)
     say(f"MLflow: run {found.run_id}")
+    if found.registered:
+        say(f"registered as {found.registered}, alias best: {found.distances[0]} is least there")
     if out:
         say(f"page: {write([found], out / 'RESULTS.md', out)}")
     if json:

@@ -154,6 +154,12 @@ def best(points: Sequence[Point], key: str) -> Spread:
     return Spread.of([min(point.metrics[key] for point in each) for each in by_seed(points).values()])
 
 
+def leader(points: Sequence[Point], key: str) -> str:
+    """The arm of the least distance, in the mean over its seeds."""
+    arms = by_arm(points)
+    return min(arms, key=lambda arm: best(arms[arm], key).mean)
+
+
 def steps(point: Point) -> float:
     return point.step
 

@@ -5,6 +5,7 @@
 import platform
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from typing import Any
@@ -19,10 +20,11 @@ from flows.cluster.limits import limits
 from flows.console import tell
 from flows.engine.context import Result
 from flows.engine.stage import Plan, Stage
-from flows.experiments import design
+from flows.experiments import design, registering
 from flows.experiments.curves import Point
 from flows.experiments.design import Trial
 from flows.experiments.plots import distances
+from flows.experiments.registering import Measured
 from flows.experiments.results import Findings, markdown, split_of, table
 from flows.recipe.files import load, merged, nested
 from flows.recipe.form import Overrides, RecipeChoice, overrides_of
@@ -52,6 +54,7 @@ def compare_arms(
     experiment: str | dict[str, Any] = "emoji-memory",
     overrides: Overrides | None = None,
     note: str = "",
+    register: bool = False,
 ) -> Findings:
     """Trains and measures every arm of an experiment alike, and tells what each change of the recipe is worth.
 
@@ -60,6 +63,7 @@ def compare_arms(
         experiment: a shipped experiment's name, or what its file would hold.
         overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
         note: what a reader of the results should know.
+        register: whether the best point becomes the version `best` of the recipe's registered model.
     """
     chosen = design.load(experiment)
     base = _with_averages(recipe, chosen, overrides_of(overrides))
@@ -73,12 +77,13 @@ def compare_arms(
         run = stack.enter_context(tracking.experiment_run(chosen.name, chosen.model_dump()))
         if not jobs_address(first.recipe.cluster) and _anything_missing(trials):
             stack.enter_context(connected(first.recipe.cluster))  # once for all arms
-        points = []
+        measured: list[Measured] = []
         for number, (trial, plans) in enumerate(trials, 1):
             told = f"{chosen.name}: trial {number} of {len(trials)}, {trial.name}"
             get_run_logger().info(told)
             tell(told)
-            points += _measured(trial, plans, tracking, run.id)
+            measured += _measured(trial, plans, tracking, run.id)
+        points = [point for point, _ in measured]
         found = Findings(
             experiment=chosen.model_dump(),
             recipe=recipe,
@@ -93,6 +98,9 @@ def compare_arms(
             note=note,
         )
         _publish(found, run)
+        if register:
+            uri = registering.register(measured, found.distances[0], chosen.name, run)
+            found = replace(found, registered=uri)
         return found
 
 
@@ -150,9 +158,9 @@ def _anything_missing(trials: Trials) -> bool:
     return any(plan.missing(stage) for _, plans in trials for plan in plans for stage in _needed(plan))
 
 
-def _measured(trial: Trial, plans: list[Plan], tracking: Tracking, parent: str) -> list[Point]:
+def _measured(trial: Trial, plans: list[Plan], tracking: Tracking, parent: str) -> list[Measured]:
     """Every evaluation of one trial, in order of steps, under a run of its own in MLflow."""
-    points = []
+    measured = []
     with tracking.experiment_run(trial.name, plans[0].recipe.model_dump(mode="json"), "trial", parent) as run:
         for plan in plans:
             with ExitStack() as stack:
@@ -160,8 +168,8 @@ def _measured(trial: Trial, plans: list[Plan], tracking: Tracking, parent: str) 
                 current.parent = run.id
                 stages = _needed(plan) if plan is plans[0] else [EVALUATE]
                 made = [attempted(stage, current, f"{stage.name}: {trial.name}") for stage in stages]
-                points.append(_point(trial, plan, made[-1]))
-    return points[::-1]
+                measured.append((_point(trial, plan, made[-1]), plan))
+    return measured[::-1]
 
 
 def _point(trial: Trial, plan: Plan, result: Result) -> Point:

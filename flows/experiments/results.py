@@ -20,6 +20,7 @@ from flows.experiments.curves import (
     by_seed,
     by_step,
     epochs,
+    leader,
     reached,
     seconds,
     speed_up,
@@ -58,6 +59,8 @@ class Findings:
     """In MLflow."""
     note: str = ""
     """What else a reader should know, such as what else the machine did."""
+    registered: str = ""
+    """Where MLflow has the network and sampler of the best point, if that was asked for."""
 
     @classmethod
     def from_json(cls, text: str) -> Findings:
@@ -141,15 +144,15 @@ def lines(found: Findings) -> list[str]:
     said = []
     for key in found.distances:
         split, arms = split_of(key), by_arm(found.points)
-        leader = min(arms, key=lambda arm: best(arms[arm], key).mean)
-        least = best(arms[leader], key)
+        first = leader(found.points, key)
+        least = best(arms[first], key)
         floor = found.floors.get(key.partition("/")[0])
         about = "" if floor is None else f" (floor, the tokenizer's reconstructions: {floor:.3g})"
-        said.append(f"least distance from {split} snippets: {least} by {leader}{about}")
+        said.append(f"least distance from {split} snippets: {least} by {first}{about}")
         quick = [arm for arm in arms if best(arms[arm], key).mean <= NEAR * least.mean]
         fewest = min(quick, key=lambda arm: arms[arm][0].calls)
-        if arms[fewest][0].calls < arms[leader][0].calls:
-            calls = f"{arms[fewest][0].calls} network calls in place of {arms[leader][0].calls}"
+        if arms[fewest][0].calls < arms[first][0].calls:
+            calls = f"{arms[fewest][0].calls} network calls in place of {arms[first][0].calls}"
             said.append(f"within a tenth of it with {calls}: {best(arms[fewest], key)} by {fewest}")
     return said
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOSS = "held_out_loss"
+LOSS, CHOSEN = "held_out_loss", "chosen"
 
 Package = Callable[[Path, Path], None]
 
@@ -107,21 +107,24 @@ class Run:
         package: Package | None = None,
         copy_below: int = 256 << 20,
         average: str = "ema",
+        chosen: str = "",
     ) -> int | None:
         """Makes the checkpoint's averaged weights a version of a registered model, linked to latents and bank.
 
         Weights smaller than `copy_below` bytes are copied into the run; larger ones stay where they are, and the
-        version says where, with their hash. The same weights are registered once. The version with the smallest
-        held-out loss has the alias `best`. None (and a warning) on failure.
+        version says where, with their hash. The same weights are registered once, or once for each way in which they
+        were `chosen`. The newest that was chosen has the alias `best`; while none was, that with the smallest held-out
+        loss. None (and a warning) on failure.
 
         Args:
             package: makes what MLflow loads of the folder with weights and manifest, in a folder that is not there yet.
             average: the group of tensors of the average that is registered.
+            chosen: by what somebody chose it, and how it is to be sampled; empty where nobody did.
         """
         try:
             mlflow = client(self.uri)
             return patiently(
-                lambda: _register(mlflow, self.id, model, checkpoint, package, copy_below, average),
+                lambda: _register(mlflow, self.id, model, checkpoint, package, copy_below, average, chosen),
                 "registering a model",
             )
         except problems() as problem:
@@ -226,6 +229,7 @@ def _register(
     package: Package | None,
     copy_below: int,
     average: str,
+    chosen: str,
 ) -> int:
     from mlflow.exceptions import MlflowException
 
@@ -241,7 +245,8 @@ def _register(
         if problem.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     for version in mlflow.search_model_versions(f"name = '{model}'"):
-        if version.tags.get("sha256") == weights.sha256:
+        if (version.tags.get("sha256"), version.tags.get(CHOSEN, "")) == (weights.sha256, chosen):
+            _set_best(mlflow, model, int(version.version), chosen)
             return int(version.version)
     where = f"model/step-{about.step}"
     with tempfile.TemporaryDirectory(prefix="gmem-") as scratch:
@@ -262,10 +267,21 @@ def _register(
     tags |= {f"{role}_sha256": str(getattr(about, role).get("sha256", "")) for role in ("tokenizer", "encoder")}
     if about.held_out_loss is not None:
         tags |= {LOSS: f"{about.held_out_loss:.6g}"}
+    if chosen:
+        tags |= {CHOSEN: chosen}
     source = f"{mlflow.get_run(run).info.artifact_uri}/{where}"
     made = mlflow.create_model_version(model, source, run_id=run, tags=tags)
-    measured = [each for each in mlflow.search_model_versions(f"name = '{model}'") if LOSS in each.tags]
-    if measured:
+    _set_best(mlflow, model, int(made.version), chosen)
+    return int(made.version)
+
+
+def _set_best(mlflow: MlflowClient, model: str, version: int, chosen: str) -> None:
+    """The alias goes to what was chosen; else to the smallest held-out loss, unless somebody's choice has it."""
+    if chosen:
+        mlflow.set_registered_model_alias(model, "best", str(version))
+        return
+    there = mlflow.search_model_versions(f"name = '{model}'")
+    measured = [each for each in there if LOSS in each.tags]
+    if measured and not any(CHOSEN in each.tags for each in there):
         best = min(measured, key=lambda each: (float(each.tags[LOSS]), -int(each.version)))
         mlflow.set_registered_model_alias(model, "best", best.version)
-    return int(made.version)

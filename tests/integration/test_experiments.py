@@ -116,11 +116,16 @@ def test_a_sweep_over_a_training_that_is_there_trains_nothing(bench: Bench, comp
 
 def test_one_training_serves_every_average_of_a_sweep(bench: Bench) -> None:
     before = set((bench.folder / "store").glob("training/*"))
-    done = bench("sweep", "emoji", "--grid", "sample.ema=null,0.1,0.3", "--name", "averages", "--json")
+    done = bench("sweep", "emoji", "--grid", "sample.ema=null,0.1,0.3", "--name", "averages", "--register", "--json")
     assert done.returncode == 0, done.stderr
-    points = json.loads(done.stdout.splitlines()[-1])["points"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    points = found["points"]
     assert [point["arm"] for point in points] == ["ema None", "ema 0.1", "ema 0.3"]
-    assert len({point["metrics"]["train/samples/fd-emoji-evaluator"] for point in points}) == 3
+    distances = {point["metrics"]["train/samples/fd-emoji-evaluator"]: point["arm"] for point in points}
+    assert len(distances) == 3
+    best = client(f"sqlite:///{bench.folder}/store/mlflow.db").get_model_version_by_alias("gmem-emoji", "best")
+    assert found["registered"] == f"models:/gmem-emoji/{best.version}"
+    assert json.loads(best.tags["chosen"])["arm"] == distances[min(distances)]
     (training,) = set((bench.folder / "store").glob("training/*")) - before
     newest = max((training / "checkpoints").iterdir())
     assert {"ema.safetensors", "ema_1.safetensors", "ema_3.safetensors"} <= {file.name for file in newest.iterdir()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.experiments.curves import Point, at_last, best, epochs, reached, seconds, speed_up, steps
+from flows.experiments.curves import Point, at_last, best, epochs, leader, reached, seconds, speed_up, steps
 
 KEY = "train/samples/fd"
 
@@ -52,6 +52,11 @@ def test_an_arm_that_never_gets_there_is_said_to_never() -> None:
 def test_where_nothing_was_counted_nothing_is_said() -> None:
     none, memory = curve("none", {100: 5.0}), curve("memory", {100: 4.0}, pace=None)
     assert speed_up(memory, none, KEY, seconds) is None and reached(memory, KEY, 4.0, seconds) is None
+
+
+def test_the_leading_arm_is_the_best_in_the_mean_over_its_seeds() -> None:
+    lucky = curve("lucky", {100: 1.0}) + curve("lucky", {100: 9.0}, seed=1)
+    assert leader(lucky + curve("steady", {100: 4.0, 200: 3.0}), KEY) == "steady"
 
 
 def test_figures_over_seeds() -> None:

@@ -204,6 +204,25 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     assert prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
 
 
+def test_the_alias_goes_to_what_was_chosen_else_to_the_smallest_loss(tracking: Tracking, tmp_path: Path) -> None:
+    def saved(step: int, loss: float) -> checkpoints.Checkpoint:
+        about = CheckpointManifest(step=step, network={}, held_out_loss=loss)
+        weights = {"ema.a": torch.full((2,), float(step)), "ema_9.a": torch.full((2,), -float(step))}
+        return checkpoints.save(str(tmp_path), step, weights, {}, about)
+
+    def best() -> str:
+        return str(client(tracking.uri).get_model_version_by_alias("gmem-chosen", "best").version)
+
+    with tracking.stage_run("train", None, {}) as run:
+        first = saved(1, 0.5)
+        assert run.register("gmem-chosen", first) == 1 and run.register("gmem-chosen", saved(2, 0.7)) == 2
+        assert best() == "1"
+        assert run.register("gmem-chosen", first, average="ema_9", chosen="a") == 3 and best() == "3"
+        assert run.register("gmem-chosen", first, chosen="b") == 4 and best() == "4"
+        assert run.register("gmem-chosen", first, average="ema_9", chosen="a") == 3 and best() == "3"
+        assert run.register("gmem-chosen", saved(4, 0.1)) == 5 and best() == "3"
+
+
 def test_passwords_in_addresses_are_not_shown(tracking: Tracking, caplog: pytest.LogCaptureFixture) -> None:
     secret = "http://me:p@ss-word@127.0.0.1:9/mlflow"
     assert without_userinfo(f"at {secret} and s3://bucket/a@b") == "at http://127.0.0.1:9/mlflow and s3://bucket/a@b"
