@@ -35,6 +35,7 @@ class Draws(NamedTuple):
     time: Tensor  # [b], standard normal
     mask: Tensor  # [b, D], uniform in [0, 1)
     drop: Tensor  # [b], uniform in [0, 1)
+    route: Tensor  # [b, T], uniform in [0, 1); T is 0 where no tokens are routed
 
     def pinned(self) -> Draws:
         """In memory from which a GPU copies while it computes."""
@@ -53,6 +54,7 @@ def draw(
     snippet_dim: int,
     rows: slice,
     attempt: int = 0,
+    tokens: int = 0,
 ) -> Draws:
     """The draws for these rows of the global batch at this step: the same however the batch is cut.
 
@@ -62,6 +64,7 @@ def draw(
         snippet_dim: D.
         rows: a slice of the global batch, b of its places.
         attempt: at this step; another has other draws.
+        tokens: T of the network, where `train.route` sends some of them around its middle. The other draws are the same.
     """
     places = range(global_batch)[rows]
     streams = [noise.stream(seed, noise.TRAINING + (attempt << 8), step, place) for place in places]
@@ -70,6 +73,7 @@ def draw(
         time=_rows([s.standard_normal((), dtype="float32") for s in streams], ()),
         mask=_rows([s.random(snippet_dim, dtype="float32") for s in streams], (snippet_dim,)),
         drop=_rows([s.random((), dtype="float32") for s in streams], ()),
+        route=_rows([s.random(tokens, dtype="float32") for s in streams], (tokens,)),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gmem import flow, memory
+from gmem import flow, memory, routing
 from gmem.batch import Batch, Draws
 from gmem.errors import InputError
 from gmem.network import Network
@@ -67,6 +67,12 @@ class Learner:
         self._gathered: dict[str, Tensor] = {}
         self._bf16 = _multiplies_bf16(config, self.device)
         self._shift = _time_shift(config, network)
+
+        if config.route and not network.config.middle:
+            raise InputError(
+                f"train.route needs blocks between the alignment head and the last sixth, and of the network's "
+                f"{network.config.depth} there is none; set train.route to 0 or take a deeper network"
+            )
 
         # A head that nothing trains would be a parameter without a gradient.
         self.aligned = network.config.projection_dim > 0 and config.align > 0
@@ -257,7 +263,8 @@ class Learner:
 
     def _losses(self, model: nn.Module, batch: Batch, draws: Draws, mask: bool) -> flow.Losses:
         latent, snippet, tokens, label = batch
-        epsilon, normal, mask_draws, drop_draws = draws
+        epsilon, normal, mask_draws, drop_draws, route_draws = draws
+        kept = None
         t = flow.times(normal, self.config.times, self._shift)
         snippet = memory.normalise(snippet)
         if mask:
@@ -265,10 +272,14 @@ class Learner:
             snippet = memory.drop(snippet, drop_draws, self.config.drop)
             if label is not None:
                 label = label.where(drop_draws >= self.config.drop, self.network.config.classes)
+            if self.config.route:
+                if not route_draws.shape[1]:
+                    raise InputError("train.route asks for draws with a number for each token: give `draw` their count")
+                kept = routing.kept(route_draws, self.config.route)
         if self.aligned and tokens is None:
             raise InputError("the network has an alignment head: give patch tokens, or set train.align to 0")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            velocity, projected = model(flow.interpolate(latent, epsilon, t), t, snippet, label)
+            velocity, projected = model(flow.interpolate(latent, epsilon, t), t, snippet, label, kept)
         return flow.losses(
             velocity, flow.target(latent, epsilon), projected, self._full(tokens),
             weight=flow.data_weight(t) if self.network.config.prediction == "data" else None,
@@ -305,10 +316,10 @@ class _Trained(nn.Module):
         self.network = network
         self.aligned = aligned
 
-    def forward(self, x: Tensor, t: Tensor, snippet: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.aligned:
-            return self.network.forward_training(x, t, snippet, label)
-        return self.network(x, t, snippet, label), None
+    def forward(
+        self, x: Tensor, t: Tensor, snippet: Tensor, label: Tensor | None, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.network.forward_training(x, t, snippet, label, kept, self.aligned)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmem import routing
 from gmem.errors import InputError
 from gmem.layers import (
     Block,
@@ -93,21 +94,41 @@ class Network(nn.Module):
         return self._run(x, t, snippet, label, project=False)[0]
 
     def forward_training(
-        self, x: Tensor, t: Tensor, snippet: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        snippet: Tensor | None = None,
+        label: Tensor | None = None,
+        kept: Tensor | None = None,
+        project: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity, and the head's prediction of the patch tokens [B, T, projection_dim] (None without a head)."""
-        return self._run(x, t, snippet, label, project=self.config.projection_dim > 0)
+        """Velocity, and the head's prediction of the patch tokens [B, T, projection_dim].
+
+        Args:
+            kept: [B, K] places of the tokens that go through the middle blocks (`NetworkConfig.middle`); None: all.
+            project: whether the head predicts; without it, or without a head, the second is None.
+        """
+        return self._run(x, t, snippet, label, project and self.config.projection_dim > 0, kept)
 
     def _run(
-        self, x: Tensor, t: Tensor, snippet: Tensor | None, label: Tensor | None, project: bool
+        self,
+        x: Tensor,
+        t: Tensor,
+        snippet: Tensor | None,
+        label: Tensor | None,
+        project: bool,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         condition = self._condition(t, snippet, label)
         tokens = self.x_embedder(self._patches(x)) + self.pos_embed
         turns = self.feat_rope.turns()
         projected = None
-        for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition, turns)
-            if project and number == self.config.projection_after:
+        for number, block in enumerate(self.blocks):
+            if kept is not None and number in self.config.middle:
+                tokens = routing.through(block, tokens, kept, condition, turns)
+            else:
+                tokens = block(tokens, condition, turns)
+            if project and number + 1 == self.config.projection_after:
                 projected = self.projector[0](tokens)
         output = self._image(self.final_layer(tokens, condition)).float()
         if self.config.prediction == "data":

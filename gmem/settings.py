@@ -165,6 +165,14 @@ class NetworkConfig(NetworkChoices):
         return self.latent_size // self.patch
 
     @property
+    def middle(self) -> range:
+        """Blocks, from 0, that tokens may go around: behind the alignment head, which wants all of them, or the second
+        block, and before the last sixth."""
+        first = self.projection_after if self.projection_dim else 2
+        last = self.depth - max(1, self.depth // 6)
+        return range(first, last)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.latent_channels, self.latent_size, self.latent_size
 
@@ -222,6 +230,12 @@ class LearnerConfig(Settings):
     )
     cosine: Annotated[float, Ge(0), Doc("weight of the cosine loss")] = 1.0
     align: Annotated[float, Ge(0), Doc("weight of the alignment with patch tokens; 0 stores none")] = 0.5
+    route: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Doc("share of tokens that go around the middle blocks in training, drawn for each picture; 0: none"),
+    ] = 0.0
     seed: Annotated[int, Ge(0), Doc("of every draw in training, and of the order of pictures")] = 0
 
     def check(self) -> None:

@@ -150,7 +150,7 @@ class Network(Section, settings.NetworkChoices):
 
 
 class Train(Section, settings.LearnerConfig):
-    LATER = ("emas",)
+    LATER = ("emas", "route")
 
     steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
     batch: int = Field(1024, ge=1, description="global batch size, over all workers")

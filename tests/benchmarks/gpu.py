@@ -146,7 +146,7 @@ class Bench:
         tokens = normal(config.grid**2, config.projection_dim).half()
         batch = Batch(normal(*config.latent_shape), normal(config.snippet_dim), tokens)
         mask, drop = torch.rand(count, config.snippet_dim, device=self.device), torch.rand(count, device=self.device)
-        return batch, Draws(normal(*config.latent_shape), normal(), mask, drop)
+        return batch, Draws(normal(*config.latent_shape), normal(), mask, drop, route=normal(0))
 
     def learner(self, config: NetworkConfig, **options: bool | int | Sharded) -> Learner:
         torch.manual_seed(0)

@@ -25,6 +25,12 @@ def test_draws_have_the_right_distributions():
     assert draws.mask.min() >= 0 and draws.mask.max() < 1 and abs(draws.mask.mean() - 0.5) < 0.02
 
 
+def test_draws_of_tokens_change_no_other_draw():
+    plain, routed = (draw(SEED, 5, 7, SHAPE, SNIPPET, slice(None), tokens=tokens) for tokens in (0, 16))
+    assert plain.route.shape == (7, 0) and routed.route.shape == (7, 16)
+    assert all(torch.equal(a, b) for a, b in zip(plain[:-1], routed[:-1], strict=True))
+
+
 def test_another_attempt_has_other_draws():
     first, second = (draw(SEED, 5, 7, SHAPE, SNIPPET, slice(0, 7), attempt) for attempt in (0, 1))
     assert not torch.equal(first.noise, second.noise) and not torch.equal(first.mask, second.mask)

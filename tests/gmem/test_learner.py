@@ -24,10 +24,10 @@ def one_thread():
         yield
 
 
-def make_network(**rest) -> Network:
+def make_network(depth: int = 2, **rest) -> Network:
     torch.manual_seed(0)
     values = {"projection_dim": TOKENS, "projection_hidden": 32, "projection_after": 1} | rest
-    return Network(NetworkConfig(2, 32, 2, latent_channels=4, latent_size=4, snippet_dim=SNIPPET, **values))
+    return Network(NetworkConfig(depth, 32, 2, latent_channels=4, latent_size=4, snippet_dim=SNIPPET, **values))
 
 
 def make_batch(count: int, seed: int = 0) -> Batch:
@@ -42,7 +42,7 @@ def make_batch(count: int, seed: int = 0) -> Batch:
 def run(learner: Learner, first: int, last: int, count: int = 8) -> list[dict[str, float]]:
     rows = slice(0, count)
     return [
-        learner.step(make_batch(count, s), draw(learner.config.seed, s, count, SHAPE, SNIPPET, rows), count)
+        learner.step(make_batch(count, s), draw(learner.config.seed, s, count, SHAPE, SNIPPET, rows, tokens=16), count)
         for s in range(first, last)
     ]
 
@@ -57,16 +57,16 @@ def test_training_lowers_the_loss_and_reports_its_parts():
     assert last["total"] == pytest.approx(last["velocity"] + last["cosine"] + 0.5 * last["projection"], rel=1e-5)
 
 
-@pytest.mark.parametrize("changed", [{}, {"emas": (0.3, 0.9)}])
+@pytest.mark.parametrize("changed", [{}, {"emas": (0.3, 0.9)}, {"route": 0.5}])
 def test_resume_is_exact(changed):
     config = dataclasses.replace(CONFIG, **changed)
-    straight = Learner(make_network(), config)
+    straight = Learner(make_network(3), config)
     run(straight, 0, 6)
-    first = Learner(make_network(), config)
+    first = Learner(make_network(3), config)
     run(first, 0, 3)
     tensors, progress = first.state()
     tensors = {name: value.clone() for name, value in tensors.items()}
-    second = Learner(make_network(), config)
+    second = Learner(make_network(3), config)
     second.load_state(tensors, json.loads(json.dumps(progress)))
     run(second, second.steps, 6)
     assert second.steps == 6
@@ -167,6 +167,18 @@ def test_each_average_is_the_one_that_a_training_of_its_own_would_keep():
         run(alone, 0, 12)
         for name, value in alone.ema.state_dict().items():
             assert torch.equal(value, kept[f"{group}.{name}"]), (group, name)
+
+
+def test_routing_changes_training_and_not_what_is_measured():
+    plain, routed = (Learner(make_network(3), dataclasses.replace(CONFIG, route=route)) for route in (0.0, 0.5))
+    batch, draws = make_batch(8), draw(CONFIG.seed, 9, 8, SHAPE, SNIPPET, slice(None))
+    assert plain.loss(batch, draws) == routed.loss(batch, draws)
+    first, other = run(plain, 0, 1)[0], run(routed, 0, 1)[0]
+    assert first["velocity"] != other["velocity"] and first["projection"] == other["projection"]
+    with pytest.raises(ValueError, match=r"draw.* a number for each token"):
+        routed.step(batch, draws, 8)
+    with pytest.raises(ValueError, match=r"train\.route needs blocks between .* of the network's 2 there is none"):
+        Learner(make_network(), dataclasses.replace(CONFIG, route=0.5))
 
 
 def test_bf16_stays_close_to_fp32():

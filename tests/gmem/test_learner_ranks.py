@@ -17,13 +17,13 @@ from gmem.settings import LearnerConfig, NetworkConfig
 BATCH, STEPS, SHAPE = 7, 4, (4, 4, 4)
 CUTS = (slice(0, 3), slice(3, 5), slice(5, 7))
 WAYS = (Replicated, Sharded)
-CONFIG = LearnerConfig(lr=1e-3, precision="fp32", drop=0.1, emas=(0.5,))
+CONFIG = LearnerConfig(lr=1e-3, precision="fp32", drop=0.1, emas=(0.5,), route=0.25)
 
 
 def make_learner(parallel: Alone | None = None, summed=None) -> Learner:
     torch.manual_seed(0)
     network = Network(
-        NetworkConfig(2, 32, 2, *SHAPE[:2], snippet_dim=8, projection_dim=6, projection_hidden=16, projection_after=1)
+        NetworkConfig(3, 32, 2, *SHAPE[:2], snippet_dim=8, projection_dim=6, projection_hidden=16, projection_after=1)
     )
     return Learner(network, CONFIG, parallel=parallel, summed=summed, micro_batch=2)
 
@@ -36,7 +36,7 @@ def train(learner: Learner, rows: slice, until: int = STEPS) -> list[float]:
     whole = whole._replace(tokens=torch.randn(BATCH, 16, 6, generator=g))
     share = Batch(*(part if part is None else part[rows] for part in whole))
     return [
-        learner.step(share, draw(CONFIG.seed, step, BATCH, SHAPE, 8, rows), BATCH)["total"]
+        learner.step(share, draw(CONFIG.seed, step, BATCH, SHAPE, 8, rows, tokens=16), BATCH)["total"]
         for step in range(learner.steps, until)
     ]
 

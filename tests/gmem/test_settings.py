@@ -49,6 +49,11 @@ def test_what_settings_refuse_together_a_recipe_refuses_too() -> None:
         load("emoji", {"sample": {"guidance_from": 0.5, "guidance_until": 0.2}})
 
 
+def test_what_training_may_do_otherwise_counts_only_where_it_is_set() -> None:
+    plain = load("emoji").train
+    assert load("emoji", {"train": {"route": 0.5}}).train.identity() == plain.identity() | {"route": 0.5}
+
+
 def test_younger_settings_count_only_where_they_are_set() -> None:
     plain, strict = load("emoji").sample, load("emoji", {"sample": {"rtol": 1e-5}}).sample
     assert strict.identity() == plain.identity() | {"rtol": 1e-5}

@@ -109,11 +109,11 @@ class Worker:
 
     def _share(self, step: int, attempt: int) -> tuple[Batch, Draws]:
         """This worker's rows of the global batch of a step, and their random numbers: ready to be copied to a GPU."""
-        total = self.recipe.train.batch
-        rows = self.reader.part
+        train = self.recipe.train
+        tokens = self.learner.network.config.grid**2 if train.route else 0
         batch = to_batch(self.recipe, self.data, self.reader.batch(step))
         shape, width = tuple(batch.latent.shape[1:]), batch.snippet.shape[1]
-        draws = draw(self.recipe.train.seed, step, total, shape, width, rows, attempt)
+        draws = draw(train.seed, step, train.batch, shape, width, self.reader.part, attempt, tokens)
         return (batch.pinned(), draws.pinned()) if self.learner.device.type == "cuda" else (batch, draws)
 
     def _observe(self, result: dict[str, float], clock: Clock) -> None:

@@ -148,6 +148,15 @@ def test_further_averages_change_nothing_else_and_go_on_exactly(trainings, whole
     assert last.averages == context.recipe.train.averages()
 
 
+def test_a_training_that_routes_tokens_goes_on_exactly(trainings, whole: Context) -> None:
+    """The network is of four blocks here, and its head, behind the fourth, is left out, so that one may be gone around."""
+    context, undisturbed = (trainings.job(align=0, route=0.5) for _ in range(2))
+    train(context, after=3)
+    train(again(trainings, context, align=0, route=0.5))
+    train(undisturbed)
+    assert same(saved(context)[0], saved(undisturbed)[0]) and not same(saved(context)[0], saved(whole)[0])
+
+
 def test_checkpoints_at_named_steps_stay_and_count_the_seconds_of_all_attempts(trainings, whole: Context) -> None:
     named = {"checkpoint_at": [1, 3], "keep": 1}
     context = trainings.job(**named)
