@@ -22,14 +22,13 @@ from gmem import flow, memory, routing
 from gmem.batch import Batch, Draws
 from gmem.errors import InputError
 from gmem.network import Network
+from gmem.optimiser import Optimiser
 from gmem.parallel import Alone
-from gmem.settings import AVERAGE, LearnerConfig
+from gmem.settings import AVERAGE, WHOLE_MATRICES, LearnerConfig
 from gmem.states import below
 from gmem.threads import one_thread
 
 Value = TypeVar("Value")
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter, besides the number of updates
 
 
 class Learner:
@@ -74,6 +73,9 @@ class Learner:
                 f"{network.config.depth} there is none; set train.route to 0 or take a deeper network"
             )
 
+        if config.optimiser == "muon" and self.parallel.sharded:
+            raise InputError(WHOLE_MATRICES)
+
         # A head that nothing trains would be a parameter without a gradient.
         self.aligned = network.config.projection_dim > 0 and config.align > 0
         if network.config.projection_dim and not self.aligned:
@@ -103,13 +105,7 @@ class Learner:
                 self.averages[group] = {name: p for name, p in whole if name in self.parameters}
             else:
                 self.averages[group] = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimiser = torch.optim.AdamW(
-            self.parameters.values(),
-            config.lr,
-            (config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimiser = Optimiser(self.parameters, config)
         self.gather()
 
     def step(
@@ -183,9 +179,7 @@ class Learner:
         with torch.no_grad():
             for name, mine in self._weights().items():
                 mine.copy_(self.parallel.placed(tensors[name], mine))
-        self.optimiser.state.clear()
-        if updates:
-            self._load_moments(tensors, updates)
+        self.optimiser.load(below(tensors, "optimiser."), updates, self.parallel.placed)
         self.steps = int(progress["steps"])
         self.updates = updates
         self.gather()
@@ -193,8 +187,7 @@ class Learner:
     def _check_same_network(self, tensors: dict[str, Tensor], updates: int) -> None:
         expected = self._weights()
         if updates:
-            for name, parameter in self.parameters.items():
-                expected |= {f"optimiser.{name}.{moment}": parameter for moment in MOMENTS}
+            expected |= {f"optimiser.{name}": shape for name, shape in self.optimiser.shapes().items()}
         names = expected.keys() | tensors.keys()
         wrong = [name for name in names if _shape(expected.get(name)) != _shape(tensors.get(name))]
         if wrong:
@@ -202,14 +195,6 @@ class Learner:
                 f"this checkpoint is of another network: {len(wrong)} tensors are missing, surplus or of another shape, "
                 f"first {', '.join(sorted(wrong)[:3])}"
             )
-
-    def _load_moments(self, tensors: dict[str, Tensor], updates: int) -> None:
-        for name, parameter in self.parameters.items():
-            memory = {"step": torch.tensor(float(updates), device=self.device)}
-            for moment in MOMENTS:
-                saved = tensors[f"optimiser.{name}.{moment}"]
-                memory[moment] = self.parallel.placed(saved.clone(), parameter)
-            self.optimiser.state[parameter] = memory
 
     def restart(self, network: Network) -> None:
         """Back to step 0 with the weights of `network`."""
@@ -232,16 +217,14 @@ class Learner:
         """Weights and what the optimiser remembers."""
         tensors = self._weights()
         if self.updates:
-            for name, parameter in self.parameters.items():
-                memory = self.optimiser.state[parameter]
-                tensors |= {f"optimiser.{name}.{moment}": memory[moment] for moment in MOMENTS}
+            tensors |= {f"optimiser.{name}": moment for name, moment in self.optimiser.moments().items()}
         return tensors
 
     def _set_learning_rate(self) -> float:
         """Rises linearly over the warm-up, then stays."""
         warmth = min(1.0, (self.steps + 1) / max(1, self.config.warmup))
         lr = self.config.lr * warmth
-        self.optimiser.param_groups[0]["lr"] = lr
+        self.optimiser.set_rate(lr)
         return lr
 
     def _micro_batches(

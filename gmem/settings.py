@@ -21,6 +21,7 @@ Prediction = Literal["velocity", "data"]
 Initialisation = Literal["published", "zero"]
 
 TimeSampling = Literal["logit-normal", "uniform"]
+OptimiserName = Literal["adamw", "muon"]
 Autocast = Literal["auto", "bf16", "fp32"]
 
 Kind = Literal["ode", "sde"]
@@ -194,13 +195,20 @@ def average_group(decay: float) -> str:
     return f"{AVERAGE}_{decimals.rstrip('0') or 0}"
 
 
+WHOLE_MATRICES = "train.optimiser muon needs whole matrices, which train.sharded cuts; use adamw, or do not shard"
+
+
 @dataclass(frozen=True)
 class LearnerConfig(Settings):
     """How the network is trained; the defaults are the published ones."""
 
     SECTION: ClassVar[str] = "train"
 
-    lr: Annotated[float, Gt(0), Doc("learning rate of AdamW after warm-up")] = 2e-4
+    optimiser: Annotated[
+        OptimiserName,
+        Doc("muon moves the matrices of attention and SwiGLU by orthogonal updates, and AdamW the rest"),
+    ] = "adamw"
+    lr: Annotated[float, Gt(0), Doc("learning rate after warm-up")] = 2e-4
     beta1: Annotated[float, Ge(0), Lt(1), Doc("decay of AdamW's mean of gradients")] = 0.9
     beta2: Annotated[float, Ge(0), Lt(1), Doc("decay of AdamW's mean of squared gradients")] = 0.95
     weight_decay: Annotated[float, Ge(0), Doc("decoupled weight decay of AdamW")] = 0.0

@@ -150,7 +150,7 @@ class Network(Section, settings.NetworkChoices):
 
 
 class Train(Section, settings.LearnerConfig):
-    LATER = ("emas", "route")
+    LATER = ("emas", "route", "optimiser")
 
     steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
     batch: int = Field(1024, ge=1, description="global batch size, over all workers")
@@ -180,6 +180,11 @@ class Train(Section, settings.LearnerConfig):
     )
     keep: int = operational(3, "newest checkpoints kept, beside the best", ge=1)
     memory_gib: float = operational(8, "training data up to this size is held in memory by each worker", ge=0)
+
+    def check(self) -> None:
+        super().check()
+        if self.sharded and self.optimiser == "muon":
+            raise ValueError(settings.WHOLE_MATRICES)
 
     @field_validator("emas")
     @classmethod

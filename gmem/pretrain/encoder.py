@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from gmem.encoder import Encoder, load_encoder
 from gmem.errors import InputError
+from gmem.muon import Muon
 from gmem.pixels import from_bytes
 from gmem.pretrain.augment import View, draw_view, erase_patches, mirror
 from gmem.pretrain.loop import (
     Average,
     Losses,
-    Muon,
     Progress,
     Training,
     batch_rows,

@@ -1,4 +1,4 @@
-"""What both pretrainings share: the loop, order of pictures, learning rate, averaged weights, Muon, checkpoints.
+"""What both pretrainings share: the loop, order of pictures, learning rate, averaged weights, checkpoints.
 
 Randomness is a pure function of (seed, step), so a run that resumes needs its step and nothing else.
 """
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,61 +164,6 @@ class Average:
         decay = min(self.decay, (1 + step) / (20 + step))
         now = [p.detach() for p in module.parameters()]
         torch._foreach_lerp_(list(self.values.values()), now, 1 - decay)
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, for weights of two and more dimensions (flattened to two).
-
-    The orthogonal factor of the update is approached by Newton-Schulz steps of the quintic
-    X <- a X + (b A + c A A) X, A = X X^T; its coefficients make small singular values grow fast and leave them
-    between about 0.7 and 1.2 (K. Jordan et al., "Muon", 2024). On these small convolutions it needs about half the
-    steps of Adam. torch's own takes matrices alone and multiplies in bf16, and timm's scales the momentum: with
-    neither do checkpoints go on to the same weights.
-    """
-
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-    ):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, p.grad, group["lr"], group["momentum"], group["weight_decay"])
-
-    def _move(
-        self,
-        p: nn.Parameter,
-        gradient: Tensor,
-        lr: float,
-        inertia: float,
-        weight_decay: float,
-    ) -> None:
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        momentum.mul_(inertia).add_(gradient)
-        update = gradient.add(momentum, alpha=inertia).flatten(1)
-        rows, columns = update.shape
-        scale = max(1.0, rows / columns) ** 0.5
-        p.mul_(1 - lr * weight_decay)
-        p.add_(orthogonal(update).view_as(p), alpha=-lr * scale)
-
-
-def orthogonal(matrix: Tensor, rounds: int = 4) -> Tensor:
-    """Approximately U V^T of a matrix U S V^T [m, n], by Newton-Schulz (see `Muon`)."""
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    for _ in range(rounds):
-        gram = x @ x.T
-        polynomial = -4.775 * gram + 2.0315 * gram @ gram
-        x = 3.4445 * x + polynomial @ x
-    return x.T if tall else x
 
 
 def save_checkpoint(

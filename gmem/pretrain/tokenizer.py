@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from gmem.errors import InputError
+from gmem.muon import Muon
 from gmem.pixels import from_bytes, to_bytes
 from gmem.pretrain.augment import vary_pixels
-from gmem.pretrain.loop import Average, Losses, Muon, Progress, Training, batch_rows, generator, train, write_provenance
+from gmem.pretrain.loop import Average, Losses, Progress, Training, batch_rows, generator, train, write_provenance
 from gmem.tensor_files import write_tensors
 from gmem.tokenizer import Tokenizer, load_tokenizer
 

@@ -11,6 +11,7 @@ from gmem.batch import Batch, Draws, draw
 from gmem.learner import Learner
 from gmem.memory import Components
 from gmem.network import Network
+from gmem.parallel import Alone
 from gmem.settings import LearnerConfig, NetworkConfig
 
 SHAPE, SNIPPET, TOKENS = (4, 4, 4), 16, 24
@@ -57,7 +58,7 @@ def test_training_lowers_the_loss_and_reports_its_parts():
     assert last["total"] == pytest.approx(last["velocity"] + last["cosine"] + 0.5 * last["projection"], rel=1e-5)
 
 
-@pytest.mark.parametrize("changed", [{}, {"emas": (0.3, 0.9)}, {"route": 0.5}])
+@pytest.mark.parametrize("changed", [{}, {"emas": (0.3, 0.9)}, {"route": 0.5}, {"optimiser": "muon"}])
 def test_resume_is_exact(changed):
     config = dataclasses.replace(CONFIG, **changed)
     straight = Learner(make_network(3), config)
@@ -179,6 +180,17 @@ def test_routing_changes_training_and_not_what_is_measured():
         routed.step(batch, draws, 8)
     with pytest.raises(ValueError, match=r"train\.route needs blocks between .* of the network's 2 there is none"):
         Learner(make_network(), dataclasses.replace(CONFIG, route=0.5))
+
+
+def test_muon_lowers_the_loss_and_is_refused_where_matrices_are_cut():
+    learner = Learner(make_network(), dataclasses.replace(CONFIG, optimiser="muon"))
+    batch, draws = make_batch(16), draw(CONFIG.seed, 0, 16, SHAPE, SNIPPET, slice(None))
+    results = [learner.step(batch, draws, 16) for _ in range(25)]
+    assert results[-1]["total"] < 0.7 * results[0]["total"]
+    cut = Alone()
+    cut.sharded = True
+    with pytest.raises(ValueError, match=r"^train\.optimiser muon needs whole matrices.*; use adamw, or do not shard$"):
+        Learner(make_network(), learner.config, parallel=cut)
 
 
 def test_bf16_stays_close_to_fp32():

@@ -51,7 +51,10 @@ def test_what_settings_refuse_together_a_recipe_refuses_too() -> None:
 
 def test_what_training_may_do_otherwise_counts_only_where_it_is_set() -> None:
     plain = load("emoji").train
-    assert load("emoji", {"train": {"route": 0.5}}).train.identity() == plain.identity() | {"route": 0.5}
+    for changed in ({"route": 0.5}, {"optimiser": "muon"}):
+        assert load("emoji", {"train": changed}).train.identity() == plain.identity() | changed
+    with pytest.raises(RecipeError, match=r"train\.optimiser muon needs whole matrices"):
+        load("emoji", {"train": {"optimiser": "muon", "sharded": True}})
 
 
 def test_younger_settings_count_only_where_they_are_set() -> None:
