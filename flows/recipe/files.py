@@ -23,6 +23,8 @@ from storage.errors import Refused
 RECIPES = Path(__file__).parent
 MAX_TOLD = 400
 """Characters that one message tells of several problems."""
+LISTED = 20
+"""Keys of a section that an unknown one is answered with, at most."""
 
 
 class RecipeError(Refused):
@@ -188,7 +190,10 @@ def _hint(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
     if sections:
         return f"did you mean {' or '.join(f'{section}.{last}' for section in sections)}?"
     near = difflib.get_close_matches(last, known, 1)
-    return f"did you mean {near[0]}?" if near else "known there: " + ", ".join(known)
+    if near:
+        return f"did you mean {near[0]}?"
+    more = ", … ('gmem recipe show' lists all)" if len(known) > LISTED else ""
+    return f"known there: {', '.join(known[:LISTED])}{more}"
 
 
 def _fields_at(model: Any, place: tuple[int | str, ...]) -> list[str]:
