@@ -92,8 +92,10 @@ def _ask(recipe: Recipe, bank: Bank, json: bool) -> None:
 def _tell(told: dict[str, Any]) -> None:
     from flows.withdrawal import rests_on
 
-    parts = f"{len(told['asked']):,} rows, {len(told['mirrored']):,} mirror images, {len(told['descended']):,} mixtures"
-    show(f"withdrawn: {parts}; {told['rows']:,} rows are left")
+    if told["asked"]:
+        rows, mirrored, mixtures = (len(told[name]) for name in ("asked", "mirrored", "descended"))
+        parts = f"{rows:,} rows, {mirrored:,} mirror images, {mixtures:,} mixtures"
+        show(f"withdrawn: {parts}; {told['rows']:,} rows are left")
     if lines := rests_on(told):
         table = new_table("what knew them", "how", names="what knew them")
         for line in lines:

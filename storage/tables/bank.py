@@ -134,7 +134,8 @@ class Bank(BankReader):
 
         Args:
             kind: of the index over snippets: auto (none for a small bank, else what finds 95 % of the 10 nearest, tried
-                on the bank itself), IVF_HNSW_SQ (fast, large), IVF_RQ or IVF_PQ (small, coarser), none.
+                on the bank itself), IVF_HNSW_SQ (fast, large), IVF_RQ or IVF_PQ (small, coarser), IVF_FLAT (for few
+                numbers), none.
 
         Returns:
             The kind, None where none is worth it.

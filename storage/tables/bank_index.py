@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from lance.dataset import LanceDataset
-from lancedb.index import FTS, Bitmap, BTree, HnswSq, IvfPq, IvfRq
+from lancedb.index import FTS, Bitmap, BTree, HnswSq, IvfFlat, IvfPq, IvfRq
 from numpy.typing import NDArray
 
 from storage.tables.bank_commits import note, update_metadata
@@ -27,7 +27,7 @@ EXHAUSTIVE = 3_000_000
 """Numbers in all snippets together; up to there a search reads every row, in some 10 ms, and forgets nothing. So it does
 with the rows that fulfil a condition."""
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and quantisation takes over
-CONFIGS: dict[str, Any] = {"IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq, "IVF_PQ": IvfPq}
+CONFIGS: dict[str, Any] = {"IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq, "IVF_PQ": IvfPq, "IVF_FLAT": IvfFlat}
 WANTED = 0.95
 """The share of the true 10 nearest that a search should find, with and without a condition."""
 NEAREST, QUERIES = 10, 32
@@ -118,9 +118,10 @@ def _suited(bank: Bank) -> list[str]:
     """Kinds that are worth trying, the one that is built soonest first: of 50,000 x 768, IVF_RQ takes two seconds."""
     if len(bank) <= few_rows(bank):
         return []
-    packed = [] if _width(bank) % 8 else ["IVF_RQ"]  # which puts the bits of eight numbers into a byte
+    # IVF_RQ puts the bits of eight numbers into a byte; rank-reduced rows are short enough to be kept as they are.
+    quick = "IVF_FLAT" if _width(bank) % 8 else "IVF_RQ"
     graph = ["IVF_HNSW_SQ"] if len(bank) <= HNSW_UNTIL else []
-    return [*packed, *graph, "IVF_PQ"]
+    return [quick, *graph, "IVF_PQ"]
 
 
 def few_rows(bank: BankReader) -> int:
