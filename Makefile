@@ -6,8 +6,10 @@ RECIPE ?= emoji
 ARGS ?=
 TRIALS ?= tests
 FUZZ ?= 800
+FAISS := 1.15.1
+ROWS ?= 50000 100000 200000 1000000
 
-.PHONY: setup demo cluster test results bench bench-gpu trials lint lock clean
+.PHONY: setup demo cluster test results bench bench-bank bench-gpu trials lint lock clean
 
 setup: $(READY)
 
@@ -41,6 +43,10 @@ results: setup
 
 bench: setup
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/bench.py $(ARGS)
+
+bench-bank: setup
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps faiss-cpu==$(FAISS)
+	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/bank.py --rows $(ROWS) $(ARGS)
 
 bench-gpu: setup
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/gpu.py $(ARGS)
