@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from storage.errors import Refused
+from storage.files import open_files
 from storage.tables import bank_purge
 from storage.tables.bank import Bank
 from storage.tables.bank_commits import withdrawn
 from storage.tables.bank_rows import table_uri, write_fragments
 from storage.tables.bank_writer import BankWriter
 
-from .conftest import ENCODER, shard_rows, snippets
+from .conftest import DIM, ENCODER, shard_rows, snippets
 
 
 def traces(bank: Bank, row: dict[str, Any]) -> set[str]:
@@ -125,3 +126,19 @@ def test_files_that_somebody_may_be_committing_stay(bank: Bank) -> None:
     bank.withdraw("private", [14])
     assert bank.purge("private").undecided == 1
     assert new.exists() and not old.exists()
+
+
+def test_a_purge_reaches_an_object_store(bucket: str) -> None:
+    artifact = f"{bucket}/runs/bank"
+    writer = BankWriter(artifact, DIM, ENCODER, lease=1)
+    writer.commit([write_fragments(artifact, "shard-0", shard_rows(0))])
+    writer.finish_bank(np.arange(20))
+    bank = Bank(artifact)
+    thumbnail = bank.rows([14], ["thumbnail"])["thumbnail"][0].as_py()
+    bank.withdraw("private", [14])
+    done = bank.purge("private")
+    assert done.versions > 1 and done.undecided == 0 and len(Bank(artifact)) == 18
+    files = open_files(artifact)
+    assert not any(thumbnail in files.read(f"{artifact}/{path}") for path in files.walk(artifact))
+    with pytest.raises(Refused, match="was purged"):
+        Bank(artifact, 2)
