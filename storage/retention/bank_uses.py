@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.documents import read_json
+from storage.errors import Damaged
 from storage.ids import FIRST_FOREIGN_ID
 from storage.retention.inventory import Entry
 from storage.store import Store
@@ -88,12 +89,16 @@ def _rests_on(entry: Entry, bank: str, entries: dict[str, Entry]) -> bool:
 def snippets_of(store: Store, path: str) -> Iterator[tuple[int, int]]:
     """Number of each sample of a shard, and the id of its snippet and of what that was mixed with; nothing of tars of
     another kind, nor of damaged ones, from which nobody has samples."""
-    with suppress(tarfile.TarError), store.filesystem.open(path, "rb") as stream, tarfile.open(fileobj=stream) as tar:
+    with (
+        suppress(tarfile.TarError, Damaged),
+        store.filesystem.open(path, "rb") as stream,
+        tarfile.open(fileobj=stream) as tar,
+    ):
         for member in tar:
             if not member.name.endswith(".json"):
                 continue
             content = tar.extractfile(member)
-            about = json.loads(content.read()) if content else {}
+            about = read_json(content.read() if content else b"", member.name, dict[str, Any], "")
             for role in ("snippet", "mixed_with"):
                 if role in about and "index" in about:
                     yield about["index"], about[role]

@@ -21,6 +21,7 @@ from storage.tables.bank_commits import PURGED, Edit, note, note_checked, update
 from storage.tables.bank_rows import table_uri
 from storage.tables.fragments import open_table, translate_errors
 from storage.tables.maintenance import unreferenced
+from storage.tables.metadata import schema_entry
 
 if TYPE_CHECKING:
     from storage.tables.bank import Bank
@@ -105,8 +106,7 @@ def _remove(artifact: str, mark: int) -> Purged:
 
 def purged(dataset: LanceDataset) -> dict[str, Any]:
     """`to`: the last version that was purged, its `tags`, the `reason` and the `time`; empty where none was."""
-    text = (dataset.schema.metadata or {}).get(PURGED.encode())
-    return json.loads(text) if text else {}
+    return schema_entry(dataset.schema, PURGED, dict[str, Any], dataset.uri, {})
 
 
 def absent(artifact: str, version: int | str | None) -> str:
