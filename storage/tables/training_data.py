@@ -24,6 +24,7 @@ from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
 from storage.tables.fragments import open_table, to_matrix
 from storage.tables.latents import Latents
+from storage.tables.memory import Memory
 from storage.tables.metadata import schema_entry
 from storage.tables.patches import Patches
 
@@ -46,10 +47,12 @@ class TrainingTable:
         split: str = "train",
         *,
         versions: dict[str, int] | None = None,
+        memory: Memory | None = None,
         memory_limit: int = MEMORY_LIMIT,
         cache: str | None = None,
     ) -> None:
-        """Opens artifacts by URI; `versions` pins "latents", "bank", "patches".
+        """Opens artifacts by URI; `versions` pins "latents", "bank", "patches". With a `memory` snippets are those that it
+        keeps, each once.
 
         Tables are loaded as long as they fit into `memory_limit` bytes together, those of the shortest rows first; the
         others are read as they are asked for.
@@ -69,21 +72,25 @@ class TrainingTable:
         if not len(self.ids) and split == "train":
             raise Refused(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
         self.pictures = np.unique(self.ids >> 1)
-        self._sources = self._open_sources(cache)
+        self.drawn_from = self.ids[memory.keeps(self.ids)] if memory else self.ids
+        """Ids of the rows whose own snippets condition: those that samples are drawn from."""
+        self._sources = self._open_sources(memory, cache)
         room = memory_limit
         for source in sorted(self._sources, key=lambda source: source.bytes):
             if source.bytes <= room:
                 room -= source.bytes
                 source.load()
 
-    def _open_sources(self, cache: str | None) -> list[_Source]:
-        tables: list[tuple[LanceDataset, dict[str, tuple[int, ...]]]] = [
-            (self.latents.dataset, {"latent": self.latents.shape, "label": ()}),
-            (self._bank, {"snippet": (self.snippet_dim,)}),
-        ]
+    def _open_sources(self, memory: Memory | None, cache: str | None) -> list[_Source]:
+        latents, dim = self.latents, self.snippet_dim
+        sources = [_Source(latents.dataset, {"latent": latents.shape, "label": ()}, self.ids, cache)]
+        if memory:
+            sources.append(_Kept(self._bank, dim, self.ids, memory, cache))
+        else:
+            sources.append(_Source(self._bank, {"snippet": (dim,)}, self.ids, cache))
         if self.patches:
-            tables.append((self.patches.dataset, {"tokens": self.patches.shape}))
-        return [_Source(dataset, columns, self.ids, cache) for dataset, columns in tables]
+            sources.append(_Source(self.patches.dataset, {"tokens": self.patches.shape}, self.ids, cache))
+        return sources
 
     @property
     def bytes(self) -> int:
@@ -189,17 +196,37 @@ class _Source:
         unique, back = np.unique(self.offsets[place], return_inverse=True)
         rows = self.dataset.take(unique.tolist(), columns=list(self.shapes))
         in_order = torch.from_numpy(back)
-        return {name: _tensor(rows[name], shape).index_select(0, in_order) for name, shape in self.shapes.items()}
+        return {name: self._tensor(rows[name], name).index_select(0, in_order) for name in self.shapes}
+
+    def _tensor(self, column: pa.ChunkedArray, name: str) -> Tensor:
+        """What is kept of a column, [B, *shape]."""
+        values = to_matrix(column)
+        return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(-1, *self.shapes[name])
+
+
+class _Kept(_Source):
+    """Snippets as a recipe's memory keeps them: those that stand for the rows of `ids`, each once, as few numbers each."""
+
+    def __init__(self, bank: LanceDataset, dim: int, ids: NDArray[np.int64], memory: Memory, cache: str | None) -> None:
+        standing, self._place = np.unique(memory.standing(ids), return_inverse=True)
+        super().__init__(bank, {"snippet": (dim,)}, standing, cache)
+        self._kept = memory
+        if memory.basis:
+            width = memory.basis.rank + 1
+            self.shapes = {"snippet": (width,)}
+            self.bytes = 2 * width * len(standing)
+
+    def take(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
+        stored = super().take(self._place[place])["snippet"]
+        return {"snippet": torch.from_numpy(self._kept.full(stored.numpy()))}
+
+    def _tensor(self, column: pa.ChunkedArray, name: str) -> Tensor:
+        return torch.from_numpy(self._kept.stored(to_matrix(column)))
 
 
 def _labels(column: pa.ChunkedArray) -> Tensor:
     """int64 [N]; -1: none."""
     return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int64))
-
-
-def _tensor(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Tensor:
-    values = to_matrix(column)
-    return torch.from_numpy(values if values.flags.writeable else values.copy()).reshape(-1, *shape)
 
 
 class BatchOrder:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from storage.tables import latents, patches
+from storage.tables.bank_basis import Basis
 from storage.tables.bank_rows import make_rows
 from storage.tables.bank_rows import write_fragments as write_bank
 from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import LatentsWriter
+from storage.tables.memory import Memory
 from storage.tables.patches import PatchesWriter
 from storage.tables.training_data import BatchOrder, StepReader, TrainingTable
 
@@ -158,3 +160,34 @@ def test_small_tables_are_held_first(artifacts: dict[str, str]) -> None:
     held = sorted(source.bytes for source in some._sources if source.memory is not None)
     assert held == sizes[:2] and not some.in_memory
     assert all(torch.equal(some.batch(data.ids)[name], values) for name, values in data.batch(data.ids).items())
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20], ids=["disk", "memory"])
+def test_with_a_memory_snippets_are_those_kept_each_once(artifacts: dict[str, str], limit: int) -> None:
+    whole = table(artifacts)
+    kept = whole.pictures[[3, 3, 10]][np.arange(len(whole.pictures)) % 3]
+    kept[[3, 10]] = whole.pictures[[3, 10]]
+    memory = Memory(whole.pictures, kept)
+    data = table(artifacts, memory=memory, memory_limit=limit)
+    rows = data.batch(data.ids[::-1].copy())
+    assert torch.equal(rows["snippet"][:, 0].long(), torch.from_numpy(memory.standing(data.ids[::-1]) + 1))
+    assert torch.equal(rows["latent"], whole.batch(data.ids[::-1].copy())["latent"])
+    views = len(data.ids) // len(data.pictures)
+    assert np.array_equal(data.drawn_from, data.ids[np.isin(data.ids >> 1, kept)]) and len(data.drawn_from) == 2 * views
+    assert whole.bytes - data.bytes == 2 * DIM * (len(data.ids) - 2 * views)
+    held_out = table(artifacts, split="held_out", memory=memory)
+    assert torch.equal(held_out.batch(held_out.ids)["snippet"][:, 0].long(), torch.from_numpy(held_out.ids + 1))
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20], ids=["disk", "memory"])
+def test_of_a_rank_reduced_memory_coefficients_are_held(artifacts: dict[str, str], limit: int) -> None:
+    whole = table(artifacts)
+    along = np.full((1, DIM), DIM**-0.5, np.float32)  # all snippets of this table lie on one line
+    memory = Memory(np.zeros(0, np.int64), np.zeros(0, np.int64), Basis(along, np.ones(DIM, np.float32)))
+    data = table(artifacts, memory=memory, memory_limit=limit)
+    ids = data.ids[[5, 2, 5]]
+    rows = data.batch(ids)
+    assert rows["snippet"].dtype == torch.float16
+    assert torch.allclose(rows["snippet"].float(), whole.batch(ids)["snippet"].float(), rtol=2e-3)
+    assert whole.bytes - data.bytes == 2 * (DIM - 2) * len(data.ids)
+    assert np.array_equal(data.drawn_from, data.ids)
