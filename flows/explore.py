@@ -47,7 +47,8 @@ def open_bank(recipe: Recipe, uri: str | None = None, version: int | str | datet
     """A bank to search, to draw snippets from, to sample with and to edit.
 
     Args:
-        recipe: whose store is looked into, and whose own finished bank it is unless `uri` names another.
+        recipe: whose store is looked into, and whose own finished bank it is unless `uri` names another; what it keeps
+            of the bank is the opened bank's `memory`.
         uri: an artifact, in full or relative to the store, such as `bank/emoji-0123456789ab`, or its fingerprint.
         version: a version, a tag or a time; none: the newest.
 
@@ -56,14 +57,22 @@ def open_bank(recipe: Recipe, uri: str | None = None, version: int | str | datet
     """
     from flows.engine.stage import Plan
     from flows.models import resolve
-    from flows.stages.bank.stage import BANK
+    from flows.stages.bank.stage import BANK, MEMORY
 
     if uri:
         return resolve.open_bank(uri, Store(recipe.store), version)
-    artifact = Plan(recipe).artifact(BANK)
-    if not artifact.complete:
-        raise StageError(f"recipe {recipe.name} has no bank in {recipe.store} yet; run 'gmem run' with the same store")
-    return resolve.open_bank(artifact.uri, artifact.store, version)
+    plan = Plan(recipe)
+    for output in (BANK, MEMORY):
+        if output.wanted(recipe) and not plan.artifact(output).complete:
+            raise StageError(
+                f"recipe {recipe.name} has no {output.kind} in {recipe.store} yet; run 'gmem run' with the same store"
+            )
+    bank = resolve.open_bank(plan.artifact(BANK).uri, plan.store, version)
+    if MEMORY.wanted(recipe):
+        from flows.models.memory import open_memory  # torch, of which those who only look have no need
+
+        bank.memory = open_memory(plan.artifact(MEMORY), bank)
+    return bank
 
 
 def version_of(text: str | None) -> int | str | datetime | None:

@@ -97,12 +97,22 @@ class Covariance:
             raise InputError(f"rank {rank} is impossible for vectors of {dim} dimensions; give 1 to {dim}")
         if self.count < 2:
             raise InputError(f"principal components need at least 2 vectors, not {self.count}")
-        mean = self.sum / self.count
-        scatter = self.outer - self.count * torch.outer(mean, mean)
         with one_thread():
-            directions = torch.linalg.eigh(scatter).eigenvectors.flip(1)[:, :rank].T
+            directions = torch.linalg.eigh(self._scatter()).eigenvectors.flip(1)[:, :rank].T
         strongest = directions.abs().argmax(1, keepdim=True)  # fixes the sign, which the decomposition leaves open
-        return Components(mean.float(), (directions * directions.gather(1, strongest).sign()).float().contiguous())
+        basis = (directions * directions.gather(1, strongest).sign()).float().contiguous()
+        return Components((self.sum / self.count).float(), basis)
+
+    def energy(self, kept: Components) -> float:
+        """Share of the variance about the mean that lies along the kept directions."""
+        scatter = self._scatter()
+        directions = kept.basis.double()
+        along = float(((directions @ scatter) * directions).sum())
+        return along / max(float(scatter.trace()), 1e-30)
+
+    def _scatter(self) -> Tensor:
+        mean = self.sum / self.count
+        return self.outer - self.count * torch.outer(mean, mean)
 
 
 def principal_components(pieces: Iterable[Tensor], rank: int) -> Components:

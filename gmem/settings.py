@@ -30,6 +30,8 @@ Diffusion = Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increa
 Last = Literal["none", "mean", "euler", "tweedie"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
+Choice = Literal["random", "balanced", "medoids", "farthest"]
+
 
 def shown(value: object) -> str:
     """What was given, as messages quote it: at most 80 characters."""
@@ -312,6 +314,56 @@ class SamplerConfig(Settings):
             return name
         last = "none" if self.last == "none" else f"{self.last} {self.last_size:g}"
         return f"{name} diffusion {self.diffusion} norm {self.diffusion_norm:g} last {last}"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemoryConfig(Settings):
+    """How much of the bank is kept to condition with."""
+
+    SECTION: ClassVar[str] = "bank"
+
+    snippets: Annotated[
+        float | None,
+        Gt(0),
+        Doc("training pictures whose snippets are kept: a share below 1, or a number; none: all"),
+    ] = None
+    choice: Annotated[
+        Choice,
+        Doc("which are kept: balanced by class, the medoids of clusters, or those farthest from each other"),
+    ] = "random"
+    seed: Annotated[int, Ge(0), Doc("of what is random in the choice")] = 0
+    rank: Annotated[
+        int | None,
+        Ge(1),
+        Doc("numbers kept of each snippet, along the directions in which they vary most; none: all"),
+    ] = None
+
+    def check(self) -> None:
+        if self.snippets and self.snippets > 1 and self.snippets % 1:
+            raise InputError(
+                f"bank.snippets {shown(self.snippets)} is neither a share nor a number of pictures; give 0.1, say, for "
+                "a tenth, or 100 for a hundred"
+            )
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is kept."""
+        return self.snippets is None and self.rank is None
+
+    def count(self, pictures: int) -> int:
+        """Whose snippets are kept, of so many pictures."""
+        wanted = pictures if self.snippets is None else self.snippets
+        if wanted < 1:
+            return max(1, round(wanted * pictures))
+        if wanted > pictures:
+            raise InputError(
+                f"bank.snippets asks for {int(wanted):,} of {pictures:,} training pictures; give a smaller number, a share "
+                "below 1, or null for all"
+            )
+        return int(wanted)
 
 
 # --- prior -----------------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from storage.manifest import Input, Manifest, fingerprint, parse
 __all__ = ["KINDS", "Artifact", "Input", "Lease", "LeaseHeld", "LeaseLost", "Manifest", "Store", "StoreError",
            "fingerprint"]  # fmt: skip
 
-KINDS = ("images", "latents", "bank", "patches", "prior", "weights", "training", "statistics", "samples", "report",
-         "generated")  # fmt: skip
+KINDS = ("images", "latents", "bank", "patches", "memory", "prior", "weights", "training", "statistics", "samples",
+         "report", "generated")  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FOLDER = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")

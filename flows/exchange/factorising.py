@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flows.engine.progress import Progress
 from flows.exchange.importing import Imported, Made, artifact_of, imported_once
-from gmem.memory import Components, Covariance
+from gmem.memory import Covariance
 from storage.errors import Refused
 from storage.store import Store
 from storage.tables.bank import Bank
@@ -64,7 +64,7 @@ def factorise(store: Store, bank: Bank, rank: int, name: str, progress: Progress
         writer.finish_bank(ids, withdrawn(bank.dataset))
         made = Bank(artifact.uri)
         made.build_index()
-        loss = Loss(_energy(total, components), float(np.average(errors)))
+        loss = Loss(total.energy(components), float(np.average(errors)))
         run.metrics(loss._asdict())
         counts = {"rows": len(ids), "bytes": made.info().bytes, "bytes_before": bank.info().bytes}
         details = {"version": made.version, "encoder": bank.encoder, "of": of.folder} | loss._asdict()
@@ -85,15 +85,6 @@ def _covariance(bank: Bank, progress: Progress | None) -> Covariance:
         if progress:
             progress.advance(len(batch))
     return total
-
-
-def _energy(total: Covariance, kept: Components) -> float:
-    """Share of the variance along the kept directions."""
-    mean = total.sum / total.count
-    scatter = total.outer - total.count * torch.outer(mean, mean)
-    directions = kept.basis.double()
-    along = float(((directions @ scatter) * directions).sum())
-    return along / max(float(scatter.trace()), 1e-30)
 
 
 def _written(bank: Bank, writer: BankWriter, ids: NDArray[np.int64], basis: Basis, progress: Progress | None) -> float:

@@ -26,6 +26,7 @@ from PIL import Image
 
 from flows.engine.errors import StageError
 from flows.models.generation import load_generator
+from flows.models.memory import open_memory
 from flows.models.resolve import open_bank
 from flows.recipe.model import Recipe
 from gmem.memory import normalise
@@ -127,13 +128,16 @@ class Sampler(PythonModel):
         if name == "class":
             value = self._bank().sample(1, seed=self.recipe.sample.seed + number, where=equals("class", value))[0]
         label = self._bank().rows([int(value)], ["label"])["label"].to_pylist()[0]
-        return self._bank().snippets([int(value)])[0].float(), -1 if label is None else label
+        return self._bank().conditions([int(value)])[0].float(), -1 if label is None else label
 
     def _bank(self) -> Bank:
         if self.bank is None:
             if self.checkpoint.manifest.bank is None:
                 raise StageError(f"{self.checkpoint.uri} names no bank; give snippets instead of ids and classes")
-            self.bank = open_bank(self.checkpoint.manifest.bank.uri, Store(self.recipe.store))
+            store = Store(self.recipe.store)
+            self.bank = open_bank(self.checkpoint.manifest.bank.uri, store)
+            if memory := self.checkpoint.manifest.details.get("memory"):
+                self.bank.memory = open_memory(store.at(memory), self.bank)
         return self.bank
 
 

@@ -69,7 +69,7 @@ def of_rows(
     where: str | None = None,
     first: int = 0,
 ) -> Snippets:
-    """Snippets of rows, or near to them; what is random is decided by seed and number of each.
+    """Snippets of rows as a network is given them, or near to them; what is random is decided by seed and number of each.
 
     Args:
         bank: where they are.
@@ -87,7 +87,7 @@ def of_rows(
         mixed, partners = near_mixtures(bank, wanted, neighbours, seed, where, first)
         vectors = torch.from_numpy(mixed)
     else:
-        vectors = bank.snippets(wanted)
+        vectors = bank.conditions(wanted)
     if noise:
         places = range(first, first + len(ids))
         vectors = perturb(vectors, normals(seed, PERTURBING, 0, places, (bank.dim,)), noise)

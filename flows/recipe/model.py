@@ -141,7 +141,9 @@ class Encoder(Section):
     batch: int = operational(64, "pictures encoded at once", ge=1)
 
 
-class Bank(Section):
+class Bank(Section, settings.MemoryConfig):
+    LATER = ("snippets", "choice", "seed", "rank")
+
     patch_components: int = Field(64, ge=1, description="principal components kept of each patch token")
 
 

@@ -14,6 +14,7 @@ from flows.cluster.workers import set_threads_and_device
 from flows.engine.context import Context
 from flows.engine.errors import StageError
 from flows.models.generation import load_generator, require_pieces, require_snippets
+from flows.models.memory import recipe_bank
 from flows.models.resolve import open_bank, open_network
 from flows.models.snippets import NOBODY, Snippets, open_prior
 from gmem.generator import Generator
@@ -57,9 +58,11 @@ def kept_with_guide(context: Context, checkpoint: Checkpoint, kind: str) -> Chec
 
 
 def bank_of(context: Context) -> Bank:
-    """The bank that is sampled from, at the version that the stage was given."""
-    uri = context.recipe.evaluate.bank or context.artifact("bank").uri
-    return open_bank(uri, context.store, context.versions.get("bank"))
+    """The bank that is sampled from, at the version that the stage was given: the one that `evaluate.bank` names, or what
+    the recipe keeps of its own."""
+    if named := context.recipe.evaluate.bank:
+        return open_bank(named, context.store, context.versions.get("bank"))
+    return recipe_bank(context)
 
 
 class Sampler:

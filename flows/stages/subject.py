@@ -9,7 +9,7 @@ from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan
 from flows.models.resolve import bank_identity, guide_identity, network_identity, open_bank
 from flows.recipe.model import Recipe, Sample
-from flows.stages.bank.stage import BANK, edits
+from flows.stages.bank.stage import BANK, MEMORY, edits
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.latents.stage import LATENTS
 from flows.stages.prior.stage import PRIOR
@@ -78,13 +78,20 @@ def made_of(recipe: Recipe, drawn: bool) -> tuple[Output, ...]:
     prior = (PRIOR,) if drawn else ()
     if recipe.evaluate.network is None:
         return (TRAINING, *prior)
-    return (IMAGES, *prior) if recipe.evaluate.bank else (IMAGES, BANK, *prior)
+    return (IMAGES, *_own_bank(recipe), *prior)
+
+
+def _own_bank(recipe: Recipe) -> tuple[Output, ...]:
+    """The recipe's, and what is kept of it; nothing where another is named."""
+    if recipe.evaluate.bank:
+        return ()
+    return (BANK, MEMORY) if MEMORY.wanted(recipe) else (BANK,)
 
 
 def read(recipe: Recipe) -> tuple[Output, ...]:
     """What the recipe's own training was made of: snippets to sample from, and latents to decode."""
-    own_bank = () if recipe.evaluate.bank else (BANK,)
-    return own_bank if recipe.evaluate.network or recipe.evaluate.bank else (LATENTS, BANK)
+    bank = _own_bank(recipe)
+    return bank if recipe.evaluate.network or recipe.evaluate.bank else (LATENTS, *bank)
 
 
 def pinned(context: Context, kind: str) -> dict[str, int]:

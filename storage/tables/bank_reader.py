@@ -36,6 +36,7 @@ from storage.tables.bank_rows import (
 )
 from storage.tables.bank_where import condition, said_of
 from storage.tables.fragments import require_format, to_matrix, translate_errors
+from storage.tables.memory import Memory
 from storage.tables.metadata import schema_entry
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class BankInfo:
 
 class BankReader:
     """A finished bank, at its newest version or a pinned one. Opened in each process that needs it."""
+
+    memory: Memory | None = None
+    """What a recipe keeps of it to condition with and to draw from; None: all."""
 
     def __init__(self, artifact: str, version: int | str | datetime | None = None) -> None:
         """Opens the bank of this artifact.
@@ -208,6 +212,16 @@ class BankReader:
 
         return torch.from_numpy(self.matrix(ids).copy())
 
+    def conditions(self, ids: Sequence[int]) -> Tensor:
+        """Float16 [N,D] that the network is given for rows, in the order of `ids`: their snippets, or with a memory those
+        that stand for them, as far as they are kept."""
+        if self.memory is None:
+            return self.snippets(ids)
+        import torch
+
+        standing = self.memory.standing(np.asarray(ids, np.int64))
+        return torch.from_numpy(self.memory.seen(self.matrix(standing.tolist())))
+
     def matching(self, where: str | None = None) -> NDArray[np.int64]:
         """Sorted ids of the rows that an SQL condition on columns holds for; none: of all."""
         return self.scan(["id"], where)["id"].to_numpy()
@@ -230,7 +244,7 @@ class BankReader:
     def sample(
         self, n: int, seed: int, where: str | None = None, balanced_by: str | None = None, mirrored: bool = False
     ) -> NDArray[np.int64]:
-        """Ids [n] drawn at random, without repeating one before all were drawn.
+        """Ids [n] drawn at random, without repeating one before all were drawn; with a memory, of rows that it keeps.
 
         The same rows to choose from, n and seed give the same ids.
 
@@ -253,6 +267,8 @@ class BankReader:
             found = found.filter(pa.compute.invert(found["flipped"].fill_null(False)))
         if balanced_by:
             found = found.filter(found[balanced_by].is_valid())
+        if self.memory:
+            found = found.filter(pa.array(self.memory.keeps(found["id"].to_numpy())))
         if not len(found):
             raise Refused(f"the bank in {self.artifact} has no such rows ({where or balanced_by}); {self._choices()}")
         draw = np.random.default_rng(seed)

@@ -32,6 +32,12 @@ class Memory:
     basis: Basis | None = None
     """Directions along which snippets are kept; None: whole."""
 
+    @classmethod
+    def whole(cls) -> Memory:
+        """Every snippet as it is."""
+        nobody = np.zeros(0, np.int64)
+        return cls(nobody, nobody)
+
     def standing(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ids [B] of the rows whose snippets stand for those of `ids` [B], in the same orientation."""
         if not len(self.pictures):
@@ -52,6 +58,10 @@ class Memory:
     def full(self, stored: NDArray[np.float16]) -> NDArray[np.float16]:
         """Snippets [B, D] of what is held."""
         return self.basis.full(stored).astype(np.float16) if self.basis else stored
+
+    def seen(self, snippets: NDArray[np.floating]) -> NDArray[np.float16]:
+        """Snippets [B, D] as far as they are kept."""
+        return self.full(self.stored(snippets))
 
     def write(self, artifact: str) -> None:
         """Into an artifact's folder, at once or not at all."""

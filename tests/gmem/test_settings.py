@@ -9,9 +9,9 @@ import pytest
 from flows.recipe.files import RecipeError, load
 from flows.recipe.form import Overrides
 from flows.recipe.model import Section
-from gmem.settings import LearnerConfig, NetworkChoices, NetworkConfig, SamplerConfig, Settings
+from gmem.settings import LearnerConfig, MemoryConfig, NetworkChoices, NetworkConfig, SamplerConfig, Settings
 
-SECTIONS = {"network": NetworkChoices, "train": LearnerConfig, "sample": SamplerConfig}
+SECTIONS = {"bank": MemoryConfig, "network": NetworkChoices, "train": LearnerConfig, "sample": SamplerConfig}
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,9 @@ SECTIONS = {"network": NetworkChoices, "train": LearnerConfig, "sample": Sampler
         (LearnerConfig, {"shift_base": 0}, r"^train\.shift_base is 0; give at least 1$"),
         (LearnerConfig, {"emas": (0.9, 1.0)}, r"^train\.emas holds 1\.0; give numbers from 0 to less than 1$"),
         (LearnerConfig, {"lr": float("nan")}, r"^train\.lr is nan; give more than 0$"),
+        (MemoryConfig, {"snippets": 0}, r"^bank\.snippets is 0; give more than 0$"),
+        (MemoryConfig, {"snippets": 2.5}, r"^bank\.snippets 2\.5 is neither a share nor a number of pictures"),
+        (MemoryConfig, {"choice": "best"}, r"^bank\.choice is 'best'; use one of random, balanced, medoids, farthest$"),
         (NetworkConfig, {"depth": 0, "width": 32, "heads": 2}, r"^network\.depth is 0; give at least 1$"),
     ],
 )
@@ -61,3 +64,17 @@ def test_younger_settings_count_only_where_they_are_set() -> None:
     plain, strict = load("emoji").sample, load("emoji", {"sample": {"rtol": 1e-5}}).sample
     assert strict.identity() == plain.identity() | {"rtol": 1e-5}
     assert not plain.identity().keys() & {"rtol", "atol", "diffusion_norm"}
+
+
+@pytest.mark.parametrize(
+    ("snippets", "kept"), [(None, 1624), (0.5, 812), (0.01, 16), (1e-6, 1), (1, 1), (100, 100), (1624, 1624)]
+)
+def test_a_share_or_a_number_of_pictures_is_kept(snippets: float | None, kept: int) -> None:
+    config = MemoryConfig(snippets=snippets)
+    assert config.count(1624) == kept and config.whole == (snippets is None)
+
+
+def test_more_pictures_than_there_are_cannot_be_kept() -> None:
+    with pytest.raises(ValueError, match=r"bank\.snippets asks for 2,000 of 1,624 training pictures; give a smaller"):
+        MemoryConfig(snippets=2000).count(1624)
+    assert not MemoryConfig(rank=16).whole

@@ -15,6 +15,7 @@ from flows.cluster.workers import Worker, pool, set_threads_and_device
 from flows.engine.context import Context, Made
 from flows.engine.progress import Progress
 from flows.recipe.model import Recipe
+from flows.stages.bank import memory
 from flows.stages.bank.stage import STAGE
 from flows.stages.extraction import Block, expected_ids, extract, read_block, tensor, views
 from gmem.encoder import load_encoder
@@ -114,6 +115,14 @@ def _bank_rows(
 
 
 def run(context: Context, progress: Progress) -> dict[str, Made]:
+    """Makes the tables that are missing, then chooses what is kept of the bank."""
+    made = _encoded(context, progress) if context.leases.keys() & {"bank", "patches"} else {}
+    if "memory" in context.leases:
+        made["memory"] = memory.run(context, progress)
+    return made
+
+
+def _encoded(context: Context, progress: Progress) -> dict[str, Made]:
     """Encodes the shards that are not committed yet to every table that is missing."""
     recipe, images = context.recipe, context.artifact("images").uri
     index = read_index(images)

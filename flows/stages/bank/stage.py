@@ -1,4 +1,7 @@
-"""Stage bank: image shards through the encoder into the memory bank, and into patch tokens for the alignment loss."""
+"""Stage bank: image shards through the encoder into the memory bank, and into patch tokens for the alignment loss.
+
+A recipe may keep less than all of the bank, to condition with and to draw from: that is its memory.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,16 @@ PATCHES = Output(
 )
 
 
+MEMORY = Output(
+    "memory",
+    VERSION,
+    lambda plan: plan.recipe.bank.identity("patch_components"),
+    inputs=lambda recipe: (BANK,),
+    wanted=lambda recipe: not recipe.bank.whole,
+)
+"""What is kept of the bank, as it is when that is chosen; a later version of it is looked at when this is opened."""
+
+
 def bank_revision(plan: Plan) -> int:
     """Of the rows of the recipe's own bank: 1 until it is edited, and while it is not there."""
     artifact = plan.artifact(BANK)
@@ -92,17 +105,32 @@ UNEDITED = {"bank_revision": 1}
 
 def _about(plan: Plan) -> str:
     revision = bank_revision(plan)
-    return f"edited since: revision 1 -> {revision}" if revision > 1 else ""
+    said = [f"edited since: revision 1 -> {revision}"] if revision > 1 else []
+    memory = plan.artifact(MEMORY).manifest() if MEMORY.wanted(plan.recipe) else None
+    if memory:
+        rank = f" in {memory.counts['rank']} numbers each" if "rank" in memory.counts else ""
+        said.append(f"{memory.counts['kept']:,} of {memory.counts['rows']:,} snippets kept{rank}")
+    return ", ".join(said)
+
+
+def _pins(context: Context) -> dict[str, int]:
+    """The newest version of a bank that is there already, where what is kept of it is to be chosen."""
+    if "memory" not in context.leases or "bank" in context.leases:
+        return {}
+    from storage.tables.bank import Bank
+
+    return {"bank": Bank(context.artifact("bank").uri).version}
 
 
 STAGE = Stage(
     name="bank",
     description="Image shards into the memory bank, and into patch tokens for the alignment loss.",
     unit="rows",
-    outputs=(BANK, PATCHES),
+    outputs=(BANK, MEMORY, PATCHES),
     driver="flows.stages.bank.driver",
     rows=lambda recipe, pictures: pictures * recipe.views,
     row_bytes=_row_bytes,
     workers_import=("flows.stages.bank.driver", "timm"),
+    pins=_pins,
     about=_about,
 )

@@ -91,7 +91,8 @@ def _overlaps(recipe: Recipe, workers: list[Worker]) -> Overlaps:
 
 
 def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.int64]]:
-    """Ids of the snippets to sample from, by split: random ones, none twice, as many as there are pictures to compare.
+    """Ids of the snippets to sample from, by split: random ones, as many as there are pictures to compare, and none twice
+    unless fewer are kept.
 
     Of the recipe's own bank those of its pictures: rows that were added since have neither latent nor picture.
     """

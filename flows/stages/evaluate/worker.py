@@ -180,7 +180,8 @@ class Evaluator(Sampler):
         return shares
 
     def _snippets(self, chunk: Chunk) -> tuple[Snippets, Tensor | None]:
-        """What the chunk is sampled from; and raw latents where those are of pictures of the recipe's own training."""
+        """What the chunk is sampled from; and raw latents where those are of as many pictures of the recipe's own training,
+        and not of a few that come several times."""
         evaluate, first, seed = self.recipe.evaluate, int(chunk.indices[0]), self.recipe.sample.seed
         if evaluate.snippets == "prior":
             return of_nobody(self.prior, len(chunk.ids), seed, first=first), None
@@ -189,9 +190,10 @@ class Evaluator(Sampler):
             return of_rows(self.bank, chunk.ids, seed, neighbours=NEIGHBOURS, where=same, first=first), None
         if evaluate.network or evaluate.bank:
             return of_rows(self.bank, chunk.ids, seed), None
-        rows = self._table(chunk.split).batch(chunk.ids)
-        nobody = np.full(len(chunk.ids), NOBODY)
-        return Snippets(rows["snippet"], chunk.ids, rows["label"].numpy(), nobody), rows["latent"].float()
+        table = self._table(chunk.split)
+        rows = table.batch(chunk.ids)
+        snippets = Snippets(rows["snippet"], chunk.ids, rows["label"].numpy(), np.full(len(chunk.ids), NOBODY))
+        return snippets, rows["latent"].float() if len(table.drawn_from) == len(table.ids) else None
 
     def _path(self, chunk: Chunk) -> str:
         return samples_path(self.context, chunk.split, chunk.number)
@@ -212,9 +214,15 @@ class Evaluator(Sampler):
     def _table(self, split: str) -> TrainingTable:
         """Latents and snippets of a split, read as they are needed."""
         if split not in self.tables:
-            latents, bank = (self.context.artifact(kind).uri for kind in ("latents", "bank"))
+            latents, bank = self.context.artifact("latents").uri, self.bank
             self.tables[split] = TrainingTable(
-                latents, bank, None, split, versions=self.context.versions, memory_limit=0
+                latents,
+                bank.artifact,
+                None,
+                split,
+                versions=self.context.versions,
+                memory=bank.memory,
+                memory_limit=0,
             )
         return self.tables[split]
 

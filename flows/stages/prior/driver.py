@@ -15,6 +15,7 @@ from torch import Tensor
 from flows.cluster.workers import pool, set_threads_and_device
 from flows.engine.context import Context, Made
 from flows.engine.progress import Progress
+from flows.models.memory import recipe_bank
 from flows.stages.prior.stage import STAGE
 from gmem.metrics.snippets import SnippetQuality, snippet_quality
 from gmem.prior import PriorLearner, draw, shape_of
@@ -22,6 +23,7 @@ from storage.checkpoints import CheckpointManifest, latest, load_latest, save
 from storage.images.shards import HELD_OUT
 from storage.retention.checkpoints import prune
 from storage.tables.bank import Bank
+from storage.tables.memory import Memory
 
 REAL = "origin != 'mixed'"
 """What somebody mixed is no picture's."""
@@ -37,7 +39,7 @@ class PriorWorker:
         # A step is too small to be shared out: on a busy machine two threads mostly wait for each other.
         self.device = set_threads_and_device(1)
         self.context, self.artifact = context, context.artifact("prior")
-        bank = Bank(context.artifact("bank").uri, context.versions["bank"])
+        bank = recipe_bank(context)
         self.encoder = bank.encoder
         self.snippets, labels = _rows(bank, f"{REAL} AND (split IS NULL OR split != '{HELD_OUT}')")
         self.held_out, self.held_out_labels = _rows(bank, f"{REAL} AND split = '{HELD_OUT}'")
@@ -90,14 +92,18 @@ class PriorWorker:
 
 
 def _rows(bank: Bank, where: str) -> tuple[Tensor, Tensor]:
-    """Snippets float16 [N, D] and labels int64 [N] (-1: none) in the order of ids, each in memory once."""
+    """Snippets float16 [N, D] and labels int64 [N] (-1: none) in the order of ids, each in memory once; with a memory, of
+    the rows that it keeps, as far as it does."""
     ids = bank.matching(where)
+    memory = bank.memory or Memory.whole()
+    ids = ids[memory.keeps(ids)]
     snippets = torch.empty((len(ids), bank.dim), dtype=torch.float16)
     labels = torch.empty(len(ids), dtype=torch.int64)
     for rows in bank.batches(["label", "snippet"], where):
-        place = torch.from_numpy(np.searchsorted(ids, rows["id"].to_numpy()))
-        snippets[place] = torch.from_numpy(bank.full(rows["snippet"]).copy())
-        labels[place] = torch.from_numpy(rows["label"].fill_null(-1).to_numpy().astype(np.int64))
+        kept = memory.keeps(rows["id"].to_numpy())
+        place = torch.from_numpy(np.searchsorted(ids, rows["id"].to_numpy()[kept]))
+        snippets[place] = torch.from_numpy(memory.seen(bank.full(rows["snippet"])[kept]))
+        labels[place] = torch.from_numpy(rows["label"].fill_null(-1).to_numpy()[kept].astype(np.int64))
     return snippets, labels
 
 

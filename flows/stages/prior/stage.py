@@ -7,7 +7,7 @@ from typing import Any
 from flows.engine.context import Context
 from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
-from flows.stages.bank.stage import BANK, UNEDITED, edits, pinned
+from flows.stages.bank.stage import BANK, MEMORY, UNEDITED, edits, pinned
 from storage.checkpoints import latest
 from storage.store import Artifact
 
@@ -39,7 +39,7 @@ PRIOR = Output(
     "prior",
     VERSION,
     _parameters,
-    inputs=lambda recipe: (BANK,),
+    inputs=lambda recipe: (BANK, MEMORY) if MEMORY.wanted(recipe) else (BANK,),
     wanted=lambda recipe: recipe.prior.steps > 0,
     done=_reached,
     defaults=UNEDITED,

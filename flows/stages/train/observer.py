@@ -151,6 +151,7 @@ class Observer:
 
     def _manifest(self) -> CheckpointManifest:
         inputs = {kind: self.context.artifact(kind).reference(version) for kind, version in self.data.versions.items()}
+        kept = self.context.artifact("memory").folder if "memory" in self.context.fingerprints else None
         step, loss = self.held_out or (-1, None)
         return CheckpointManifest(
             step=self.learner.steps,
@@ -169,5 +170,6 @@ class Observer:
                 "start_from": self.recipe.train.start_from,
                 "seconds": self.clock.trained,
                 AVERAGES: self.learner.config.averages(),
+                "memory": kept,
             },
         )

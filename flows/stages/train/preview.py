@@ -19,6 +19,7 @@ from gmem.pixels import channels_last, from_bytes
 from gmem.settings import SamplerConfig
 from gmem.tokenizer import load_tokenizer, standardise
 from storage.ids import is_flipped
+from storage.tables.bank_draws import draw_evenly
 from storage.tables.training_data import TrainingTable
 
 SHOWN, MEASURED = 16, 256
@@ -27,7 +28,8 @@ SHOWN, MEASURED = 16, 256
 class Preview:
     """Fixed snippets, seeds and reference, so that what changes between two steps is the network alone.
 
-    The reference of the small distance is the pictures' own latents decoded: what a perfect network would make.
+    Where few snippets are kept some come several times, each time with other noise. The reference of the small distance
+    is the pictures' own latents decoded: what a perfect network would make.
     """
 
     def __init__(self, recipe: Recipe, data: TrainingTable, network: Network) -> None:
@@ -35,6 +37,8 @@ class Preview:
         self.device = next(network.parameters()).device
         upright = data.ids[~is_flipped(data.ids)]
         self.ids = np.random.default_rng(recipe.sample.seed).permutation(upright)[:MEASURED]
+        kept = np.intersect1d(upright, data.drawn_from)
+        self.sources = draw_evenly(kept, len(self.ids), np.random.default_rng(recipe.sample.seed))
 
     @cached_property
     def generator(self) -> Generator:
@@ -69,7 +73,7 @@ class Preview:
 
     def _samples(self, count: int) -> Tensor:
         """uint8 [count, 3, H, W]"""
-        rows, sample = self.data.batch(self.ids[:count]), self.recipe.sample
+        rows, sample = self.data.batch(self.sources[:count]), self.recipe.sample
         snippets, indices = normalise(rows["snippet"].float()), torch.arange(len(rows["snippet"]))
         made = self.generator.batches(snippets, indices, self.sampler, sample.seed, rows["label"], size=sample.batch)
         return torch.cat([images for images, _ in made])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flows.engine.context import Context
 from flows.models.generation import load_into
+from flows.models.memory import recipe_bank
 from flows.models.resolve import open_network
 from flows.recipe.model import Recipe
 from gmem.batch import Batch
@@ -26,6 +27,7 @@ def open_data(context: Context, split: str) -> TrainingTable:
         context.artifact("patches").uri if context.recipe.train.align else None,
         split,
         versions=context.versions,
+        memory=recipe_bank(context).memory if "memory" in context.fingerprints else None,
         memory_limit=int(context.recipe.train.memory_gib * 2**30),
         cache=context.recipe.cluster.cache,
     )

@@ -9,7 +9,7 @@ from flows.engine.errors import StageError
 from flows.engine.stage import Output, Plan, Stage
 from flows.models.resolve import network_identity
 from flows.recipe.model import Recipe
-from flows.stages.bank.stage import BANK, PATCHES, bank_revision, pinned
+from flows.stages.bank.stage import BANK, MEMORY, PATCHES, bank_revision, pinned
 from flows.stages.latents.stage import LATENTS
 from flows.stages.train.size import checkpoint_bytes
 from storage.checkpoints import Checkpoint, all_checkpoints, best_of, latest
@@ -77,7 +77,7 @@ TRAINING = Output(
     "training",
     VERSION,
     _parameters,
-    inputs=lambda recipe: (LATENTS, BANK, PATCHES) if PATCHES.wanted(recipe) else (LATENTS, BANK),
+    inputs=lambda recipe: (LATENTS, BANK, *(output for output in (PATCHES, MEMORY) if output.wanted(recipe))),
     done=_reached,
 )
 STAGE = Stage(
