@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.experiments import design
 from storage.tracking.access import client
 
 from .conftest import SMALL
@@ -129,6 +130,20 @@ def test_one_training_serves_every_average_of_a_sweep(bench: Bench) -> None:
     (training,) = set((bench.folder / "store").glob("training/*")) - before
     newest = max((training / "checkpoints").iterdir())
     assert {"ema.safetensors", "ema_1.safetensors", "ema_3.safetensors"} <= {file.name for file in newest.iterdir()}
+
+
+@pytest.mark.timeout(900)
+def test_shipped_arms_of_a_class_and_of_a_small_bank_train_and_are_measured(bench: Bench) -> None:
+    few = design.load("emoji-arms")
+    arms = {name: few.arms[name] for name in ("label-without-alignment", "bank-1")}
+    made = {"arms": arms, "common": few.common | {"train.align": 0}, "steps": [2], "seeds": [7]}
+    (bench.folder / "few.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    done = bench("compare-arms", "emoji", "few.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    points = json.loads(done.stdout.splitlines()[-1])["points"]
+    assert [point["arm"] for point in points] == list(arms)
+    distances = [point["metrics"]["train/samples/fd-emoji-evaluator"] for point in points]
+    assert all(distance > 0 for distance in distances) and len(set(distances)) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
+from flows.engine.stage import Plan
 from flows.experiments.design import load, names
 from flows.recipe.files import load as load_recipe
+from flows.stages.bank.stage import BANK, MEMORY
+from flows.stages.ingest.stage import IMAGES
+from flows.stages.latents.stage import LATENTS
+from flows.stages.train.stage import TRAINING
 from storage.errors import Refused
 
 ARMS = {
@@ -86,3 +91,15 @@ def test_a_file_that_is_none_is_refused_in_a_sentence(tmp_path: Path, text: str)
 def test_an_unknown_name_is_told_with_those_there_are() -> None:
     with pytest.raises(Refused, match="did you mean emoji-memory"):
         load("emoji-memori")
+
+
+def test_every_shipped_arm_is_a_training_of_its_own_on_the_same_pictures(tmp_path: Path) -> None:
+    plans = {
+        trial.arm: Plan(load_recipe("emoji", trial.at(75) | {"store": str(tmp_path)}), source_fingerprint="pinned")
+        for trial in load("emoji-arms").trials()
+        if trial.seed == 1
+    }
+    assert len({plan.fingerprint(TRAINING) for plan in plans.values()}) == len(plans) >= 15
+    assert len({plan.fingerprint(output) for plan in plans.values() for output in (IMAGES, LATENTS, BANK)}) == 3
+    keeping = {arm for arm, plan in plans.items() if MEMORY.wanted(plan.recipe)}
+    assert keeping == {"bank-50", "bank-10", "bank-1", "rank-64", "rank-16"}
