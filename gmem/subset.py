@@ -21,6 +21,8 @@ SEED_ROUNDS = 64
 """In so many draws, at most, the first centres of clusters are found."""
 CLUSTER_ROUNDS, CLUSTER_ROWS, ROWS_A_CLUSTER = 10, 16_384, 16
 """How often centres are moved, each time by so many random snippets, and at least by so many a cluster."""
+SEEDS_ROWS = 4
+"""Of so many random snippets a cluster, or of as many as move centres, the first ones are found."""
 CANDIDATES = 256
 """Farthest snippets among which the next ones are looked for without a pass over all."""
 
@@ -102,8 +104,9 @@ def _balanced(classes: Tensor | None, count: int, seed: int) -> Tensor:
 def _medoids(snippets: Tensor, count: int, seed: int) -> Tensor:
     """Spherical k-means by batches (Sculley 2010; here what was seen before counts half), then the nearest snippets."""
     generator = torch.Generator().manual_seed(seed)
-    first = _first_centres(snippets, count, generator)
-    total = normalise(snippets[first])
+    order = torch.randperm(len(snippets), generator=generator)
+    some = snippets[order[: max(CLUSTER_ROWS, SEEDS_ROWS * count)].to(snippets.device)]
+    total = normalise(some[_first_centres(some, count, generator)])
     batch = max(CLUSTER_ROWS, ROWS_A_CLUSTER * count)
     for _ in range(CLUSTER_ROUNDS):
         centres = normalise(total)
