@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,9 +70,9 @@ def open_bank(recipe: Recipe, uri: str | None = None, version: int | str | datet
             )
     bank = resolve.open_bank(plan.artifact(BANK).uri, plan.store, version)
     if MEMORY.wanted(recipe):
-        from flows.models.memory import open_memory  # torch, of which those who only look have no need
+        from flows.models.memory import open_memory
 
-        bank.memory = open_memory(plan.artifact(MEMORY), bank)
+        bank.kept_by = partial(open_memory, plan.artifact(MEMORY))
     return bank
 
 

@@ -154,6 +154,8 @@ def _of_files(recipe: Recipe, bank: Bank, paths: list[Path], count: int) -> tupl
 
     each = np.arange(count) % len(paths)
     vectors = np.stack([encode_picture(path, recipe, bank) for path in paths])[each]
+    if bank.memory:
+        vectors = bank.memory.seen(vectors).astype(np.float32)
     pictures = np.stack([read_picture(path, recipe) for path in paths])[each]
     nobody = np.full(count, NOBODY)
     snippets = Snippets(torch.from_numpy(vectors), nobody, nobody, nobody)

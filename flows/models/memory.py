@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from storage.ids import id_of, sample_of
 from storage.images.shards import TRAIN
 from storage.store import Artifact
 from storage.tables.bank import Bank
+from storage.tables.bank_reader import BankReader
 from storage.tables.memory import Memory, read_memory
 
 if TYPE_CHECKING:
@@ -28,11 +30,11 @@ def recipe_bank(context: Context) -> Bank:
     """The bank at the version that a stage reads, with the recipe's memory where it keeps less than all."""
     bank = Bank(context.artifact("bank").uri, context.versions.get("bank"))
     if "memory" in context.fingerprints:
-        bank.memory = open_memory(context.artifact("memory"), bank)
+        bank.kept_by = partial(open_memory, context.artifact("memory"))
     return bank
 
 
-def open_memory(artifact: Artifact, bank: Bank) -> Memory:
+def open_memory(artifact: Artifact, bank: BankReader) -> Memory:
     """What a recipe keeps of this version of its bank.
 
     Pictures whose snippet was kept by one that was withdrawn since, and pictures that came back, have the nearest of those
@@ -54,6 +56,6 @@ def open_memory(artifact: Artifact, bank: Bank) -> Memory:
     return Memory(pictures, standing, memory.basis)
 
 
-def upright(bank: Bank, pictures: NDArray[np.int64]) -> Tensor:
+def upright(bank: BankReader, pictures: NDArray[np.int64]) -> Tensor:
     """Snippets float16 [N, D] of these pictures of its, not mirrored."""
     return bank.snippets(id_of(pictures, False).tolist())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,7 @@ class Sampler(PythonModel):
             store = Store(self.recipe.store)
             self.bank = open_bank(self.checkpoint.manifest.bank.uri, store)
             if memory := self.checkpoint.manifest.details.get("memory"):
-                self.bank.memory = open_memory(store.at(memory), self.bank)
+                self.bank.kept_by = partial(open_memory, store.at(memory))
         return self.bank
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -76,8 +76,8 @@ class BankInfo:
 class BankReader:
     """A finished bank, at its newest version or a pinned one. Opened in each process that needs it."""
 
-    memory: Memory | None = None
-    """What a recipe keeps of it to condition with and to draw from; None: all."""
+    kept_by: Callable[[BankReader], Memory] | None = None
+    """How the memory of a recipe is opened for a version of it."""
 
     def __init__(self, artifact: str, version: int | str | datetime | None = None) -> None:
         """Opens the bank of this artifact.
@@ -150,6 +150,11 @@ class BankReader:
     @property
     def content_revision(self) -> int:
         return content_revision(self.dataset)
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """What a recipe keeps of this version to condition with and to draw from; None: all."""
+        return self.kept_by(self) if self.kept_by else None
 
     def __len__(self) -> int:
         return self.table.count_rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +74,8 @@ def test_when_nothing_that_was_kept_remains_it_says_so(artifact: Artifact, bank:
 
 
 def test_samples_are_drawn_from_what_is_kept_and_conditioned_by_it(artifact: Artifact, bank: Bank) -> None:
-    assert set(bank.sample(14, 0, "split = 'train'")) == set(range(0, 14, 2))
-    bank.memory = open_memory(artifact, bank)
+    assert set(Bank(bank.artifact).sample(14, 0, "split = 'train'")) == set(range(0, 14, 2))
+    bank.kept_by = partial(open_memory, artifact)
     drawn = bank.sample(5, 0, "split = 'train'")
     assert set(drawn) == {2, 8} and sorted(np.unique(drawn, return_counts=True)[1]) == [2, 3]
     assert bank.sample(1, 0, "split = 'held_out'").tolist() == [14]
@@ -83,12 +84,14 @@ def test_samples_are_drawn_from_what_is_kept_and_conditioned_by_it(artifact: Art
     assert bank.search(4, 1)["id"].to_pylist() == [4], "a search is of all rows"
     with pytest.raises(Refused, match="no such rows"):
         bank.sample(1, 0, "id = 4")
+    bank.withdraw("asked for", ids=[2])
+    assert set(bank.sample(5, 0, "split = 'train'")) == {8}, "also of a bank that was open"
 
 
 def test_rank_reduced_conditions_are_those_that_a_training_sees(artifact: Artifact, bank: Bank) -> None:
     basis = Basis(np.array([[0, 1, 0]], np.float32), np.array([0.5, 0, 0], np.float32))
     Memory(np.zeros(0, np.int64), np.zeros(0, np.int64), basis).write(artifact.uri)
-    bank.memory = open_memory(artifact, bank)
+    bank.kept_by = partial(open_memory, artifact)
     expected = np.array([[0.5, np.sin(angle), 0] for angle in ANGLES])
     assert np.allclose(bank.conditions(list(range(0, 14, 2))).numpy(), expected, atol=2e-3)
     assert len(bank.sample(7, 0, "split = 'train'")) == 7

@@ -17,7 +17,7 @@ from flows.engine.stage import Plan, require_wanted
 from flows.explore import draw_snippets, open_bank, open_network
 from flows.models.snippets import open_prior
 from flows.recipe.files import load
-from flows.stages.bank.stage import BANK
+from flows.stages.bank.stage import BANK, MEMORY
 from flows.stages.chain import STAGES, stages_of
 from flows.stages.prior.stage import PRIOR, STAGE
 from gmem.prior import Prior
@@ -26,6 +26,7 @@ from storage.errors import Refused, StoreError
 from storage.retention.clean import clean
 from storage.tables.bank_rows import make_rows, write_fragments
 from storage.tables.bank_writer import BankWriter
+from storage.tables.memory import Memory
 from storage.tracking.access import client
 from storage.tracking.tracking import Tracking
 
@@ -114,6 +115,21 @@ def test_more_steps_go_on_with_the_same_bits(store: Path, first: Result, tmp_pat
     learned(plan_of(store, 40, seed=3))
     ours, theirs = (_prior(plan_of(folder, 40, seed=3)).state_dict() for folder in (store, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_of_a_smaller_memory_it_learns_what_is_kept(store: Path) -> None:
+    plan = plan_of(store, 10)
+    plan = Plan(plan.recipe.model_copy(update={"bank": plan.recipe.bank.model_copy(update={"snippets": 6.0})}))
+    artifact = plan.artifact(MEMORY)
+    pictures = np.array([number for number in range(PICTURES) if number % 4])
+    Memory(pictures, pictures[np.arange(len(pictures)) % 6]).write(artifact.uri)
+    with artifact.lease("test") as lease:
+        artifact.commit(artifact.describe(lease))
+    learned(plan)
+    manifest = plan.artifact(PRIOR).manifest()
+    assert manifest is not None and manifest.counts == {"rows": 10, "learned": 6, "held_out": 30}
+    assert manifest.inputs["memory"].fingerprint == artifact.fingerprint
+    assert plan.fingerprint(PRIOR) != plan_of(store, 10).fingerprint(PRIOR)
 
 
 def test_drawn_snippets_are_of_their_class_and_are_nobodys(store: Path, first: Result) -> None:
