@@ -171,12 +171,22 @@ class Plan:
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
         ]
-        changed += [
-            f"{needed.kind} is another"
-            for needed in output.inputs(self.recipe)
-            if needed.kind in manifest.inputs and manifest.inputs[needed.kind].fingerprint != self.fingerprint(needed)
-        ]
+        changed += self._other_inputs(output, manifest)
         return "changed: " + ", ".join(changed or [f"version {output.version} of the stage's code"])
+
+    def _other_inputs(self, output: Output, manifest: Manifest) -> list[str]:
+        """How what an output is made of differs from what a manifest says."""
+        needed = {each.kind: self.fingerprint(each) for each in output.inputs(self.recipe)}
+        read = {each.kind for each in output.reads(self.recipe)}
+        return [
+            *(f"{kind} is another" for kind, name in needed.items() if _of(manifest, kind) not in (None, name)),
+            *(f"with {kind}" for kind in needed if _of(manifest, kind) is None),
+            *(f"without {kind}" for kind in manifest.inputs if kind not in needed.keys() | read),
+        ]
+
+
+def _of(manifest: Manifest, kind: str) -> str | None:
+    return manifest.inputs[kind].fingerprint if kind in manifest.inputs else None
 
 
 def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:

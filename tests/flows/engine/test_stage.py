@@ -33,6 +33,26 @@ def test_why_a_stage_would_run_names_what_changed(plan: Plan) -> None:
     assert plan.fingerprints(stage).keys() == {"report", "samples"}
 
 
+def test_why_names_inputs_that_are_others_or_new_or_gone(plan: Plan) -> None:
+    bank, memory, other = (
+        Output("bank", 1, lambda _: {}),
+        Output("memory", 1, lambda _: {}),
+        Output("bank", 2, lambda _: {}),
+    )
+    before = Output(
+        "training", 1, lambda _: {}, lambda _: (bank,), reads=lambda _: (Output("latents", 1, lambda _: {}),)
+    )
+    artifact = plan.artifact(before)
+    with artifact.lease("test") as lease:
+        inputs = {kind: plan.artifact(bank).reference() for kind in ("bank", "latents")}
+        artifact.commit(artifact.describe(lease, inputs=inputs))
+    smaller = stage_of(Output("training", 1, lambda _: {}, lambda _: (bank, memory), reads=before.reads))
+    assert plan.why(smaller) == "changed: with memory"
+    assert plan.why(stage_of(Output("training", 1, lambda _: {}, lambda _: (other,)))) == (
+        "changed: bank is another, without latents"
+    )
+
+
 def stage_of(*outputs: Output) -> Stage:
     """A stage that is never run."""
     return Stage(
