@@ -21,7 +21,7 @@ from flows.recipe.model import Recipe
 from flows.stages.prior.stage import PRIOR
 from gmem.prior import PriorLearner, shape_of
 from storage.checkpoints import CheckpointManifest, save
-from tests.flows.commands.test_bank import PICTURES, encoder, picture, recipe  # noqa: F401  (fixtures)
+from tests.flows.commands.conftest import PICTURES, encoder, picture, recipe  # noqa: F401  (fixtures)
 
 NETWORK = "shipped:emoji-network"
 ORDER = {"X-Gmem": "1"}
