@@ -22,6 +22,7 @@ from storage.errors import Refused
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # Prefect's, once another test has imported it
     return tmp_path / "gmem" / "logs"
 
 
@@ -38,7 +39,7 @@ def test_lines_warnings_and_tracebacks_are_kept(state: Path, capsys: pytest.Capt
             progress.total(2)
             progress.advance(2, loss=0.5)
         logging.getLogger("storage.tracking").warning("MLflow does not answer")
-        logging.getLogger("prefect.task_runs").error("failed", exc_info=ValueError("deep inside"))
+        logging.getLogger("somebody.else").error("failed", exc_info=ValueError("deep inside"))
     (file,) = files()
     assert file.parent == state and "-run-emoji-" in file.name
     text = file.read_text()
