@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from storage.errors import Damaged
+from storage.retention.bank_uses import snippets_of
 from storage.samples import SampleRow, read_samples, write_samples
 from storage.store import Store
 
@@ -48,3 +49,14 @@ def test_what_is_damaged_is_one_sentence(tmp_path: Path, members: dict[str, byte
     store = Store(str(tmp_path))
     with pytest.raises(Damaged, match=words + ".*: remove the artifact"):
         list(read_samples(store, f"{store.root}/a.tar"))
+
+
+def test_of_a_damaged_shard_those_before_the_damage_are_told(tmp_path: Path) -> None:
+    """A report of what was made with a bank goes on to the next shard."""
+    members = {"0.json": GOOD, "1.json": b"[" * 10_000, "2.json": GOOD}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert list(snippets_of(Store(str(tmp_path)), str(tmp_path / "a.tar"))) == [(0, 4)]

@@ -16,9 +16,10 @@ from lance.dataset import LanceDataset, LanceOperation, Transaction
 from storage.errors import Damaged
 from storage.tables import bank_commits, latents, patches
 from storage.tables.bank import Bank
-from storage.tables.bank_commits import EDIT, REVISION, WITHDRAWN, content_revision, withdrawn
+from storage.tables.bank_commits import EDIT, PURGED, REVISION, WITHDRAWN, content_revision, withdrawn
 from storage.tables.bank_history import changes
 from storage.tables.bank_index import search_of
+from storage.tables.bank_purge import purged
 from storage.tables.bank_rows import table_uri
 from storage.tables.fragments import LEASE, SHARDS, open_table
 from storage.tables.latents import Latents, LatentsWriter
@@ -59,6 +60,7 @@ def test_a_bank_with_entries_of_others(bank: Bank, value: str) -> None:
     overwrite(uri, "encoder", value)
     refused(lambda: Bank(bank.artifact).encoder, "encoder")
     refused(lambda: content_revision(overwrite(uri, REVISION, value)), REVISION)
+    refused(lambda: purged(overwrite(uri, PURGED, value)), PURGED)
 
 
 @every_bad
