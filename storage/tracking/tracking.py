@@ -242,7 +242,14 @@ def suppress_problems(doing: str) -> Iterator[None]:
     try:
         yield
     except problems() as problem:
-        log.warning("MLflow: %s failed: %s", doing, without_userinfo(str(problem)))
+        # A run that it does not know is kept by another MLflow, where the artifact was made.
+        unknown = getattr(problem, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+        log.log(
+            logging.INFO if unknown else logging.WARNING,
+            "MLflow: %s failed: %s",
+            doing,
+            without_userinfo(str(problem)),
+        )
 
 
 def _end_orphans(mlflow: MlflowClient, experiment: str) -> None:

@@ -120,6 +120,19 @@ def test_runs_are_told_apart_and_compared_in_one_table(tracking: Tracking) -> No
     assert replace(tracking, uri="http://127.0.0.1:9").page(parent).startswith("run ")  # nobody there
 
 
+def test_a_run_of_another_mlflow_is_no_reason_to_warn(tracking: Tracking, caplog: pytest.LogCaptureFixture) -> None:
+    """A store whose artifacts were made while another server was named."""
+    elsewhere = "0" * 32
+    with caplog.at_level("WARNING", "storage"):
+        with tracking.pipeline_run({}) as parent:
+            tracking.link(parent, "ingest", elsewhere)
+        assert client(tracking.uri).get_run(parent).info.status == "FINISHED"
+    assert caplog.text == ""
+    with caplog.at_level("WARNING", "storage"):
+        replace(tracking, uri="http://127.0.0.1:9").page(parent)
+    assert "asking for a run's experiment failed" in caplog.text
+
+
 def test_images_have_a_step_each(tracking: Tracking) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "png")
