@@ -16,7 +16,7 @@ from prefect import flow, get_run_logger, tags
 from flows.engine.progress import shown
 from flows.explore import add_pictures, open_bank
 from flows.recipe.files import load
-from flows.recipe.form import Overrides, overrides_of
+from flows.recipe.form import Overrides, RecipeChoice, overrides_of
 from flows.recipe.model import Recipe
 from flows.withdrawal import Asked, rests_on, withdraw
 from storage.store import Store
@@ -31,9 +31,21 @@ Told = dict[str, Any]
 
 @flow(name="bank-add", persist_result=False)
 def bank_add(
-    source: str, batch: str, recipe: str = "emoji", reason: str | None = None, overrides: Overrides | None = None
+    source: str,
+    batch: str,
+    recipe: RecipeChoice = "emoji",
+    reason: str | None = None,
+    overrides: Overrides | None = None,
 ) -> Told:
-    """Adds pictures from elsewhere to a recipe's bank, encoded by the bank's own encoder."""
+    """Adds pictures from elsewhere to a recipe's bank, encoded by the bank's own encoder.
+
+    Args:
+        source: a folder of pictures, tars or Parquet.
+        batch: what the rows' keys begin with.
+        reason: for the bank's history.
+        recipe: whose bank: a shipped recipe's name, or the path of a YAML file.
+        overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
+    """
     chosen = load(recipe, overrides_of(overrides))
     with _edited("bank-add", chosen, {"source": source, "batch": batch, "reason": reason}) as (bank, run):
         with shown("encode") as progress:
@@ -56,11 +68,24 @@ def bank_withdraw(
     purge: bool = False,
     measure: bool = False,
     network: str | None = None,
-    recipe: str = "emoji",
+    recipe: RecipeChoice = "emoji",
     overrides: Overrides | None = None,
 ) -> Told:
     """Takes rows out of a recipe's bank, with mirror images and mixtures; no later run brings them back. Tells what was
-    made with them. With `purge` the bank's earlier versions are removed for good, whatever rests on them."""
+    made with them.
+
+    Args:
+        reason: for the bank's history, where it stays.
+        where: rows that fulfil this SQL condition.
+        ids: rows of these ids.
+        near: all that is near to a picture file, or to the row of this id.
+        similarity: with near, the least cosine of snippets that counts.
+        purge: also removes the bank's earlier versions for good, whatever rests on them.
+        measure: generates from the nearest that remain, and tells how near that comes.
+        network: with measure, a network's URI; none: the recipe's.
+        recipe: whose bank: a shipped recipe's name, or the path of a YAML file.
+        overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
+    """
     chosen = load(recipe, overrides_of(overrides))
     asked = Asked(reason, ids, where, near, similarity, purge, measure, network)
     with _edited("bank-withdraw", chosen, asdict(asked)) as (bank, run), shown("withdraw") as progress:
@@ -71,8 +96,13 @@ def bank_withdraw(
 
 
 @flow(name="bank-optimise", persist_result=False)
-def bank_optimise(recipe: str = "emoji", overrides: Overrides | None = None) -> Told:
-    """Compacts a recipe's bank, takes new rows into its indices, and measures what a search finds."""
+def bank_optimise(recipe: RecipeChoice = "emoji", overrides: Overrides | None = None) -> Told:
+    """Compacts a recipe's bank, takes new rows into its indices, and measures what a search finds.
+
+    Args:
+        recipe: whose bank: a shipped recipe's name, or the path of a YAML file.
+        overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
+    """
     chosen = load(recipe, overrides_of(overrides))
     with _edited("bank-optimise", chosen, {}) as (bank, run):
         return optimised(bank, run)

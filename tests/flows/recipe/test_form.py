@@ -14,6 +14,7 @@ from flows.pipeline import FLOWS, pipeline
 from flows.recipe.files import RecipeError, load, names
 from flows.recipe.form import Overrides, overrides_of
 from flows.recipe.model import Recipe
+from flows.upkeep import bank_add, bank_optimise, bank_withdraw
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,17 +75,26 @@ def test_a_form_asks_for_values_and_says_what_they_mean() -> None:
 
 def test_a_recipe_is_a_choice_that_may_be_a_path() -> None:
     """In the form of every flow that is deployed; what the form sends is checked against this schema."""
-    for flow in (pipeline, compare_arms, *FLOWS.values()):
+    flows = {**FLOWS, "pipeline": pipeline, "compare_arms": compare_arms}
+    flows |= {"add": bank_add, "withdraw": bank_withdraw, "optimise": bank_optimise}
+    for flow in flows.values():
         schema = flow.parameters.model_dump()["properties"]["recipe"]
         shipped, path = schema["anyOf"]
         assert shipped["enum"] == names() and "enum" not in path and path["type"] == "string"
         assert "YAML" in schema["description"] and schema["default"] == "emoji"
-        assert flow.validate_parameters({"recipe": "mine/own.yaml"})["recipe"] == "mine/own.yaml"
+        needed = dict.fromkeys(flow.parameters.required, "x")
+        assert flow.validate_parameters(needed | {"recipe": "mine/own.yaml"})["recipe"] == "mine/own.yaml"
+        assert all(field.get("description") for field in flow.parameters.properties.values()), flow.name
 
 
 @pytest.mark.parametrize(
     "entrypoint",
-    ["flows/pipeline.py:pipeline", "flows/pipeline.py:train", "flows/experiments/flow.py:compare_arms"],
+    [
+        "flows/pipeline.py:pipeline",
+        "flows/pipeline.py:train",
+        "flows/experiments/flow.py:compare_arms",
+        "flows/upkeep.py:bank_optimise",
+    ],
 )
 def test_a_flow_that_is_served_from_its_file_has_its_form(entrypoint: str) -> None:
     """Prefect loads it by path then, where annotations that are texts mean nothing."""
