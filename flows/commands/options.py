@@ -26,13 +26,17 @@ StoreUri = Annotated[
         "--store", metavar="URI", help=f"the store: a directory or s3://bucket/prefix; none: the recipe's, or {STORE}"
     ),
 ]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="leave in MLflow where the time goes: Ray's tasks, and a few training steps")
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 
 
-def overrides(pairs: list[str] | None, store: str | None) -> dict[str, Any]:
+def overrides(pairs: list[str] | None, store: str | None, profile: bool = False) -> dict[str, Any]:
     from flows.recipe.files import assignments
 
-    return assignments(pairs or []) | ({"store": store} if store else {})
+    pairs = [*(pairs or []), *(["cluster.profile=true"] if profile else [])]
+    return assignments(pairs) | ({"store": store} if store else {})
 
 
 def resolved(name: str, pairs: list[str] | None, store: str | None) -> Recipe:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.options import Json, RecipeName, Set, StoreUri, overrides, print_json, resolved
+from flows.commands.options import Json, Profile, RecipeName, Set, StoreUri, overrides, print_json, resolved
 from flows.commands.units import age, size
 from flows.console import new_table, show, tell
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from flows.recipe.model import Recipe
 
 
-def run(recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, json: Json = False) -> None:
+def run(
+    recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, profile: Profile = False, json: Json = False
+) -> None:
     """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
     from flows.warmup import begin
 
     start = time.monotonic()
-    chosen = overrides(set, store)
+    chosen = overrides(set, store, profile)
     plan = _plan(resolved(recipe, set, store))
     if not any(report.name == plan.recipe.name and report.complete for report in plan.store.artifacts("report")):
         begin(
@@ -91,10 +93,13 @@ def _found(plan: Plan, chosen: dict[str, Any]) -> list[Result]:
 
 
 def stage(
-    name: Annotated[str, typer.Argument(help="ingest, latents, bank, prior, train or evaluate", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="ingest, latents, bank, prior, train, sample or evaluate", show_default=False)
+    ],
     recipe: RecipeName = "emoji",
     set: Set = None,
     store: StoreUri = None,
+    profile: Profile = False,
     json: Json = False,
 ) -> None:
     """Runs one stage of the chain; the stages before it must be there."""
@@ -103,7 +108,7 @@ def stage(
 
     start = time.monotonic()
     wanted = stage_named(name)
-    chosen = overrides(set, store)
+    chosen = overrides(set, store, profile)
     plan = _plan(resolved(recipe, set, store))
     require_wanted(wanted, plan.recipe)
     if plan.missing(wanted):

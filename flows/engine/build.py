@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from importlib.metadata import version as installed
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from flows.cluster import timeline
 from flows.cluster.errors import explained
 from flows.cluster.resources import reserved_hours
 from flows.engine.context import Context, Made, Result
@@ -54,7 +56,7 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
         tables = {kind: version for kind, version in finished.items() if version is not None}
         context.versions = tables | stage.pins(context)
         _log_inputs(inputs, context, stage.name, run)
-        began = monotonic()
+        began, at = monotonic(), time()
         try:
             made = stage.run(context, progress)
         except RayError as error:
@@ -62,9 +64,18 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
         finally:
             if ray.is_initialized():
                 run.add(reserved_hours(stage.resources(recipe.cluster), monotonic() - began))
+                if recipe.cluster.profile:
+                    _log_timeline(run, at)
         seconds = monotonic() - start
         _commit(plan, {output: leases[output.kind] for output in missing}, made, context.versions, run, seconds)
     return _concluded(result_of(stage, plan, True, monotonic() - start), tracking, parent)
+
+
+def _log_timeline(run: Run, start: float) -> None:
+    """What Ray did since then: `profile/tasks.json`, for ui.perfetto.dev or chrome://tracing, and the table `tasks`."""
+    events = timeline.since(start)
+    run.artifact("profile/tasks.json", json.dumps(events).encode())
+    run.table("tasks", timeline.by_task(events))
 
 
 def _commit(

@@ -342,6 +342,9 @@ class Cluster(Section):
     object_store_gib: float | None = operational(
         None, "memory of the embedded Ray's object store; none: a share of what is free here", ge=0.1
     )
+    profile: bool = operational(
+        False, "leave in MLflow where the time goes: of Ray's tasks, and of a few training steps"
+    )
     ingest: Reserved = Reserved()
     latents: Reserved = Reserved()
     bank: Reserved = Reserved()

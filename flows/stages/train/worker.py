@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from flows.stages.train.clock import Clock
 from flows.stages.train.observer import Observer
 from flows.stages.train.preemption import Notice
 from flows.stages.train.prefetch import Ahead
+from flows.stages.train.profiling import StepProfile
 from flows.stages.train.recovery import SKIPS_ALLOWED, Recovery
 from flows.stages.train.setup import components_of, make_network, open_data, to_batch
 from gmem.batch import Batch, Draws, draw
@@ -85,7 +86,7 @@ class Worker:
         # Batches are made ahead for a GPU. On a CPU the thread would take from the step what it gives: 2.4 steps/s
         # instead of 3.5, measured on two cores.
         ahead_of = 0 if self.learner.device.type == "cpu" else steps
-        with closing(Ahead(self._share, ahead_of)) as ahead:
+        with closing(Ahead(self._share, ahead_of)) as ahead, self._profiled() as profiled:
             while self.learner.steps < steps and not why:
                 # One step, on this worker's share of the batch.
                 batch, draws = ahead.take(self.learner.steps, self.recovery.attempt)
@@ -100,12 +101,19 @@ class Worker:
                     self._observe(result, clock)
                 why = self.agreement.end()
                 clock.lap("rest")
+                if profiled:
+                    profiled.step()
 
         # A last checkpoint, unless the last step has written one.
         if why:
             self.learner.gather()
         if self.observer:
             self.observer.finish(self.recovery.progress(), why)
+
+    def _profiled(self) -> AbstractContextManager[StepProfile | None]:
+        """What looks at some steps of the first worker, where that is asked for."""
+        wanted = self.recipe.cluster.profile and self.rank == 0
+        return closing(StepProfile(self.context.run)) if wanted else nullcontext()
 
     def _share(self, step: int, attempt: int) -> tuple[Batch, Draws]:
         """This worker's rows of the global batch of a step, and their random numbers: ready to be copied to a GPU."""
