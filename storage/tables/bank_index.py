@@ -31,7 +31,7 @@ CONFIGS: dict[str, Any] = {"IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq, "IVF_PQ": Ivf
 WANTED = 0.95
 """The share of the true 10 nearest that a search should find, with and without a condition."""
 NEAREST, QUERIES = 10, 64
-EFFORTS = ((8, 4), (16, 8), (32, 8), (32, 16), (64, 16), (64, 32), (64, 64), (128, 32), (256, 64))
+EFFORTS = ((8, 4), (16, 8), (32, 8), (32, 16), (64, 16), (128, 8), (64, 64), (128, 32), (256, 64))
 """Partitions looked into, and how many times the rows asked for are compared exactly: the first that finds enough is taken."""
 SEARCH = "search"
 """Key of the schema's metadata with what a search through the index takes, and found."""
