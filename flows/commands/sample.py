@@ -187,15 +187,12 @@ def _rows(
     """Ids [N] of the rows to sample from: those named, over and over where more are wanted, or random ones."""
     import numpy as np
 
-    from storage.tables.bank_where import equals, joined
+    from flows.models.snippets import random_ids
 
     named = ids or [_row_of(bank, key) for key in keys or ()]
     if named:
         return np.resize(np.array(named, np.int64), count or len(named))
-    if split is None and where is None:
-        split = "train"
-    condition = joined(where, equals("split", split) if split is not None else None)
-    return bank.sample(count or RANDOM, recipe.sample.seed, condition, balanced_by)
+    return random_ids(bank, count or RANDOM, recipe.sample.seed, where, split, balanced_by)
 
 
 def _row_of(bank: Bank, key: str) -> int:

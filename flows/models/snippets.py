@@ -55,9 +55,22 @@ def chosen_ids(bank: Bank, selection: Selection, seed: int) -> NDArray[np.int64]
     if selection.ids:
         bank.rows(selection.ids, ["id"])
         return np.resize(np.array(selection.ids, np.int64), selection.count)
-    split = selection.split or (None if selection.where else "train")
-    condition = joined(selection.where, equals("split", split) if split else None)
-    return bank.sample(selection.count, seed, condition, selection.balanced_by)
+    return random_ids(bank, selection.count, seed, selection.where, selection.split, selection.balanced_by)
+
+
+def random_ids(
+    bank: Bank,
+    count: int,
+    seed: int,
+    where: str | None = None,
+    split: str | None = None,
+    balanced_by: str | None = None,
+) -> NDArray[np.int64]:
+    """Ids [count] of random rows: of a split, of a condition; of neither, of the training pictures. As `Bank.sample`."""
+    if split is None and where is None:
+        split = "train"
+    condition = joined(where, equals("split", split) if split is not None else None)
+    return bank.sample(count, seed, condition, balanced_by)
 
 
 def of_rows(
