@@ -3,7 +3,6 @@ the files of the ADM suite."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,6 +20,7 @@ from gmem.published import STATISTICS_FILE, write_folder, write_latent_statistic
 from gmem.settings import NetworkConfig
 from storage.checkpoints import load
 from storage.errors import Refused
+from storage.files.local import whole_file
 from storage.images.shards import TRAIN
 from storage.samples import read_samples
 from storage.store import Artifact, Store
@@ -66,14 +66,8 @@ def _group(tensors: dict[str, Tensor], group: str, config: NetworkConfig) -> dic
 
 
 def _write_published(path: Path, ema: dict[str, Tensor], trained: dict[str, Tensor], config: NetworkConfig) -> None:
-    """Under another name first, so that a file cut short is never taken for whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with whole_file(path) as part:
         write_network(part, ema, config, trained or None)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- samples and statistics ------------------------------------------------------------------------------------------

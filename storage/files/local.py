@@ -131,6 +131,18 @@ class LocalFiles:
             raise
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Another name for a person's file to be written to, so that one cut short is never taken for whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: str) -> None:
     """Makes a rename survive a power cut; some network file systems cannot, and then it is as good as they are."""
     with suppress(OSError):

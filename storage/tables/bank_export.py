@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import Refused
+from storage.files.local import whole_file
 
 if TYPE_CHECKING:
     from storage.tables.bank_reader import BankReader
@@ -45,29 +43,17 @@ def export_bank(bank: BankReader, path: Path, where: str | None = None) -> int:
     ids = bank.matching(where)
     if not len(ids):
         raise Refused(f"no row of {bank.artifact} fulfils the condition; nothing was written")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        with _whole(path) as part:
+        with whole_file(path) as part:
             _write_parquet(bank, part, where)
         return len(ids)
-    with _whole(path) as part, _whole(beside) as table:
+    with whole_file(path) as part, whole_file(beside) as table:
         _write_csv(bank.scan(list(BESIDE), where), table)
         matrix = np.lib.format.open_memmap(part, "w+", np.float16, (len(ids), bank.dim))
         for rows in bank.batches(["snippet"], where):
             matrix[np.searchsorted(ids, rows["id"].to_numpy())] = bank.full(rows["snippet"])
         matrix.flush()
     return len(ids)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Another name to write to, so that a file cut short is never taken for whole."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_parquet(bank: BankReader, path: Path, where: str | None) -> None:
