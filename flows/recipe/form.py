@@ -26,7 +26,7 @@ SECTIONS = {
     "Data": "Which pictures, how they are cut, which are kept for evaluation.",
     "Tokenizer": "What makes latents of pictures.",
     "Encoder": "What makes snippets of pictures.",
-    "Bank": "What is kept beside the snippets.",
+    "Bank": "Which snippets are kept to condition with, and what beside them.",
     "Prior": "How new snippets are drawn.",
     "Network": "What is trained.",
     "Train": "How it is trained: steps, batch, learning rate, checkpoints.",

@@ -433,10 +433,10 @@ class Recipe(Section):
             raise ValueError(
                 "evaluate.reference holds features of the FID Inception network; name its weights by evaluate.inception"
             )
-        drawn = self.selection.prior and self.selection.count
-        if (drawn or self.evaluate.snippets == "prior") and not self.prior.steps:
+        by_prior = self.evaluate.snippets == "prior" or (self.selection.prior and self.selection.count)
+        if by_prior and not self.prior.steps:
             raise ValueError("what the prior draws is to be sampled, and prior.steps is 0; set it, such as to 800")
-        if (drawn or self.evaluate.snippets == "prior") and self.evaluate.bank:
+        if by_prior and self.evaluate.bank:
             raise ValueError("the prior is that of the recipe's own bank; leave evaluate.bank away")
         if (self.sample.guide or "").startswith("earlier:") and self.sample.earlier is None:
             raise ValueError(f"sample.guide {(self.sample.guide or '')[:80]} names no step; write it as earlier:20000")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,21 @@ def kept_with_guide(context: Context, checkpoint: Checkpoint, kind: str) -> Chec
         if each and each.uri.startswith(f"{context.store.root}/"):  # others' stores are theirs to keep
             pin(each, context.artifact(kind).folder)
     return guide
+
+
+def record_of(context: Context, checkpoint: Checkpoint, guide: Checkpoint | None, bank: Bank) -> dict[str, Any]:
+    """What a manifest says of samples: step, the bank's version and revision, and what was used by address, which is kept
+    from being cleaned up; fingerprints go by its content."""
+    named = context.recipe.evaluate.bank
+    return {
+        "step": checkpoint.step,
+        "bank": {"version": bank.version, "revision": bank.content_revision},
+        "used": {
+            "network": context.store.relative(checkpoint.uri),
+            "guide": guide and context.store.relative(guide.uri),
+            "bank": named and context.store.relative(named),
+        },
+    }
 
 
 def bank_of(context: Context) -> Bank:

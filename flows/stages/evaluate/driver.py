@@ -21,7 +21,7 @@ from flows.stages.evaluate.references import open_adm
 from flows.stages.evaluate.report import Found
 from flows.stages.evaluate.stage import STAGE, memorisation_detector, sources_known
 from flows.stages.evaluate.worker import CHUNK, SEEDS, Chunk, Evaluator, Shares
-from flows.stages.sampling import kept_with_guide, subject_of
+from flows.stages.sampling import kept_with_guide, record_of, subject_of
 from gmem.metrics import Memorisation, Nearest, Overlaps, Sums, memorisation, overlap
 from storage.ids import sample_of
 from storage.images.shards import HELD_OUT, TRAIN, read_index
@@ -208,23 +208,15 @@ def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
     figures = drawing.figures(context, list(plans), found.memorised)
     metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
     counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
-    # What was used by address is kept from being cleaned up; fingerprints go by its content.
-    used = {
-        "network": context.store.relative(found.checkpoint.uri),
-        "guide": found.guide and context.store.relative(found.guide.uri),
-        "bank": context.recipe.evaluate.bank and context.store.relative(context.recipe.evaluate.bank),
-    }
-    step = {"step": found.checkpoint.step}
-    drawn = {"bank": {"version": found.bank.version, "revision": found.bank.content_revision}}
+    record = record_of(context, found.checkpoint, found.guide, found.bank)
+    lines = report.lines(results, report.sampled(found))
     compared = {split: next(iter(sums.values())).count for split, sums in found.references.items()}
     return {
         "statistics": Made({"rows": sum(compared.values())} | compared, details={"detectors": found.detectors}),
-        "samples": Made(counts, details=step | drawn | {"used": used}),
+        "samples": Made(counts, details=record),
         "report": Made(
             counts,
-            details=step
-            | drawn
-            | {"metrics": metrics, "lines": report.lines(results, report.sampled(found)), "used": used},
+            details=record | {"metrics": metrics, "lines": lines},
             metrics=metrics,
             figures=figures,
         ),

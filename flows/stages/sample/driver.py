@@ -21,7 +21,7 @@ from flows.figures import grid, pairs, thumbnails
 from flows.models.snippets import NOBODY, chosen_ids, label_of
 from flows.stages.sample.stage import STAGE
 from flows.stages.sample.worker import Maker, Shard, shard_path
-from flows.stages.sampling import kept_with_guide, subject_of
+from flows.stages.sampling import kept_with_guide, record_of, subject_of
 from storage.samples import read_samples
 from storage.tables.bank import Bank
 
@@ -41,17 +41,8 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
             calls = max(calls, taken)
             progress.advance(made)
     context.store.write_bytes(artifact.path("first.png"), _figure(context, shards[0], bank))
-    used = {
-        "network": context.store.relative(checkpoint.uri),
-        "guide": guide and context.store.relative(guide.uri),
-        "bank": recipe.evaluate.bank and context.store.relative(recipe.evaluate.bank),
-    }
-    details = {
-        "step": checkpoint.step,
-        "bank": {"version": bank.version, "revision": bank.content_revision},
-        "used": used,
-        "lines": [f"{recipe.selection.count:,} samples in {len(shards):,} shards, {calls} network calls each"],
-    }
+    said = f"{recipe.selection.count:,} samples in {len(shards):,} shards, {calls} network calls each"
+    details = record_of(context, checkpoint, guide, bank) | {"lines": [said]}
     counts = {"rows": recipe.selection.count, "shards": len(shards)}
     return {"generated": Made(counts, details=details, metrics={"calls": calls}, figures={"first": "first.png"})}
 
