@@ -221,9 +221,14 @@ class Learner:
         return tensors
 
     def _set_learning_rate(self) -> float:
-        """Rises linearly over the warm-up, then stays."""
+        """Rises linearly over the warm-up, then stays, or from some step on falls with the inverse root of the steps.
+
+        A schedule without an end, so that more steps continue a training (as in Karras et al. 2024, arXiv 2312.02696).
+        """
         warmth = min(1.0, (self.steps + 1) / max(1, self.config.warmup))
         lr = self.config.lr * warmth
+        if self.config.decay_after:
+            lr *= min(1.0, self.config.decay_after / (self.steps + 1)) ** 0.5
         self.optimiser.set_rate(lr)
         return lr
 

@@ -216,6 +216,11 @@ class LearnerConfig(Settings):
     weight_decay: Annotated[float, Ge(0), Doc("decoupled weight decay of AdamW")] = 0.0
     clip: Annotated[float, Gt(0), Doc("largest gradient norm")] = 1.0
     warmup: Annotated[int, Ge(0), Doc("steps of linear warm-up")] = 0
+    decay_after: Annotated[
+        int | None,
+        Ge(1),
+        Doc("steps after which the learning rate falls with the inverse root of the steps; none: it stays"),
+    ] = None
     ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights, reached by a ramp")] = 0.9999
     emas: Annotated[
         tuple[float, ...],

@@ -152,7 +152,7 @@ class Network(Section, settings.NetworkChoices):
 
 
 class Train(Section, settings.LearnerConfig):
-    LATER = ("emas", "route", "optimiser")
+    LATER = ("emas", "route", "optimiser", "decay_after")
 
     steps: int = operational(200_000, "optimisation steps in all; more steps continue an earlier training", ge=1)
     batch: int = Field(1024, ge=1, description="global batch size, over all workers")

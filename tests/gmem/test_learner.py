@@ -58,7 +58,16 @@ def test_training_lowers_the_loss_and_reports_its_parts():
     assert last["total"] == pytest.approx(last["velocity"] + last["cosine"] + 0.5 * last["projection"], rel=1e-5)
 
 
-@pytest.mark.parametrize("changed", [{}, {"emas": (0.3, 0.9)}, {"route": 0.5}, {"optimiser": "muon"}])
+def test_the_learning_rate_falls_with_the_root_of_the_steps():
+    config = dataclasses.replace(CONFIG, warmup=2, decay_after=3)
+    rates = [each["lr"] / CONFIG.lr for each in run(Learner(make_network(), config), 0, 12)]
+    assert rates[:3] == pytest.approx([0.5, 1, 1])
+    assert rates[3:] == pytest.approx([math.sqrt(3 / step) for step in range(4, 13)])
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"decay_after": 2}, {"emas": (0.3, 0.9)}, {"route": 0.5}, {"optimiser": "muon"}]
+)
 def test_resume_is_exact(changed):
     config = dataclasses.replace(CONFIG, **changed)
     straight = Learner(make_network(3), config)
