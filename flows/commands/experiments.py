@@ -114,7 +114,7 @@ def _run(
     design.load(experiment)
     resolved(recipe, pairs, store)
     found: Findings = followed(
-        flow, recipe, overrides(pairs, store), experiment=experiment, note=note, register=register
+        flow, recipe, overrides(pairs, store), experiment=experiment, note=note, register_best=register
     )
     say = tell if json else show
     columns, rows = table(found)

@@ -54,7 +54,7 @@ def compare_arms(
     experiment: str | dict[str, Any] = "emoji-memory",
     overrides: Overrides | None = None,
     note: str = "",
-    register: bool = False,
+    register_best: bool = False,
 ) -> Findings:
     """Trains and measures every arm of an experiment alike, and tells what each change of the recipe is worth.
 
@@ -63,7 +63,7 @@ def compare_arms(
         experiment: a shipped experiment's name, or what its file would hold.
         overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
         note: what a reader of the results should know.
-        register: whether the best point becomes the version `best` of the recipe's registered model.
+        register_best: whether the best point becomes the version `best` of the recipe's registered model.
     """
     chosen = design.load(experiment)
     base = _with_averages(recipe, chosen, overrides_of(overrides))
@@ -98,7 +98,7 @@ def compare_arms(
             note=note,
         )
         _publish(found, run)
-        if register:
+        if register_best:
             uri = registering.register(measured, found.distances[0], chosen.name, run)
             found = replace(found, registered=uri)
         return found

@@ -49,6 +49,7 @@ def bench(gmem: Gmem, pictures: Path, tmp_path_factory: pytest.TempPathFactory) 
 def compared(bench: Bench) -> dict[str, Any]:
     done = bench("compare-arms", "emoji", "two.yaml", "--out", "out", "--json")
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
