@@ -30,10 +30,21 @@ def show(recipe: RecipeName, set: Set = None, store: StoreUri = None, json: Json
 
 @app.command()
 def check(file: RecipeName, set: Set = None) -> None:
-    """Validates a recipe without running it; what it names and is not here is told, since it may be where it will run."""
-    from flows.commands.doctor import examine_named
+    """Validates a recipe without running it: a line for each problem, with file and line of its key.
 
-    recipe = resolved(file, set, None)
+    What it names and is not here is told, since it may be where it will run.
+    """
+    from flows.commands.doctor import examine_named
+    from flows.recipe.files import RecipeError
+
+    try:
+        recipe = resolved(file, set, None)
+    except RecipeError as error:
+        for problem in error.problems:
+            tell(str(problem))
+        if not error.problems:
+            raise
+        raise typer.Exit(2) from None
     for key, there, text in examine_named(recipe):
         if not there:
             tell(f"not here: {key}: {text}")

@@ -26,8 +26,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flows.recipe.files import merged, nested, sentence
-from flows.recipe.yaml_values import MAX_CHARACTERS, NotYaml, read_yaml
+from flows.recipe.files import merged, nested
+from flows.recipe.problems import Places, places_of, problems, sentence
+from flows.recipe.yaml_values import MAX_CHARACTERS, NotYaml, read_document
 from gmem.settings import shown
 from storage.errors import Refused
 
@@ -126,28 +127,30 @@ def load(experiment: str | dict[str, Any]) -> Experiment:
 
     Raises Refused with one sentence.
     """
-    values = {"name": "sweep"} | experiment if isinstance(experiment, dict) else _read(experiment)
+    values, places = ({"name": "sweep"} | experiment, {}) if isinstance(experiment, dict) else _read(experiment)
     try:
         made = Experiment.model_validate(values)
         count = len(made.changes()) * max(len(made.seeds), 1)
     except ValidationError as error:
-        raise Refused(f"experiment {values.get('name')!s:.80}: {sentence(error, Experiment)}") from None
+        whole = f"experiment {values.get('name')!s:.80}"
+        raise Refused(sentence(problems(error, Experiment, places, whole))) from None
     if count > MOST_TRIALS:
         raise Refused(f"experiment {made.name} has {count:,} trials, more than {MOST_TRIALS:,}; give it fewer values")
     return made
 
 
-def _read(experiment: str) -> dict[str, Any]:
+def _read(experiment: str) -> tuple[dict[str, Any], Places]:
+    """Its values, and where each key of them was given."""
     path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else SHIPPED / f"{experiment}.yaml"
     try:
         with path.open(encoding="utf-8") as file:
-            values = read_yaml(file.read(MAX_CHARACTERS + 1))
+            document = read_document(file.read(MAX_CHARACTERS + 1))
     except (OSError, ValueError) as error:
         if isinstance(error, NotYaml):
             raise Refused(f"experiment {shown(experiment)} is not valid YAML: {error}; correct it there") from None
         near = difflib.get_close_matches(experiment[:80], names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}, or name a .yaml file"
         raise Refused(f"experiment {shown(experiment)} cannot be read; {hint}") from None
-    if not isinstance(values, dict):
+    if not isinstance(document.values, dict):
         raise Refused(f"experiment {shown(experiment)} is not a mapping; it has arms or a grid, steps and seeds")
-    return {"name": path.stem} | values
+    return {"name": path.stem} | document.values, places_of(document.lines, str(path))

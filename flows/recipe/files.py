@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from flows.recipe.model import Recipe
-from flows.recipe.yaml_values import MAX_CHARACTERS, NotYaml, read_yaml
+from flows.recipe.problems import Places, Problem, overridden, places_of, printable, problems, sentence
+from flows.recipe.yaml_values import MAX_CHARACTERS, NotYaml, Place, read_document, read_yaml
 from gmem.settings import shown
 from storage.errors import Refused
 
 RECIPES = Path(__file__).parent
-MAX_TOLD = 400
-"""Characters that one message tells of several problems."""
-LISTED = 20
-"""Keys of a section that an unknown one is answered with, at most."""
 
 
 class RecipeError(Refused):
-    """A recipe that cannot be used; the message is one sentence that names the key and the remedy."""
+    """A recipe that cannot be used; the message is one sentence that names the key and the remedy.
+
+    `problems` are all those of its values.
+    """
+
+    def __init__(self, sentence: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(sentence)
+        self.problems = tuple(problems)
 
 
 def names() -> list[str]:
@@ -41,11 +44,13 @@ def load(recipe: str, overrides: dict[str, Any] | None = None) -> Recipe:
 
     Raises RecipeError with one sentence that names the key and the remedy.
     """
-    values = merged(_layers(recipe, ()), overrides or {})
+    values, places = _layers(recipe, ())
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(merged(values, overrides or {}))
     except ValidationError as error:
-        raise RecipeError(f"recipe {_printable(recipe)}: {sentence(error, Recipe)}") from None
+        whole = f"recipe {printable(recipe)}"
+        found = problems(error, Recipe, overridden(places, dict.fromkeys(_keys(overrides or {}), whole)), whole)
+        raise RecipeError(sentence(found), found) from None
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
         result |= {key.strip(): typed(key.strip(), text)}
     for key in result:
         if any(other.startswith(f"{key}.") for other in result):
-            raise RecipeError(f"{_printable(key)} is set both as a value and as a section; keep one of them")
+            raise RecipeError(f"{printable(key)} is set both as a value and as a section; keep one of them")
     return nested(result)
 
 
@@ -70,7 +75,7 @@ def typed(key: str, text: str) -> Any:
     try:
         return _value(text, _is_text(tuple(key.split("."))))
     except NotYaml as error:
-        raise RecipeError(f"the value of {_printable(key)} is no YAML ({error}); quote it, or give another") from None
+        raise RecipeError(f"the value of {printable(key)} is no YAML ({error}); quote it, or give another") from None
 
 
 def nested(changes: dict[str, Any]) -> dict[str, Any]:
@@ -83,11 +88,6 @@ def nested(changes: dict[str, Any]) -> dict[str, Any]:
             place = {section: place}
         result = merged(result, place)
     return result
-
-
-def _printable(name: str) -> str:
-    """A key, a recipe or another name as messages quote it: on one line, at most 80 characters."""
-    return name[:80] if name[:80].isprintable() else shown(name)
 
 
 def _value(text: str, is_text: bool) -> Any:
@@ -117,25 +117,40 @@ def _is_number(text: str) -> bool:
     return text[:1] in "+-.0123456789"
 
 
-def _layers(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+def _layers(recipe: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], Places]:
+    """The values of a recipe and of what it extends, and where each key was given."""
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
     if not _is_file(path):
         near = difflib.get_close_matches(recipe[:80], names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}, or name a .yaml file"
         raise RecipeError(f"recipe {shown(recipe)} does not exist; {hint}")
     if str(path) in seen:
-        raise RecipeError(f"recipe {_printable(recipe)} extends itself; remove one 'extends'")
+        raise RecipeError(f"recipe {printable(recipe)} extends itself; remove one 'extends'")
     try:
-        values = read_yaml(_text_of(path)) or {}
+        document = read_document(_text_of(path))
     except NotYaml as error:
-        raise RecipeError(f"recipe {_printable(recipe)} is not valid YAML: {error}; correct it there") from None
+        raise RecipeError(f"recipe {printable(recipe)} is not valid YAML: {error}; correct it there") from None
+    values = document.values or {}
     if not isinstance(values, dict):
         raise RecipeError(
-            f"recipe {_printable(recipe)} is not a mapping of sections; see 'gmem recipe show emoji' for the form"
+            f"recipe {printable(recipe)} is not a mapping of sections; see 'gmem recipe show emoji' for the form"
         )
     base = values.pop("extends", None)
-    own = {"name": path.stem} | values
-    return merged(_layers(str(base), (*seen, str(path))), own) if base else own
+    own, places = {"name": path.stem} | values, places_of(document.lines, str(path))
+    if not base:
+        return own, places
+    below, places_below = _layers(str(base), (*seen, str(path)))
+    return merged(below, own), overridden(places_below, places)
+
+
+def _keys(values: dict[str, Any], above: Place = ()) -> Iterator[Place]:
+    """The keys of nested values, but not those of whole sections."""
+    for name, value in values.items():
+        key = (*above, str(name))
+        if isinstance(value, dict) and value:
+            yield from _keys(value, key)
+        else:
+            yield key
 
 
 def _is_file(path: Path) -> bool:
@@ -160,44 +175,3 @@ def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merged(result[key], value) if both else value
     return result
-
-
-def sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The problems of a model's validation, each with its key and a remedy, in one sentence."""
-    problems = [_problem(each, model) for each in error.errors(include_url=False)]
-    told = problems[:1]
-    for problem in problems[1:]:
-        if sum(map(len, told)) + len(problem) <= MAX_TOLD:
-            told.append(problem)
-    rest = len(problems) - len(told)
-    return "; ".join(told) + (f"; and {rest} more" if rest else "")
-
-
-def _problem(found: ErrorDetails, model: type[BaseModel]) -> str:
-    key = _printable(".".join(str(part) for part in found["loc"]))
-    if found["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_hint(found['loc'], model)}"
-    if found["type"] == "value_error":
-        return str(found["ctx"]["error"])
-    message = found["msg"][0].lower() + found["msg"][1:]
-    return f"{key} is {shown(found['input'])}, but {message.replace('input should', 'it should')}"
-
-
-def _hint(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """What may be meant by an unknown key: the key of that name in a section, or one alike beside it."""
-    last, known = str(place[-1]), _fields_at(model, place[:-1])
-    sections = [name for name in model.model_fields if last in _fields_at(model, (name,))]
-    if sections:
-        return f"did you mean {' or '.join(f'{section}.{last}' for section in sections)}?"
-    near = difflib.get_close_matches(last, known, 1)
-    if near:
-        return f"did you mean {near[0]}?"
-    more = ", … ('gmem recipe show' lists all)" if len(known) > LISTED else ""
-    return f"known there: {', '.join(known[:LISTED])}{more}"
-
-
-def _fields_at(model: Any, place: tuple[int | str, ...]) -> list[str]:
-    """Keys of a section; none of what is no section."""
-    for part in place:
-        model = model.model_fields[str(part)].annotation
-    return list(getattr(model, "model_fields", {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -16,17 +17,34 @@ class NotYaml(ValueError):
     """Text that cannot be read as YAML, and why, without what to do about it."""
 
 
+Place = tuple[str, ...]
+"""Where a value is: the keys that lead to it."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """The plain values in a YAML document, and the line, from 1, of each of its keys."""
+
+    values: Any
+    lines: dict[Place, int]
+
+
 def read_yaml(text: str) -> Any:
     """The plain values in a YAML document. NotYaml where it is none, or would grow beyond all bounds."""
+    return read_document(text).values
+
+
+def read_document(text: str) -> Document:
+    """The same with the lines of keys."""
     if len(text) > MAX_CHARACTERS:
         raise NotYaml(f"it is longer than {MAX_CHARACTERS:,} characters")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
-            return None
+            return Document(None, {})
         _require_bounded(node)
-        return loader.construct_document(node)
+        return Document(loader.construct_document(node), _lines(node, ()))
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         raise NotYaml(f"it breaks at line {place.line + 1}" if place else "it holds signs that no text has") from None
@@ -54,3 +72,14 @@ def _require_bounded(root: yaml.Node) -> None:
 
     if size_of(root, 0) > MAX_VALUES:
         raise NotYaml(f"it stands for more than {MAX_VALUES:,} values")
+
+
+def _lines(node: yaml.Node, place: Place) -> dict[Place, int]:
+    """Of the keys in a mapping, and in the mappings in it."""
+    found: dict[Place, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*place, str(key.value))
+            found[inner] = key.start_mark.line + 1
+            found |= _lines(value, inner)
+    return found

@@ -41,3 +41,14 @@ def test_what_a_valid_recipe_names_and_is_not_here_is_told_beside(tmp_path: Path
     assert checked.returncode == 0 and checked.stdout.rstrip().endswith("valid")
     told = checked.stderr.splitlines()
     assert [line.split(":")[1].strip() for line in told] == ["data.source", "encoder.source"]
+
+
+def test_a_recipe_that_is_wrong_is_told_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    wrong = "\n".join(f"  unknown{number}: 1" for number in range(30))
+    file.write_text(f"extends: emoji\ntrain:\n{wrong}\n  batch: 0\n")
+    checked = gmem("recipe", "check", str(file))
+    assert checked.returncode == 2 and checked.stdout == ""
+    lines = checked.stderr.splitlines()
+    assert len(lines) == 31 and all(line.startswith(f"{file}:") for line in lines)
+    assert f"{file}:33: train.batch is 0" in checked.stderr
