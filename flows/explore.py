@@ -145,8 +145,10 @@ def add_pictures(
         reason: stays in the bank's history.
         progress: is told how many there are and are encoded.
     """
+    import pyarrow as pa
+
     from storage.images.decoding import thumbnail
-    from storage.images.sources import list_source
+    from storage.images.sources import list_source, require_usable
     from storage.tables.bank_edits import Pictures, require_batch
 
     require_batch(batch)
@@ -165,7 +167,7 @@ def add_pictures(
         if progress:
             progress.advance(len(part))
     if not kept:
-        raise StageError(f"no picture of {source} can be used ({len(entries)} inputs); name a folder of pictures")
+        require_usable(source, pa.array(list(unusable.values()), pa.string()), "name a folder of pictures")
     pictures = Pictures(
         np.concatenate(snippets),
         [e.key for e in kept],

@@ -160,10 +160,9 @@ def _store(recipe: Recipe) -> Finding:
 def _pictures(_named: str, recipe: Recipe) -> str:
     from storage.images.sources import list_source
 
-    reasons = list_source(recipe.source, recipe.data.layout, recipe.data.label).table["reason"]
-    if not (usable := reasons.null_count):
-        raise Refused(f"nothing in {recipe.source} can be used ({reasons[0]}); correct data.source")
-    return f"{recipe.source} ({usable:,} pictures)"
+    listing = list_source(recipe.source, recipe.data.layout, recipe.data.label)
+    listing.require_usable()
+    return f"{recipe.source} ({listing.usable:,} pictures)"
 
 
 def _weights(named: str, _recipe: Recipe) -> str:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,7 +30,7 @@ from storage.errors import Refused, StoreError, StoreRefused
 from storage.files import open_files
 from storage.images.decoding import MAX_PIXELS, Decoded, Rejected, centre_crop, decode, lossless_webp
 from storage.images.isolation import Care, Crashed, Isolated, Watched
-from storage.images.sources import Entry, read_entries
+from storage.images.sources import Entry, read_entries, require_usable
 
 TRAIN, HELD_OUT = "train", "held_out"
 READERS = 8
@@ -151,11 +150,8 @@ def write_index(root: str, shards: int, plan: ShardPlan) -> pa.Table:
     names = [f"{root}/parts/{shard_name(number)}.parquet" for number in range(shards)]
     with ThreadPoolExecutor(READERS) as pool:
         index = pa.concat_tables(_complete(pq.read_table(io.BytesIO(part))) for part in pool.map(files.read, names))
+    require_usable(plan.source, index["reason"])
     kept = index["kept"].to_numpy()
-    if not kept.any():
-        reasons = pc.value_counts(index["reason"]).to_pylist()
-        worst = max(reasons, key=lambda r: r["counts"])["values"] if reasons else "no input"
-        raise Refused(f"no picture of {plan.source!r} can be used ({len(index)} inputs, mostly: {worst})")
     sample = pa.array(np.cumsum(kept) - 1, pa.int64(), mask=~kept)
     index = index.set_column(index.schema.get_field_index("sample"), INDEX_SCHEMA.field("sample"), sample)
     index = index.replace_schema_metadata({"classes": json.dumps(plan.classes), "size": str(plan.size)})

@@ -57,6 +57,15 @@ KINDS = {"offset": pa.int64(), "size": pa.int64(), "caption": pa.large_string()}
 SCHEMA = pa.schema([(f.name, KINDS.get(f.name, pa.string())) for f in fields(Entry)])
 
 
+def require_usable(source: str, reasons: pa.Array | pa.ChunkedArray, remedy: str = "correct data.source") -> None:
+    """Refused when each of a source's inputs has a reason for which it cannot be used; says why most of them cannot."""
+    if reasons.null_count:
+        return
+    worst = Counter(reasons.to_pylist()).most_common(1)
+    told = f"mostly: {worst[0][0]}" if worst else "not one"
+    raise Refused(f"no picture of {source[:80]!r} can be used ({len(reasons):,} inputs, {told}); {remedy}")
+
+
 @dataclass(frozen=True)
 class Listing:
     """All inputs of a source. `fingerprint` changes when a file's path, size or modification time does."""
@@ -72,13 +81,12 @@ class Listing:
 
     def require_usable(self) -> None:
         """Refused when no input can be used; says why most of them cannot."""
-        reasons = self.table["reason"]
-        if reasons.null_count or not len(reasons):
-            return
-        worst = Counter(reasons.to_pylist()).most_common(1)[0][0]
-        raise Refused(
-            f"no picture of {self.source!r} can be used ({len(reasons):,} inputs, mostly: {worst}); correct data.source"
-        )
+        require_usable(self.source, self.table["reason"])
+
+    @property
+    def usable(self) -> int:
+        """How many inputs can be used, as far as listing them tells."""
+        return self.table["reason"].null_count
 
     def slice(self, start: int, stop: int) -> list[Entry]:
         """Entries number `start` to `stop` - 1."""

@@ -8,8 +8,10 @@ from typing import Any, get_args
 import pytest
 
 from flows.commands.doctor import LOOKS, Finding, examine_named
+from flows.engine.stage import Plan
 from flows.recipe.files import load
 from flows.recipe.model import Named
+from storage.errors import Refused
 
 NEEDED = ("data.source", "tokenizer.source", "encoder.source")
 
@@ -44,6 +46,16 @@ def test_what_is_missing_is_told_key_by_key(tmp_path: Path) -> None:
     missing = {f"{section}.{key}" for section, keys in named.items() for key in keys}
     assert {key for key, (_, there, _) in found.items() if not there} == missing
     assert all(found[key][2] for key in missing)
+
+
+def test_a_source_of_which_nothing_can_be_used_is_told_as_a_plan_tells_it(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("list.csv", "words.txt", "words.doc"):
+        (tmp_path / "pictures" / name).write_text("words")
+    source = {"source": str(tmp_path / "pictures")}
+    with pytest.raises(Refused, match=r"\(3 inputs, mostly: .*\); correct data\.source") as refusal:
+        Plan(load("emoji", {"store": str(tmp_path), "data": source})).listing  # noqa: B018
+    assert looked(tmp_path, data=source)["data.source"] == ("data.source", False, str(refusal.value))
 
 
 @pytest.mark.parametrize("key", NEEDED)
