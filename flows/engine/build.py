@@ -113,7 +113,7 @@ def _log_inputs(inputs: list[tuple[Artifact, Manifest]], context: Context, stage
     for artifact, manifest in inputs:
         version = context.versions.get(artifact.kind)
         name = f"{context.recipe.name}-{artifact.kind}"
-        run.dataset(name, artifact.uri, artifact.fingerprint, version, stage, manifest.counts.get("rows"))
+        run.dataset(name, artifact.folder, artifact.fingerprint, version, stage, manifest.counts.get("rows"))
 
 
 def _parameters(stage: Stage, plan: Plan) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def import_network(path: Path, store: Store, name: str | None = None, latent_sta
         manifest = about.model_copy(update={"lease": lease, "mlflow_run": run.id})
         checkpoint = save(artifact, 0, tensors, {}, manifest)
         model = f"gmem-{artifact.name}"
-        registered = {"model": model, "model_version": run.register(model, checkpoint)}
+        registered = {"model": model, "model_version": run.register(model, checkpoint, store)}
         count = sum(value.numel() for value in found.tensors.values())
         return {"tensors": len(found.tensors), "parameters": count}, about.details | registered
 

@@ -52,7 +52,7 @@ def import_bank(
     def make(lease: int, run: Run) -> Made:
         _fill(artifact, lease, bank, encoder, files, progress)
         version = Bank(artifact.uri).version
-        run.dataset(artifact.name, artifact.uri, artifact.fingerprint, version, "import", bank.rows)
+        run.dataset(artifact.name, artifact.folder, artifact.fingerprint, version, "import", bank.rows)
         return {"rows": bank.rows}, {"version": version, "encoder": encoder, "source": path.name}
 
     imported = imported_once(artifact, "bank", said, make)

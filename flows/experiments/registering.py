@@ -34,12 +34,15 @@ def register(measured: Sequence[Measured], key: str, name: str, run: Run) -> str
     point, plan = best_of(measured, key)
     recipe, checkpoint = plan.recipe, _network(point, plan)
     if guide := open_guide(recipe.sample, checkpoint, plan.store):  # an earlier step is found from its training alone
-        recipe = recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"guide": guide.uri})})
+        recipe = recipe.model_copy(
+            update={"sample": recipe.sample.model_copy(update={"guide": plan.store.relative(guide.uri)})}
+        )
     chosen = {"experiment": name, "arm": point.arm, key: point.metrics[key], "sample": recipe.sample.model_dump()}
     model = f"gmem-{recipe.name}"
     version = run.register(
         model,
         checkpoint,
+        plan.store,
         lambda network, target: save(network, target, recipe),
         average=average_of(checkpoint, recipe),
         chosen=json.dumps(chosen, sort_keys=True),

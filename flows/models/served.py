@@ -4,13 +4,16 @@
     model.predict(pandas.DataFrame({"id": [42, 1000]}))["png"]      # or {"class": ["flags"]}, or {"snippet": [[…], …]}
 
 No object is pickled: the model's folder holds weights, the recipe, and two lines of code that import this module.
-`load_model(…, model_config={"store": "/elsewhere"})` names a store that was moved.
+A model that MLflow keeps in the store itself moves with it; else `load_model(…, model_config={"store": "/elsewhere"})`
+names a store that was moved.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +31,7 @@ from PIL import Image
 from flows.engine.errors import StageError
 from flows.models.generation import load_generator
 from flows.models.memory import open_memory
-from flows.models.resolve import open_bank
+from flows.models.resolve import in_full, open_bank
 from flows.recipe.model import Recipe
 from gmem.memory import normalise
 from gmem.pixels import channels_last
@@ -36,8 +39,9 @@ from storage.checkpoint_files import REMEDY
 from storage.checkpoints import CheckpointManifest, open_checkpoint
 from storage.errors import Refused, StoreError
 from storage.manifest import parse
-from storage.store import Store
+from storage.store import KINDS, Store
 from storage.tables.bank_where import equals
+from storage.tracking.access import ARTIFACTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +82,7 @@ def save(network: Path, target: Path, recipe: Recipe) -> None:
             signature=ModelSignature(INPUTS, OUTPUTS),
             input_example=_example(network, recipe),
             pip_requirements=[f"gmem-pipeline=={version('gmem-pipeline')}"],
-            model_config={"store": recipe.store},
+            model_config={"store": ""},
         )
 
 
@@ -99,9 +103,11 @@ class Sampler(PythonModel):
         """Loads network and tokenizer, on the GPU where there is one; the bank when a row first asks for it."""
         folder = Path(context.artifacts["network"])
         recipe = Recipe.model_validate_json((folder / "recipe.json").read_text())
-        self.recipe = recipe.model_copy(update={"store": context.model_config["store"]})
+        self.recipe = recipe.moved(_store_of(folder, recipe, context.model_config["store"]))
         elsewhere = folder / "checkpoint.txt"  # weights too large to be copied stay where they are
-        self.checkpoint = open_checkpoint(elsewhere.read_text() if elsewhere.exists() else str(folder))
+        named = in_full(elsewhere.read_text(), Store(self.recipe.store)) if elsewhere.exists() else str(folder)
+        with _advised():
+            self.checkpoint = open_checkpoint(named)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.generator = load_generator(self.checkpoint, self.recipe, self.device)
         self.bank: Bank | None = None
@@ -136,10 +142,29 @@ class Sampler(PythonModel):
             if self.checkpoint.manifest.bank is None:
                 raise StageError(f"{self.checkpoint.uri} names no bank; give snippets instead of ids and classes")
             store = Store(self.recipe.store)
-            self.bank = open_bank(self.checkpoint.manifest.bank.uri, store)
+            with _advised():
+                self.bank = open_bank(self.checkpoint.manifest.bank.uri, store)
             if memory := self.checkpoint.manifest.details.get("memory"):
                 self.bank.kept_by = partial(open_memory, store.at(memory))
         return self.bank
+
+
+def _store_of(folder: Path, recipe: Recipe, named: str) -> str:
+    """The store that a person names, or else that in whose MLflow the model lies, or else that in which it was made."""
+    if named and named != recipe.store:
+        return named
+    root, inside, _ = str(folder).partition(f"/{ARTIFACTS}/")
+    return root if inside and any(Path(root, kind).is_dir() for kind in KINDS) else recipe.store
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    """Says what to do where something is not in the store."""
+    try:
+        yield
+    except (StoreError, Refused) as error:
+        advice = "if the store was moved, load the model with model_config={'store': …}"
+        raise StageError(f"{error}; {advice}") from error
 
 
 def _is_given(value: Any) -> bool:

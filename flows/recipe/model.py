@@ -416,6 +416,10 @@ class Recipe(Section):
         """The same recipe for workers in other folders: the store's root in full, and relative paths made absolute."""
         return self.model_copy(update={"store": store} | {name: each.in_full() for name, each in self.sections()})
 
+    def moved(self, store: str) -> Recipe:
+        """The same recipe of a store that lies elsewhere now, and so does what it names in there."""
+        return Recipe.model_validate(_moved(self.model_dump(), self.store, store) | {"store": store})
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         size, factor, patch = self.data.image_size, self.tokenizer.factor, self.network.patch
@@ -441,3 +445,13 @@ class Recipe(Section):
         if (self.sample.guide or "").startswith("earlier:") and self.sample.earlier is None:
             raise ValueError(f"sample.guide {(self.sample.guide or '')[:80]} names no step; write it as earlier:20000")
         return self
+
+
+def _moved(value: Any, before: str, now: str) -> Any:
+    """With those texts in it changed that are paths below a folder."""
+    if isinstance(value, dict):
+        return {key: _moved(each, before, now) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_moved(each, before, now) for each in value]
+    inside = isinstance(value, str) and value.startswith(f"{before}/")
+    return now + value.removeprefix(before) if inside else value

@@ -38,6 +38,8 @@ for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 SQLITE = "sqlite:///"
+ARTIFACTS = "mlflow-artifacts"
+"""The folder beside an SQLite file in which the files of runs are."""
 
 # What repeating does not mend.
 _FINAL = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST",
@@ -117,6 +119,7 @@ PLACES = {
     "runs": ("artifact_uri",),
     "logged_models": ("artifact_location",),
     "model_versions": ("source", "storage_location"),
+    "model_version_tags": ("value",),  # of earlier stores, whose checkpoints were named in full
 }
 """Columns of MLflow's database in which files are named in full."""
 
@@ -129,7 +132,7 @@ def relocate(path: Path) -> None:
     """
     with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
         named = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-        endings = [(place, f"/mlflow-artifacts/{name}") for name, place in named]
+        endings = [(place, f"/{ARTIFACTS}/{name}") for name, place in named]
         before = {place.removesuffix(ending) for place, ending in endings if place and place.endswith(ending)}
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for folder in before - {str(path.parent)}:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from storage.checkpoints import Checkpoint
+    from storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Run:
     def dataset(
         self, name: str, uri: str, fingerprint: str, version: int | None, context: str, rows: int | None = None
     ) -> None:
-        """An input: the artifact at `uri`, a table in this version, used for `context` (training, evaluation, …).
+        """An input: the artifact at `uri`, relative to its store, a table in this version, used for `context` (training,
+        evaluation, …).
 
         MLflow takes two of one name and digest for the same, so the digest is the fingerprint with the version.
         """
@@ -104,6 +106,7 @@ class Run:
         self,
         model: str,
         checkpoint: Checkpoint,
+        store: Store,
         package: Package | None = None,
         copy_below: int = 256 << 20,
         average: str = "ema",
@@ -117,6 +120,7 @@ class Run:
         loss. None (and a warning) on failure.
 
         Args:
+            store: which checkpoint is named relative to, so that the version stays true when it is moved.
             package: makes what MLflow loads of the folder with weights and manifest, in a folder that is not there yet.
             average: the group of tensors of the average that is registered.
             chosen: by what somebody chose it, and how it is to be sampled; empty where nobody did.
@@ -124,7 +128,7 @@ class Run:
         try:
             mlflow = client(self.uri)
             return patiently(
-                lambda: _register(mlflow, self.id, model, checkpoint, package, copy_below, average, chosen),
+                lambda: _register(mlflow, self.id, model, checkpoint, store, package, copy_below, average, chosen),
                 "registering a model",
             )
         except problems() as problem:
@@ -226,6 +230,7 @@ def _register(
     run: str,
     model: str,
     checkpoint: Checkpoint,
+    store: Store,
     package: Package | None,
     copy_below: int,
     average: str,
@@ -236,7 +241,7 @@ def _register(
     from storage.checkpoints import export  # brings torch along, which logging does not need
     from storage.retention.checkpoints import pin
 
-    about, weights = checkpoint.manifest, checkpoint.weights(average)
+    about, weights, lies = checkpoint.manifest, checkpoint.weights(average), store.relative(checkpoint.uri)
     if weights.bytes >= copy_below:  # else the registry has a copy, whatever becomes of the checkpoint
         pin(checkpoint, "registered")
     try:
@@ -256,11 +261,11 @@ def _register(
             export(checkpoint, str(folder), average)
         else:
             (folder / "manifest.json").write_text(about.model_dump_json(indent=2))
-            (folder / "checkpoint.txt").write_text(checkpoint.uri)
+            (folder / "checkpoint.txt").write_text(lies)
         if package:
             package(folder, packaged)
         mlflow.log_artifacts(run, str(packaged if package else folder), where)
-    tags = {"step": str(about.step), "checkpoint": checkpoint.uri, "sha256": weights.sha256}
+    tags = {"step": str(about.step), "checkpoint": lies, "sha256": weights.sha256}
     for role in ("latents", "bank", "patches"):
         if (made_of := getattr(about, role)) is not None:
             tags |= {role: made_of.uri, f"{role}_version": str(made_of.version)}

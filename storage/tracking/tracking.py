@@ -20,7 +20,7 @@ import psutil
 
 from storage.addresses import without_userinfo
 from storage.store import Store
-from storage.tracking.access import SQLITE, TrackingError, client, cut, flatten, patiently, problems, warm_up
+from storage.tracking.access import ARTIFACTS, SQLITE, TrackingError, client, cut, flatten, patiently, problems, warm_up
 from storage.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Tracking:
         artifacts = None
         if uri.startswith(SQLITE):
             path = Path(uri.removeprefix(SQLITE)).absolute()
-            uri, artifacts = f"{SQLITE}{path}", str(path.parent / "mlflow-artifacts" / experiment)
+            uri, artifacts = f"{SQLITE}{path}", str(path.parent / ARTIFACTS / experiment)
         warm_up(uri)
         return cls(uri, experiment, artifacts)
 
@@ -75,7 +75,8 @@ class Tracking:
         return f"run {run_id}, {self.command}"
 
     def registered(self, uri: str) -> str:
-        """Where the network of a registered model lies: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+        """Where the network of a registered model lies, relative to its store where it is kept there alone:
+        `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
 
         Raises:
             TrackingError: there is no such version, or MLflow does not answer.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 
 from storage.checkpoints import all_checkpoints, latest, load
 from storage.tables.latents import Latents
+from storage.tracking.access import PLACES
 
 from .conftest import GMEM, by_stage, last_json, options
 
@@ -41,7 +44,26 @@ def test_manifests_move_with_their_store(first: dict[str, dict[str, Any]]) -> No
     manifests = [*root.glob("*/*/manifest.json"), *root.glob("training/*/checkpoints/*/manifest.json")]
     assert len(manifests) > 8
     for manifest in manifests:
-        assert str(root) not in (text := manifest.read_text()) and "[/]" not in text, manifest
+        assert "[/]" not in manifest.read_text(), manifest
+    naming = {path.name for path in root.rglob("*") if path.is_file() and str(root).encode() in path.read_bytes()}
+    # The recipe of a registered model says where its store was, should nothing else tell where it is.
+    assert {name for name in naming if not name.startswith("mlflow.db")} <= {"recipe.json"}
+
+
+def test_mlflow_names_files_in_full_only_where_they_are_corrected(first: dict[str, dict[str, Any]]) -> None:
+    """When its database is opened elsewhere."""
+    root = first["ingest"]["store"]
+    with closing(sqlite3.connect(f"file:{root}/mlflow.db?mode=ro", uri=True)) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        columns = [(table, row[1]) for table in tables for row in database.execute(f"PRAGMA table_info({table})")]
+        naming = {
+            (table, column)
+            for table, column in columns
+            if database.execute(f'SELECT 1 FROM "{table}" WHERE instr("{column}", ?)', [root]).fetchone()
+        }
+    corrected = {(table, column) for table, columns in PLACES.items() for column in columns}
+    assert naming - corrected <= {("params", "value")}, "what a run was told stays as it was told"
+    assert {("runs", "artifact_uri"), ("model_versions", "source")} <= naming
 
 
 def test_every_output_has_counts_of_its_own(first: dict[str, dict[str, Any]]) -> None:

@@ -172,6 +172,7 @@ def _made(context: Context, artifact: Artifact) -> Made:
     model_version = context.run.register(
         f"gmem-{context.recipe.name}",
         last,
+        context.store,
         lambda network, target: save(network, target, context.recipe),
         average=average_of(last, context.recipe),
     )

@@ -152,6 +152,7 @@ class Observer:
     def _manifest(self) -> CheckpointManifest:
         inputs = {kind: self.context.artifact(kind).reference(version) for kind, version in self.data.versions.items()}
         kept = self.context.artifact("memory").folder if "memory" in self.context.fingerprints else None
+        start, relative = self.recipe.train.start_from, self.context.store.relative
         step, loss = self.held_out or (-1, None)
         return CheckpointManifest(
             step=self.learner.steps,
@@ -167,7 +168,7 @@ class Observer:
             mlflow_run=self.context.run_id,
             lease=self.context.leases["training"],
             details={
-                "start_from": self.recipe.train.start_from,
+                "start_from": start and relative(start),
                 "seconds": self.clock.trained,
                 AVERAGES: self.learner.config.averages(),
                 "memory": kept,

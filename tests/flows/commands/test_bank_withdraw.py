@@ -48,7 +48,7 @@ def used(recipe: Recipe) -> dict[str, str]:
     about = CheckpointManifest(step=3, network={}, bank=of_bank)
     saved = checkpoints.save(training, 3, {"ema.a": torch.ones(4)}, {}, about)
     with tracking_of(recipe).stage_run("train", None, {}) as registering:
-        assert registering.register("gmem-emoji", saved) == 1
+        assert registering.register("gmem-emoji", saved, store) == 1
     finish(training, {"bank": of_bank})
 
     samples = store.artifact("samples", "emoji", "b" * 12)

@@ -108,7 +108,7 @@ def test_a_network_becomes_a_checkpoint_and_a_registered_model(
     mlflow = client(Tracking.open(None, store, "imports").uri)
     assert mlflow.get_run(manifest.mlflow_run).info.status == "FINISHED"
     version = mlflow.get_model_version("gmem-GMem-T-1", str(imported.details["model_version"]))
-    assert version.tags["checkpoint"] == imported.uri
+    assert version.tags["checkpoint"] == store.relative(imported.uri)
     assert version.tags["sha256"] == about.files["ema.safetensors"].sha256
 
     again = import_network(published, store, latent_stats=str(statistics))

@@ -60,7 +60,7 @@ def test_the_best_point_has_the_alias_and_is_sampled_in_its_own_way(store: Store
     tracking = Tracking.open(None, store, "emoji")
     few, many = measured(store, checkpoint, steps=3), measured(store, checkpoint, steps=7, ema=0.9)
     with tracking.stage_run("train", None, {}) as run:
-        assert run.register("gmem-emoji", checkpoint) == 1
+        assert run.register("gmem-emoji", checkpoint, store) == 1
     with tracking.experiment_run("sweep", {}) as run:
         points = [(point("3", 5.0), few), (point("7", 4.0), many)]
         assert register(points, KEY, "sweep", run) == register(points, KEY, "sweep", run) == "models:/gmem-emoji/2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flows.engine.errors import StageError
 from flows.models.resolve import open_network
 from flows.models.served import save
 from flows.recipe.files import load
@@ -63,12 +65,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             )
             checkpoint = save_checkpoint(training, step, tensors, {}, about)
             small = 1 << 30 if step == 2 else 0  # the second one's weights stay where they are
-            made = run.register("gmem-emoji", checkpoint, lambda folder, target: save(folder, target, recipe), small)
+            made = run.register(
+                "gmem-emoji", checkpoint, store, lambda folder, target: save(folder, target, recipe), small
+            )
             assert made == step // 2
     with patch.dict(os.environ):  # set_tracking_uri sets MLFLOW_TRACKING_URI, which other tests would follow
-        mlflow.set_tracking_uri(tracking.uri)
-        mlflow.set_registry_uri(tracking.uri)
+        ask_mlflow_of(store)
         yield store
+
+
+def ask_mlflow_of(store: Store) -> None:
+    for use in (mlflow.set_tracking_uri, mlflow.set_registry_uri):
+        use(f"sqlite:///{store.root}/mlflow.db")
 
 
 def shown(answer: pd.DataFrame) -> list[np.ndarray]:
@@ -131,3 +139,42 @@ def test_the_best_network_has_an_alias_and_can_be_named_anywhere(store: Store) -
     for absent in ("models:/gmem-emoji/9", "models:/gmem-emoji@worst", "models:/none/1", "models:/x"):
         with pytest.raises(ValueError, match="no registered network"):
             open_network(absent, store)
+
+
+@pytest.fixture
+def moved(store: Store, tmp_path: Path) -> Iterator[Store]:
+    """A copy of the store under another name, which MLflow is asked about; what the first said is not there for it."""
+    copy, hidden = Store(str(tmp_path / "copy's")), Path(f"{store.root} hidden")
+    shutil.copytree(store.root, copy.root)
+    Path(store.root).rename(hidden)
+    try:
+        ask_mlflow_of(copy)
+        client(mlflow.get_tracking_uri())  # which sees that it was moved
+        yield copy
+    finally:
+        hidden.rename(store.root)
+        ask_mlflow_of(store)
+
+
+def test_models_of_a_store_that_was_moved_read_what_is_there(moved: Store) -> None:
+    for version in (1, 2):
+        assert open_network(f"models:/gmem-emoji/{version}", moved).uri.startswith(f"{moved.root}/")
+        model = mlflow.pyfunc.load_model(f"models:/gmem-emoji/{version}")
+        assert shown(model.predict(pd.DataFrame({"id": [2]})))
+        assert model.unwrap_python_model().recipe.store == moved.root
+        about = client(Tracking.open(None, moved, "").uri).get_model_version("gmem-emoji", str(version))
+        assert about.tags["checkpoint"] == f"training/emoji-{'1' * 12}/checkpoints/step-{2 * version:08d}"
+
+
+def test_a_model_that_is_taken_away_from_its_store_is_told_where_that_is(moved: Store, tmp_path: Path) -> None:
+    uri, rows = "models:/gmem-emoji/{}", pd.DataFrame({"id": [2]})
+    away = [
+        mlflow.artifacts.download_artifacts(uri.format(version), dst_path=str(tmp_path / str(version)))
+        for version in (1, 2)
+    ]
+    with pytest.raises(StageError, match=r"load the model with model_config=\{'store': …\}"):
+        mlflow.pyfunc.load_model(away[0]).predict(rows)
+    with pytest.raises(StageError, match=r"load the model with model_config=\{'store': …\}"):
+        mlflow.pyfunc.load_model(away[1])
+    for path in away:
+        assert shown(mlflow.pyfunc.load_model(path, model_config={"store": moved.root}).predict(rows))

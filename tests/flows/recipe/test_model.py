@@ -49,6 +49,15 @@ def test_workers_in_other_folders_are_told_paths_in_full(tmp_path: Path, monkeyp
     assert (recipe.store, recipe.data.source) == ("/store", "asset:emoji")
 
 
+def test_what_a_recipe_names_in_its_store_moves_with_it() -> None:
+    evaluate = {"further_encoders": ["/old/runs/weights/a", "/old/runs-2/a"], "network": "training/x-1"}
+    named = {"store": "/old/runs", "evaluate": evaluate, "tokenizer": {"source": "/old/runs/weights/t"}}
+    moved = load("emoji", named).moved("s3://new")
+    assert (moved.store, moved.tokenizer.source) == ("s3://new", "s3://new/weights/t")
+    assert moved.evaluate.further_encoders == ["s3://new/weights/a", "/old/runs-2/a"]
+    assert moved.evaluate.network == "training/x-1" and moved.moved("/old/runs") == load("emoji", named)
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "", "emoji.tar", "x" * 10_000])
 def test_an_asset_is_one_that_is_shipped(name: str) -> None:
     with pytest.raises(RecipeError, match=r"is not shipped; shipped are emoji, as asset:NAME") as refusal:

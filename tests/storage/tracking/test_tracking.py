@@ -195,15 +195,15 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
         bank=Input(uri="bank/emoji-y", version=9),
         encoder={"sha256": "cd"},
     )
-    weights = {"ema.a": torch.ones(4), "network.a": torch.zeros(4)}
+    store, weights = Store(str(tmp_path)), {"ema.a": torch.ones(4), "network.a": torch.zeros(4)}
     small = checkpoints.save(str(tmp_path), 5, weights, {}, about)
     large = checkpoints.save(str(tmp_path), 6, {"ema.a": torch.ones(5)}, {}, about)
     with tracking.stage_run("train", None, {}) as run:
-        assert run.register("gmem-emoji", small) == 1
-        assert run.register("gmem-emoji", small) == 1  # the same weights, once
-        assert run.register("gmem-emoji", large, copy_below=0) == 2
+        assert run.register("gmem-emoji", small, store) == 1
+        assert run.register("gmem-emoji", small, store) == 1  # the same weights, once
+        assert run.register("gmem-emoji", large, store, copy_below=0) == 2
         bare = checkpoints.save(str(tmp_path), 7, {"network.a": torch.ones(5)}, {}, about)
-        assert run.register("gmem-emoji", bare) is None
+        assert run.register("gmem-emoji", bare, store) is None
     mlflow = client(tracking.uri)
     first, second = mlflow.get_model_version("gmem-emoji", "1"), mlflow.get_model_version("gmem-emoji", "2")
     assert first.run_id == run.id and first.tags["bank"] == "bank/emoji-y" and first.tags["bank_version"] == "9"
@@ -213,11 +213,13 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     assert torch.equal(checkpoints.load(copied)[0]["ema.a"], torch.ones(4))
     files = [Path(file.path).name for file in mlflow.list_artifacts(run.id, "model/step-6")]
     assert files == ["checkpoint.txt", "manifest.json"]
-    assert second.tags["checkpoint"] == large.uri
+    assert second.tags["checkpoint"] == "checkpoints/step-00000006"
     assert prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
 
 
 def test_the_alias_goes_to_what_was_chosen_else_to_the_smallest_loss(tracking: Tracking, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
     def saved(step: int, loss: float) -> checkpoints.Checkpoint:
         about = CheckpointManifest(step=step, network={}, held_out_loss=loss)
         weights = {"ema.a": torch.full((2,), float(step)), "ema_9.a": torch.full((2,), -float(step))}
@@ -228,12 +230,12 @@ def test_the_alias_goes_to_what_was_chosen_else_to_the_smallest_loss(tracking: T
 
     with tracking.stage_run("train", None, {}) as run:
         first = saved(1, 0.5)
-        assert run.register("gmem-chosen", first) == 1 and run.register("gmem-chosen", saved(2, 0.7)) == 2
+        assert run.register("gmem-chosen", first, store) == 1 and run.register("gmem-chosen", saved(2, 0.7), store) == 2
         assert best() == "1"
-        assert run.register("gmem-chosen", first, average="ema_9", chosen="a") == 3 and best() == "3"
-        assert run.register("gmem-chosen", first, chosen="b") == 4 and best() == "4"
-        assert run.register("gmem-chosen", first, average="ema_9", chosen="a") == 3 and best() == "3"
-        assert run.register("gmem-chosen", saved(4, 0.1)) == 5 and best() == "3"
+        assert run.register("gmem-chosen", first, store, average="ema_9", chosen="a") == 3 and best() == "3"
+        assert run.register("gmem-chosen", first, store, chosen="b") == 4 and best() == "4"
+        assert run.register("gmem-chosen", first, store, average="ema_9", chosen="a") == 3 and best() == "3"
+        assert run.register("gmem-chosen", saved(4, 0.1), store) == 5 and best() == "3"
 
 
 def test_passwords_in_addresses_are_not_shown(tracking: Tracking, caplog: pytest.LogCaptureFixture) -> None:
@@ -368,7 +370,7 @@ def test_files_that_cannot_be_kept_hold_up_no_metric(tmp_path: Path, caplog: pyt
             began = time.monotonic()
             run.table("summary", [{"stage": "train"}])
             assert run.flush(20), "files that can never be kept are not waited for"
-            assert run.register("gmem-emoji", checkpoint) is None
+            assert run.register("gmem-emoji", checkpoint, Store(str(tmp_path))) is None
         assert time.monotonic() - began < 25
         mlflow = client(uri)
         assert [point.value for point in mlflow.get_metric_history(run.id, "loss")] == list(range(20))
@@ -396,7 +398,7 @@ def test_a_server_that_goes_away_for_a_while(tmp_path: Path, monkeypatch: pytest
     assert not run.flush(2.0)
     with server(tmp_path, port, monkeypatch):
         assert run.flush(30)
-        assert run.register("gmem-emoji", checkpoint) == 1
+        assert run.register("gmem-emoji", checkpoint, Store(str(tmp_path))) == 1
         run.close()
         mlflow = client(tracking.uri)
         assert [p.value for p in mlflow.get_metric_history(run.id, "loss")] == [1.0, 2.0]
