@@ -110,6 +110,8 @@ class Terminal:
 
     def note(self, text: str) -> None:
         tell(f"{self.stage:9} {text}")
+        if self.bar and not self.rate.rows:
+            self.bar.update(self.task, line=text)
 
     def _show(self) -> None:
         if self.bar:
@@ -137,7 +139,7 @@ class PrefectProgress:
         from prefect.artifacts import create_progress_artifact
         from prefect.logging import get_run_logger
 
-        self.every, self.rate, self.said = every, Rate(), 0.0
+        self.every, self.rate, self.said, self.noted = every, Rate(), 0.0, ""
         self.log_every, self.logged = log_every, time.monotonic()
         self.log = get_run_logger()
         self.artifact: UUID = create_progress_artifact(0.0, key=f"{stage}-progress", description=stage)  # type: ignore[assignment]
@@ -161,9 +163,11 @@ class PrefectProgress:
 
     def note(self, text: str) -> None:
         self.log.info(text)
+        self.noted = text
+        self._show()
 
     def _show(self) -> None:
-        if time.monotonic() - self.logged > self.log_every:
+        if self.rate.rows and time.monotonic() - self.logged > self.log_every:
             self.logged = time.monotonic()
             self.log.info(self.rate.line())
         if time.monotonic() - self.said > self.every and (self.sent is None or self.sent.done()):
@@ -171,7 +175,9 @@ class PrefectProgress:
             self._send()
 
     def _send(self) -> None:
-        self.sent = self.sender.submit(self._update, self.rate.share, self.rate.line() if self.rate.rows else "")
+        self.sent = self.sender.submit(
+            self._update, self.rate.share, self.rate.line() if self.rate.rows else self.noted
+        )
 
     def _update(self, share: float, line: str) -> None:
         from prefect.artifacts import update_progress_artifact

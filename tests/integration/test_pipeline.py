@@ -234,14 +234,16 @@ def test_an_interrupted_training_leaves_a_checkpoint_and_no_process_and_goes_on_
     )
     family: set[psutil.Process] = set()
     assert process.stdout is not None
-    begun = time.monotonic()
+    begun, told = time.monotonic(), list[str]()
     for line in process.stdout:
+        told.append(line)
         family |= set(psutil.Process(process.pid).children(recursive=True))
         if "loss" in line or time.monotonic() - begun > 200:
             break
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 130, output
+    assert any("starting the training worker" in line for line in told), "nothing is to be seen for a while"
     assert "the same command goes on from there" in output
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

@@ -53,6 +53,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     with terminable():
         while True:
             before = latest(artifact)
+            progress.note(_starting(STAGE.resources(context.recipe.cluster).actors))
             _attempt(_trainer(context, channel), channel, progress)
             newest = latest(artifact)
             if newest and newest.step >= context.recipe.train.steps:
@@ -73,6 +74,12 @@ def _require_room(context: Context, progress: Progress) -> None:
             if not address_of(context.recipe.cluster):
                 raise StageError(f"{text}; lower cluster.train_workers or raise cluster.cpus")
             progress.note(f"{text}: waiting for more nodes, or lower cluster.train_workers")
+
+
+def _starting(workers: int) -> str:
+    """What is told while nothing can be seen yet: Ray Train starts its workers, and they import and read."""
+    many = f"{workers} training workers" if workers > 1 else "the training worker"
+    return f"starting {many}, which takes some twenty seconds or more"
 
 
 def _fewest(context: Context) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from flows.console import terminal as terminal_console
 from flows.engine.errors import StageError
@@ -80,6 +83,19 @@ def test_the_last_line_is_said_once_and_tells_no_time_left() -> None:
         terminal.total(2)
         terminal.advance(2)
     assert [line.split()[1] for line in shown.get().splitlines()] == ["2/2"]
+
+
+def test_what_is_being_started_stands_beside_the_bar_until_there_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(force_terminal=True, file=io.StringIO(), width=100)
+    monkeypatch.setattr("flows.engine.progress.terminal", lambda: screen)
+    with Terminal("train", every=0) as terminal:
+        assert terminal.bar is not None
+        terminal.note("starting the training worker")
+        assert terminal.bar.tasks[0].fields["line"] == "starting the training worker"
+        terminal.total(10)
+        terminal.advance(1)
+        terminal.note("a checkpoint")
+        assert terminal.bar.tasks[0].fields["line"].startswith("1/10")
 
 
 def test_brackets_of_foreign_words_are_shown_as_they_are() -> None:

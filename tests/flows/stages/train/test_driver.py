@@ -100,6 +100,7 @@ def test_a_worker_that_is_killed_or_told_to_go_costs_a_few_steps_and_no_bit(
     assert made["training"].counts == {"rows": STEPS} and len(progress.starts) == 2 and progress.starts[1] >= 4
     step, ours = weights(context)
     assert step == STEPS and all(torch.equal(value, undisturbed[name]) for name, value in ours.items())
+    assert progress.notes[0].startswith("starting 2 training workers")
     if sign is signal.SIGTERM:
         assert f"made way at step {progress.starts[1]}, with a checkpoint" in progress.notes
     history = client(context.tracking_uri).get_metric_history(context.run_id, "loss/total")
@@ -115,7 +116,7 @@ def test_an_interrupt_of_the_driver_stops_all_workers_with_a_checkpoint(training
     context, progress = two_workers(trainings, steps=100_000), Heard()
 
     def interrupt(rows: int, **_: float) -> None:
-        if latest(context.artifact("training")) and not progress.notes:
+        if latest(context.artifact("training")) and "stopping after a last checkpoint" not in progress.notes:
             raise KeyboardInterrupt
 
     progress.advance = interrupt  # type: ignore[method-assign]
