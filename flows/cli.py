@@ -31,8 +31,10 @@ from flows.refusals import REFUSALS
 from flows.runlog import recorded
 from storage.errors import StoreUnreachable
 
-# Nothing is sent to the outside. Set before any of the libraries is imported by a command.
-SILENT = {
+# Set before any of the libraries is imported by a command. Nothing is sent to the outside; and a `click.py` or `types.py`
+# in the folder where somebody works is not taken for the library of that name by a process that we start.
+ENVIRONMENT = {
+    "PYTHONSAFEPATH": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -93,7 +95,7 @@ def _options(
 
 def main() -> None:
     """Runs the command. Exit codes: 0 done, 1 failed while running, 2 cannot be done as asked, 130 interrupted."""
-    for key, value in SILENT.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     _reach_own_servers()
     bound_threads()

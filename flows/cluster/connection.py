@@ -35,8 +35,9 @@ QUIET = {
 WORKER = {"PYTHONWARNINGS": "ignore", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 # For the processes of an embedded Ray. It has no dashboard, which Ray Train asks whether its controller lives, waiting 12 s
 # for an answer at the end of each training: where nobody listens it is told at once. Workers that read pictures wait
-# for the next stage, rather than to start, and import, anew.
+# for the next stage, rather than to start, and import, anew. No file of the folder that we are started in is a library.
 EMBEDDED = {
+    "PYTHONSAFEPATH": "1",
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }

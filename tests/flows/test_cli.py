@@ -30,7 +30,7 @@ def test_an_error_is_one_sentence_and_a_defect_is_called_one(
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
-    monkeypatch.setattr(cli, "SILENT", {})  # what it sets would stay for the tests after this
+    monkeypatch.setattr(cli, "ENVIRONMENT", {})  # what it sets would stay for the tests after this
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
         cli.main()
@@ -63,6 +63,7 @@ def test_a_proxy_is_for_the_outside(given: str | None, direct: str, monkeypatch:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(cli, "ENVIRONMENT", {})
     cli.main()
     assert "NO_PROXY" not in os.environ, "without a proxy nothing is said"
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

@@ -82,6 +82,7 @@ def _exit_code(error: Exception, monkeypatch: pytest.MonkeyPatch) -> object:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli, "ENVIRONMENT", {})
     with pytest.raises(SystemExit) as end:
         cli.main()
     return end.value.code

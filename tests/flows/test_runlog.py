@@ -59,7 +59,7 @@ def test_a_sentence_on_the_screen_and_its_traceback_in_the_log(
         raise Refused("name a picture")
 
     monkeypatch.setattr(cli, "app", refuse)
-    monkeypatch.setattr(cli, "SILENT", {})
+    monkeypatch.setattr(cli, "ENVIRONMENT", {})
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit):
         cli.main()

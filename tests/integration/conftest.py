@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.cli import main
+from flows.cli import ENVIRONMENT, main
 from infra import local_cluster
 
 GMEM = Path(sys.executable).with_name("gmem")
@@ -84,7 +84,7 @@ def ask(
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         terminate = signal.getsignal(signal.SIGTERM)
-        for name, value in surroundings.items():
+        for name, value in (ENVIRONMENT | surroundings).items():  # so that what main sets is taken back
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["gmem", *arguments])
         code: Any = 0
@@ -129,9 +129,13 @@ def first(
     return by_stage(gmem("run", "emoji", "--json", *near, cwd=store.parent))
 
 
+OTHERS = ("flows/__init__", "gmem", "storage/__init__", "click", "yaml", "types", "random", "torch", "ray", "typing",
+          "json", "numpy", "uvicorn", "prefect", "mlflow/__init__", "multiprocessing")  # fmt: skip
+
+
 def shadow(folder: Path) -> None:
-    """Somebody's own modules in the folder that we are started in, with the names of ours."""
-    for name in ("flows/__init__.py", "gmem.py", "storage/__init__.py"):
+    """Somebody's own modules in the folder that we are started in, with the names of ours and of libraries."""
+    for name in (f"{other}.py" for other in OTHERS):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text("raise ImportError('these are not the modules that are looked for')")
 
