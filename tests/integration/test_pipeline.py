@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sqlite3
@@ -14,6 +15,8 @@ from typing import Any
 
 import lancedb
 import mlflow
+import mlflow.pyfunc
+import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -143,6 +146,19 @@ def test_mlflow_has_a_parent_run_a_child_for_each_stage_and_the_model(
     }
     assert len(client.search_model_versions("name='gmem-emoji'")) == 1
     assert any(name.startswith("train/samples/fd-") for name in children["evaluate"].data.metrics)
+    (grid,) = (file.path for file in client.list_artifacts(train.info.run_id, "images") if file.path.endswith(".png"))
+    assert grid.startswith("images/samples+step+6+"), "MLflow's slider goes by step"
+
+
+def test_the_registered_network_makes_pictures_for_users_of_mlflow(
+    first: dict[str, dict[str, Any]], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/gmem-emoji@best")
+    made = model.predict(pd.DataFrame({"class": ["round", "square"]}))["png"]
+    sizes = [Image.open(io.BytesIO(png)).size for png in made]
+    assert sizes == [(64, 64)] * 2 and made[0] != made[1]
 
 
 def test_a_checkpoint_names_exactly_what_it_was_made_of(first: dict[str, dict[str, Any]], store: Path) -> None:

@@ -15,15 +15,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
 from prefect import Flow, get_client
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.deployments import run_deployment
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Running
@@ -34,6 +37,9 @@ from flows.recipe.files import names as recipes
 from flows.stages.chain import STAGES
 from flows.upkeep import bank_add, bank_optimise, bank_withdraw
 from infra.alerts import HEARTBEAT, ZOMBIES, end_silent_runs, watch
+from storage.checkpoints import latest
+from storage.store import Store
+from storage.tracking.access import client as mlflow_of
 
 from .conftest import SMALL
 from .test_readme import README
@@ -96,6 +102,42 @@ class Server:
             time.sleep(2)
         raise AssertionError(f"{flow} did not end: " + (self.logs / "worker.log").read_text()[-5000:])
 
+    def begun(self, deployment: str, store: Path, changes: list[str]) -> UUID:
+        """A run of a deployment in a store, which is not waited for."""
+        overrides = assignments(changes) | {"store": str(store)}
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            run: Any = run_deployment(deployment, parameters={"recipe": "emoji", "overrides": overrides}, timeout=0)
+        return UUID(str(run.id))
+
+    def training(self, store: Path, changes: list[str]) -> UUID:
+        """A run that has begun to train: a checkpoint or a loss can be seen."""
+        log = self.logs / "worker.log"
+        before = log.read_text().count("  loss ")
+        run = self.begun("train/train", store, changes)
+        for _ in range(300):
+            if log.read_text().count("  loss ") > before:
+                return run
+            time.sleep(1)
+        raise AssertionError(log.read_text()[-5000:])
+
+    def state(self, run: UUID) -> str:
+        """Of a run, once it has ended."""
+        for _ in range(300):
+            with urllib.request.urlopen(f"{self.api}/flow_runs/{run}", timeout=30) as answer:
+                state = str(json.load(answer)["state"]["type"])
+            if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return state
+            time.sleep(1)
+        raise AssertionError((self.logs / "worker.log").read_text()[-5000:])
+
+    def process_of(self, run: UUID) -> psutil.Process:
+        """The process in which the worker runs a flow."""
+        for process in psutil.Process(self.processes[0].pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if str(run) in process.environ().values() and "prefect" in " ".join(process.cmdline()):
+                    return process
+        raise AssertionError(f"nobody runs {run}")
+
     def wait_for_worker(self) -> None:
         """Until all of the script's lines have been carried out."""
         for _ in range(300):
@@ -115,6 +157,12 @@ class Server:
             _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=20)
             for left in alive:
                 left.kill()
+
+
+def files_of(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of each file below a folder."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +196,16 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
 
     On a copy of its store, which other tests look into.
     """
-    store = shutil.copytree(store, store.parent / "copied" / store.name)
+    original, store = store, shutil.copytree(store, store.parent / "copied" / store.name)
+    before = files_of(original)
     more = [*SMALL, f"data.source={pictures}", "data.max_pixels=100000000", "train.steps=9"]
     overrides = assignments(more) | {"store": str(store)}
     named = ("--flow-run-name", "of nine steps")
     words = shlex.split(LINES[-1].replace('{"train": {"steps": 2000}}', json.dumps(overrides)))
     server.prefect(*words[1:], *named)
     assert server.ended("pipeline") == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
+
+    assert files_of(original) == before, "a copy is a store of its own"
 
     # The first run is in the same database: of each name the newest counts.
     runs = server.ask("flow_runs/filter", sort="EXPECTED_START_TIME_DESC")[::-1]
@@ -197,6 +248,41 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
     assert {("asset", f"file://{store}/latents"), ("asset", f"file://{store}/bank")} <= related
     assert any(role == "flow-run" for role, _ in related)
     assert f"file://{made['evaluate']['uri']}" in assets
+
+
+@pytest.mark.timeout(900)
+def test_a_training_that_is_cancelled_or_killed_goes_on_when_it_is_run_again(
+    server: Server, pictures: Path, store: Path, first: dict[str, dict[str, Any]]
+) -> None:
+    """A cancel leaves nothing that looks as if it ran still; what a kill leaves is ended by the next run."""
+    store = shutil.copytree(store, store.parent / "cancelled" / store.name)
+    long = ["train.steps=100000", "train.checkpoint_every=100000", "train.seed=5"]
+    common = [*SMALL, f"data.source={pictures}", "data.max_pixels=100000000"]
+
+    def statuses() -> list[str]:
+        mlflow = mlflow_of(f"sqlite:///{store}/mlflow.db")
+        experiment = mlflow.get_experiment_by_name("emoji")
+        runs = mlflow.search_runs([experiment.experiment_id], "tags.`gmem.stage` = 'train'")
+        return [run.info.status for run in runs if run.data.params.get("train.seed") == "5"]
+
+    cancelled = server.training(store, [*common, *long])
+    server.prefect("flow-run", "cancel", str(cancelled))
+    assert server.state(cancelled) == "CANCELLED"
+    (training,) = [each for each in Store(str(store)).artifacts("training") if not each.complete]
+    stopped = latest(training)
+    assert stopped is not None and 0 < stopped.step < 100_000
+    assert training.summary()["state"] == "unfinished" and statuses() == ["KILLED"]
+
+    killed = server.training(store, [*common, *long, "train.checkpoint_every=1"])
+    server.process_of(killed).kill()
+    assert server.state(killed) == "CRASHED" and statuses() == ["RUNNING"]
+
+    newest = latest(training)
+    assert newest is not None and newest.step > stopped.step
+    last = server.begun("train/train", store, [*common, *long, f"train.steps={newest.step + 2}"])
+    assert server.state(last) == "COMPLETED", (server.logs / "worker.log").read_text()[-5000:]
+    finished = latest(training)
+    assert finished is not None and finished.step >= newest.step + 2 and statuses() == ["FINISHED"], "one run of it all"
 
 
 @pytest.mark.timeout(300)
