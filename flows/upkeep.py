@@ -40,7 +40,7 @@ def bank_add(
     """Adds pictures from elsewhere to a recipe's bank, encoded by the bank's own encoder.
 
     Args:
-        source: a folder of pictures, tars or Parquet.
+        source: a folder of pictures, tars, Parquet or Lance.
         batch: what the rows' keys begin with.
         reason: for the bank's history.
         recipe: whose bank: a shipped recipe's name, or the path of a YAML file.

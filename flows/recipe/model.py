@@ -95,9 +95,10 @@ class Section(BaseModel):
 
 class Data(Section):
     source: Annotated[str, Names("pictures", needed=True)] = Field(
-        "", description="a folder of pictures; WebDataset tars or Parquet (folder, file or pattern); or asset:NAME"
+        "",
+        description="a folder of pictures; WebDataset tars or Parquet (folder, file or pattern); a Lance table; or asset:NAME",
     )
-    layout: Literal["folder", "tars", "parquet"] | None = Field(
+    layout: Literal["folder", "tars", "parquet", "lance"] | None = Field(
         None, description="how the pictures lie in files, where a folder holds several kinds; none: seen from the files"
     )
     label: Literal["folder", "parent", "none"] | None = Field(

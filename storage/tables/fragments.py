@@ -37,6 +37,10 @@ _DAMAGED = re.compile("too small|magic|sufficient data|decode Protobuf|size 0 by
 _PASSING = re.compile(r"HTTP error|after \d+ retries|status code: (5\d\d|408|429)|os error (5|16|11\d|10\d|121)\b")
 """How it speaks of a server or a disk that is away; the numbers are the system's for such, not for rights or room."""
 
+PANIC = "PanicException"
+"""What Lance ends with where a file holds what its code has ruled out: no `Exception`, so that it would pass by whoever
+looks for one."""
+
 LEASE, SHARDS = "gmem.lease", "gmem.shards"
 RETRIES = 50
 
@@ -68,11 +72,14 @@ def translate_errors(doing: str, uri: str) -> Iterator[None]:
         yield
     except (StoreError, CommitConflictError):
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except BaseException as error:
+        panicked = type(error).__name__ == PANIC
+        if not panicked and not isinstance(error, OSError | ValueError | RuntimeError):
+            raise
         reason = str(error).split(", /")[0].splitlines()[0][:300]
         if "not found" in reason.lower() or "no longer exists" in reason:
             raise FileNotFoundError(f"{uri}: {reason}") from error
-        if _DAMAGED.search(reason):
+        if panicked or _DAMAGED.search(reason):
             remedy = (
                 "its newest version is damaged; remove the newest .manifest in its _versions to go back one version"
             )

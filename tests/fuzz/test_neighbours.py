@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given
@@ -48,6 +50,33 @@ def test_damaged_lists(data: bytes, name: str) -> None:
         for path, facts in from_list(f"folder/{name}", data):
             assert isinstance(path, str)
             (facts.label or "").encode()
+
+
+@cache
+def lance_table() -> dict[str, bytes]:
+    """The files of a table, by their path in it."""
+    images = pa.field("image", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
+    schema = pa.schema([images, pa.field("label", pa.int64()), pa.field("text", pa.string())])
+    rows = pa.table([pa.array([b"one", b"two"] * 4, pa.large_binary()), range(8), ["words"] * 8], schema=schema)
+    with tempfile.TemporaryDirectory() as folder:
+        lance.write_dataset(rows, folder, mode="overwrite")
+        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@given_many(0.3)
+@given(st.data())
+def test_damaged_lance_tables(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder, within_memory(), suppress(Refused):
+        root = Path(folder) / "x.lance"
+        files = lance_table()
+        damaged = data.draw(st.sampled_from([name for name in files if name.startswith(("_versions/1", "data/"))]))
+        for name, content in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data.draw(mutated([content])) if name == damaged else content)
+        listing = list_source(str(root))
+        entries = [entry for entry in listing.slice(0, len(listing)) if entry.reason is None]
+        assert all(isinstance(each, bytes | OSError) for each in read_entries(entries, str(root)))
 
 
 @given_many()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -11,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from gmem.encoder import load_encoder
 from gmem.metrics import read_adm, read_sums
 from gmem.metrics.sums import FeatureSums, write_sums
 from gmem.network import Network
-from gmem.published import read_bank, read_latent_statistics, read_network
+from gmem.published import read_bank, read_latent_statistics, read_network, write_folder
 from gmem.settings import NetworkConfig
-from tests.fuzz.mutation import given_many, is_one_sentence, mutated, within_memory
+from gmem.tokenizer import load_tokenizer
+from gmem.weights import ASSETS
+from tests.fuzz.mutation import given_many, is_one_sentence, mutated, rewritten, within_memory
 
 CONFIG = NetworkConfig(1, 16, 2, latent_channels=2, latent_size=2, snippet_dim=4, projection_after=1)
 
@@ -142,3 +147,45 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.sampled_from(("config", "args", "ema", "model", *SETTINGS)) | st.none(), VALUES))
 def test_anything_beside_the_weights(content: dict[Any, Any]) -> None:
     read(saved({"ema": WEIGHTS} | content), "pt", read_network)
+
+
+FOLDERS: dict[str, Callable[[str], Any]] = {
+    "emoji-tokenizer": load_tokenizer,
+    "emoji-encoder": load_encoder,
+    "network": read_network,
+}
+
+
+def folder_of(name: str, root: Path) -> Path:
+    """A folder that may be written into, its weights linked."""
+    folder = root / name
+    if name == "network":
+        write_folder(folder, WEIGHTS, CONFIG)
+        return folder
+    folder.mkdir()
+    for file in (ASSETS / name).iterdir():
+        if file.suffix == ".safetensors":
+            (folder / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_damaged_folders(name: str, tmp_path: Path) -> None:
+    """Whatever their `config.json` says."""
+    folder = folder_of(name, tmp_path)
+    assert FOLDERS[name](str(folder))
+    whole = (folder / "config.json").read_bytes()
+
+    @given_many(0.3)
+    @given(mutated([whole, b"[" * 5000, b"[]"]) | rewritten([whole]))
+    def check(data: bytes) -> None:
+        (folder / "config.json").write_bytes(data)
+        with within_memory():
+            try:
+                FOLDERS[name](str(folder))
+            except ValueError as error:
+                assert is_one_sentence(error), str(error)
+
+    check()

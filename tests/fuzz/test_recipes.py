@@ -8,6 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.experiments import design
 from flows.recipe.files import RECIPES, RecipeError, assignments, load
 from flows.recipe.form import overrides_of
 from flows.recipe.model import Recipe
@@ -17,6 +18,8 @@ from tests.fuzz.mutation import given_many, is_one_sentence, mutated, within_mem
 
 WHOLE = [path.read_bytes() for path in sorted(RECIPES.glob("*.yaml"))]
 WHOLE += [b"a: &a [1, *a]\nb: {<<: *a}\n", b"train: {steps: 0x1f, lr: 1e-4, seed: !!int 3}\nname: 2024-01-01\n"]
+ARMS = [path.read_bytes() for path in sorted(design.SHIPPED.glob("*.yaml"))]
+ARMS += [b"grid: {sample.steps: [1, 2], train.lr: [1e-4]}\nseeds: [1]\n"]
 KEYS = [
     f"{section}.{name}" if fields else section
     for section, field in Recipe.model_fields.items()
@@ -41,6 +44,19 @@ def test_damaged_recipes(data: bytes) -> None:
             assert is_one_sentence(error), str(error)
 
 
+@given_many(0.5)
+@given(mutated(ARMS))
+def test_damaged_experiments(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, within_memory():
+        path = Path(folder) / "mine.yaml"
+        path.write_bytes(data)
+        try:
+            trials = list(design.load(str(path)).trials())
+            assert 0 < len(trials) <= design.MOST_TRIALS
+        except Refused as error:
+            assert is_one_sentence(error), str(error)
+
+
 @given_many(2.0)
 @given(st.lists(st.tuples(st.sampled_from(KEYS) | TEXTS, TEXTS), min_size=1, max_size=3))
 def test_any_assignment(pairs: list[tuple[str, str]]) -> None:
@@ -51,7 +67,9 @@ def test_any_assignment(pairs: list[tuple[str, str]]) -> None:
         assert is_one_sentence(error), str(error)
 
 
-ADDRESSES = st.sampled_from(("file://", "memory://", "zip://", "asset:", "{1..9}", "{a,b}", "::", "*", "[", "../", "~"))
+ADDRESSES = st.sampled_from(
+    ("file://", "memory://", "zip://", "gs://", "asset:", "{1..9}", "{a,b}", "::", "*", "[", "../", "~", "$HOME", "${X")
+)
 
 
 @given_many()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -77,7 +76,7 @@ def running(command: list[str | Path], environment: dict[str, str], folder: Path
     try:
         yield folder / log
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(60)
 
 

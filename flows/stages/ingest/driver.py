@@ -1,4 +1,4 @@
-"""How pictures become shards: a folder of pictures, WebDataset tars or Parquet into image shards of one size, every input accounted for."""
+"""How pictures become shards: a folder of pictures, WebDataset tars, Parquet or Lance into image shards of one size, every input accounted for."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", *
 MAX_BYTES = 2 << 30
 """A picture's file is read into memory whole."""
 
-Layout = Literal["folder", "tars", "parquet"]
+Layout = Literal["folder", "tars", "parquet", "lance"]
 
 
 UNREAD = ("jp2", "psd", "svg", "dng", "cr2", "nef", "exr")

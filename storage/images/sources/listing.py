@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder tree, WebDataset tars, or Parquet; listed once, then read by many workers.
+"""Where pictures come from: a folder tree, WebDataset tars, Parquet, or Lance; listed once, then read by many workers.
 
 A listing is an Arrow table with a row for every input in a fixed order, the unusable ones with their reason, so that
 any slice of it can be handed to a worker anywhere. How pictures lie in files is a layout's matter (`Source`).
@@ -19,14 +19,15 @@ from storage.images.sources.entries import SCHEMA, Entry, File, Layout, Listing,
 from storage.images.sources.files import files_of, fingerprint, may_pass, reach
 from storage.images.sources.folder import Folder
 from storage.images.sources.labels import Rule
+from storage.images.sources.lance_tables import MARK, Lance
 from storage.images.sources.parquet import Parquet
 from storage.images.sources.tars import Tars
 
-LAYOUTS: dict[Layout, Source] = {"folder": Folder(), "tars": Tars(), "parquet": Parquet()}
+LAYOUTS: dict[Layout, Source] = {"folder": Folder(), "tars": Tars(), "parquet": Parquet(), "lance": Lance()}
 
 
 def list_source(source: str, layout: Layout | None = None, rule: Rule | None = None) -> Listing:
-    """Lists a folder of pictures, tars or Parquet files, one such file, or a pattern with braces or wildcards.
+    """Lists a folder of pictures, tars, Parquet files or Lance tables, one such file or table, or a pattern with braces or wildcards.
 
     The source lies on disk, at s3:// or wherever fsspec reaches. `layout` says how its pictures lie in files where that
     is in doubt, `rule` whose name their label is. Refused when nothing is there, or a person must say which is meant.
@@ -54,6 +55,8 @@ def read_entries(entries: list[Entry], source: str) -> Iterator[bytes | OSError]
 def _layout_of(entry: Entry) -> Layout:
     if entry.offset < 0:
         return "folder"
+    if entry.file.startswith(MARK):
+        return "lance"
     return "parquet" if entry.file.lower().endswith(".parquet") else "tars"
 
 

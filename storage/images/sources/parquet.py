@@ -30,7 +30,7 @@ TEXTS = ("class", "class_name", "caption", "text", "group")
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """Which columns hold what. `image` is the path of the column of bytes, `names` of classes by their number."""
 
     image: str
@@ -47,7 +47,7 @@ class Parquet:
     def holds(self, place: Place, files: list[File]) -> bool:
         tables = [file for file in files if file.suffix == "parquet" and not file.reason][:LOOKED_INTO]
         schemas = [_schema_of(place, file) for file in tables]
-        return any(isinstance(each, pa.Schema) and not isinstance(_columns(each), str) for each in schemas)
+        return any(isinstance(each, pa.Schema) and not isinstance(columns_of(each), str) for each in schemas)
 
     def list_entries(self, place: Place, files: list[File]) -> Found:
         names, told = in_cards(place, files)
@@ -67,8 +67,8 @@ class Parquet:
             try:
                 with place.filesystem.open(name, "rb") as handle:
                     table = pq.ParquetFile(handle)
-                    columns = _columns(table.schema_arrow)
-                    for data in _pictures(table, columns.image if isinstance(columns, _Columns) else "", rows):
+                    columns = columns_of(table.schema_arrow)
+                    for data in _pictures(table, columns.image if isinstance(columns, Columns) else "", rows):
                         yield data
                         read += 1
             except DAMAGED as error:
@@ -121,7 +121,7 @@ def unreadable(place: Place, error: Exception) -> str:
     return f"unreadable: {lost.strerror or lost}"
 
 
-def _columns(schema: pa.Schema, elsewhere: Names | None = None) -> _Columns | str:
+def columns_of(schema: pa.Schema, elsewhere: Names | None = None) -> Columns | str:
     """The columns, or why there are no pictures among them. `elsewhere`: names of classes that it need not tell itself."""
     images = [field for field in schema if _bytes_type(field.type)]
     images.sort(key=lambda field: IMAGE_NAMES.index(field.name) if field.name in IMAGE_NAMES else len(IMAGE_NAMES))
@@ -130,7 +130,7 @@ def _columns(schema: pa.Schema, elsewhere: Names | None = None) -> _Columns | st
     chosen = images[0]
     names = (elsewhere or {}) | in_schema(schema)
     label = "label" if "label" in schema.names else next((name for name in names if name in schema.names), None)
-    return _Columns(
+    return Columns(
         f"{chosen.name}.bytes" if pa.types.is_struct(chosen.type) else chosen.name,
         label,
         names.get(label or "", ()),
@@ -142,11 +142,13 @@ def _bytes_type(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _bytes_type(kind.field(place).type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.extension_name.startswith("lance.blob")
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _entries(place: Place, file: File, schema: pa.Schema | str, names: Names) -> list[Entry]:
-    columns = schema if isinstance(schema, str) else _columns(schema, names)
+    columns = schema if isinstance(schema, str) else columns_of(schema, names)
     if isinstance(columns, str):
         return [Entry(file.path, file.name, size=file.size, reason=columns)]
     try:
@@ -156,10 +158,11 @@ def _entries(place: Place, file: File, schema: pa.Schema | str, names: Names) ->
             rows = table.read(columns=told).to_pylist() if told else [{}] * table.metadata.num_rows
     except DAMAGED as error:
         return [Entry(file.path, file.name, size=file.size, reason=unreadable(place, error))]
-    return [_entry(place, file, number, _facts(row, columns)) for number, row in enumerate(rows)]
+    return [entry_of(place, file, number, facts_of(row, columns)) for number, row in enumerate(rows)]
 
 
-def _facts(row: dict[str, Any], columns: _Columns) -> Facts:
+def facts_of(row: dict[str, Any], columns: Columns) -> Facts:
+    """What a row says of its picture."""
     number = row.get(columns.label) if columns.label else None
     record = row | {"label": number}
     if isinstance(number, int) and 0 <= number < len(columns.names):
@@ -167,8 +170,9 @@ def _facts(row: dict[str, Any], columns: _Columns) -> Facts:
     return from_record(record)
 
 
-def _entry(place: Place, file: File, row: int, facts: Facts) -> Entry:
-    key = f"{file.path.removesuffix('.parquet')}/{row:08d}"
+def entry_of(place: Place, file: File, row: int, facts: Facts) -> Entry:
+    """The input that is a row of a table."""
+    key = f"{file.path.removesuffix(f'.{file.suffix}')}/{row:08d}"
     by_folder = place.rule is not None
     return Entry(
         f"{file.path}/{row}",
