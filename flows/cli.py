@@ -48,6 +48,9 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 OURS = ("127.0.0.1", "localhost")
 """Where Prefect's temporary server, an embedded Ray and MLflow on this machine are."""
 
+TEMPORARY_SERVER = "ephemeral Prefect API server"
+"""How Prefect calls the server that it starts for a run where none is named."""
+
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -138,6 +141,8 @@ def _failure(error: Exception, log: Path) -> str:
 
     if isinstance(error, StoreUnreachable | ClusterError):
         return str(error)
+    if TEMPORARY_SERVER in str(error):
+        return "Prefect's temporary server did not start in time; run again when this machine is less busy, or start one by 'prefect server start' and name it by PREFECT_API_URL"
     words = (str(error).strip().splitlines() or ["no further words"])[0][:200]
     return f"a defect of gmem, not of what you asked for ({type(error).__name__}: {words}); its traceback is in {log}"
 

@@ -20,6 +20,11 @@ from storage.errors import Refused
         (Refused("name a picture"), 2, "gmem: name a picture"),
         (FileNotFoundError("no such file: a.png"), 2, "gmem: no such file: a.png"),
         (ClusterError("the cluster is away"), 1, "gmem: the cluster is away"),
+        (
+            RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server."),
+            1,
+            "gmem: Prefect's temporary server did not start in time; run again when",
+        ),
         (KeyError("snippet"), 1, "gmem: a defect of gmem, not of what you asked for (KeyError: 'snippet')"),
     ],
 )

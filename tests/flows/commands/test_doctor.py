@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.commands.doctor import LOOKS, Finding, examine_named
 from flows.engine.stage import Plan
 from flows.recipe.files import load
@@ -27,6 +29,14 @@ def test_every_kind_of_thing_that_may_be_named_is_looked_at() -> None:
 def test_the_demo_has_what_it_names(tmp_path: Path) -> None:
     found = looked(tmp_path)
     assert all(there for _, there, _ in found.values()) and {*NEEDED, "evaluate.encoder"} <= found.keys()
+
+
+def test_a_table_of_marks_and_words_whatever_the_width(tmp_path: Path) -> None:
+    for columns in ("80", "200"):
+        done = CliRunner().invoke(app, ["doctor", "emoji", "--store", str(tmp_path)], env={"COLUMNS": columns})
+        lines = [line for line in done.stdout.splitlines() if line.startswith("│")]
+        assert {line[1:5].strip() for line in lines} <= {"", "ok", "no"} and "[/" not in done.stdout
+        assert any(line.startswith("│ ok │ Python") for line in lines), done.stdout
 
 
 def test_what_is_missing_is_told_key_by_key(tmp_path: Path) -> None:
