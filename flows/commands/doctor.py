@@ -168,7 +168,10 @@ def _pictures(_named: str, recipe: Recipe) -> str:
 def _weights(named: str, _recipe: Recipe) -> str:
     from gmem.weights import WeightsRef
 
-    found = WeightsRef.parse(named).identity()
+    weights = WeightsRef.parse(named)
+    if weights.kind == "folder" and not weights.folder().exists():
+        raise Refused(f"there is no folder {named}; name an existing one, shipped:NAME or a hub id")
+    found = weights.identity()
     return f"{named} ({'fetched from the hub when first used' if found == named else found})"
 
 

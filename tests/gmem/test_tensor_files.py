@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from gmem.published import read_bank, read_latent_statistics, read_network, read_tokenizer
-from gmem.tensor_files import bare_names, read_file
+from gmem.tensor_files import bare_names, read_file, write_tensors
 
 READERS: list[Callable[[Path], Any]] = [read_network, read_bank, read_latent_statistics, read_tokenizer]
 
@@ -105,6 +106,15 @@ def test_a_folder_with_json_nested_too_deep(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"no readable config\.json"):
         read_network(tmp_path)
+
+
+def test_what_is_written_has_the_rights_that_the_users_files_have(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_numbers_of_numpy(tmp_path: Path) -> None:

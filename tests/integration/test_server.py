@@ -59,7 +59,7 @@ class Server:
             self.port = free.getsockname()[1]
         self.api = f"http://127.0.0.1:{self.port}/api"
         quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        self.environment = environment | quiet | {"PREFECT_API_URL": self.api, "GMEM_HOME": str(ROOT)}
+        self.environment = environment | quiet | {"PREFECT_API_URL": self.api}
         self.logs, self.processes = logs, list[subprocess.Popen[bytes]]()
 
     def begin(self, script: str) -> None:
@@ -92,6 +92,11 @@ class Server:
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+    def logged(self, run: str) -> str:
+        """What a flow run and its tasks have logged."""
+        entries = self.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC")
+        return "\n".join(entry["message"] for entry in entries)
 
     def ended(self, flow: str) -> str:
         """State of the flow's newest run, once it has ended."""
@@ -221,6 +226,8 @@ def test_a_deployment_run_goes_on_from_what_is_there_and_leaves_its_artifacts(
     )
     states = {run["name"].split("-")[0]: run["state"]["type"] for run in runs}
     assert {states[name] for name in ("ingest", "latents", "bank", "train", "evaluate")} == {"COMPLETED"}
+    logged = {run["name"].split("-")[0]: server.logged(run["id"]) for run in runs}
+    assert "starting the training worker" in logged["train"] and "latents is there already: 80" in logged["latents"]
     newest_last = server.ask("artifacts/filter", sort="CREATED_DESC")[::-1]
     artifacts = {artifact["key"]: artifact for artifact in newest_last}
     made = {name: json.loads(artifacts[f"{name}-artifacts"]["data"])[-1] for name in first}

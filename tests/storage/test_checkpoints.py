@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,6 +246,18 @@ def test_a_damaged_one_saved_again_is_replaced(root: str, another_process: Calla
     another_process()
     save(root, 1)
     assert checkpoints.load_latest(root) is not None
+
+
+def test_files_have_the_rights_that_the_users_files_have(tmp_path: Path) -> None:
+    """So that whoever shares the store can read the weights; the libraries' own are for nobody else."""
+    before = os.umask(0o027)
+    try:
+        save(str(tmp_path), 1)
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} == {".safetensors", ".json"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
 
 
 def test_killed_before_the_manifest(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def test_a_table_of_marks_and_words_whatever_the_width(tmp_path: Path) -> None:
 def test_what_is_missing_is_told_key_by_key(tmp_path: Path) -> None:
     named = {
         "data": {"source": str(tmp_path / "pictures")},
+        "tokenizer": {"source": "./weights/none"},
+        "encoder": {"source": str(tmp_path / "none")},
         "train": {"start_from": "weights/none-000000000000"},
         "sample": {"guide": "weights/none-000000000000"},
         "evaluate": {
