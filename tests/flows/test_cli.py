@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ def test_an_error_is_one_sentence_and_a_defect_is_called_one(
     assert ended.value.code == code and told.startswith(sentence) and len(told.splitlines()) == 1
     if isinstance(error, KeyError):
         assert "raise error" in Path(told.rpartition(" ")[2]).read_text()
+
+
+def test_version_and_completion() -> None:
+    assert CliRunner().invoke(cli.app, ["--version"]).stdout.strip() == version("gmem-pipeline")
+    complete = {"_GMEM_COMPLETE": "complete_bash", "COMP_WORDS": "gmem bank wi", "COMP_CWORD": "2"}
+    assert CliRunner().invoke(cli.app, prog_name="gmem", env=complete).stdout.split() == ["withdraw"]
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])

@@ -135,6 +135,7 @@ def test_the_best_network_has_an_alias_and_can_be_named_anywhere(store: Store) -
         client(Tracking.open(None, store, "").uri).get_model_version_by_alias("gmem-emoji", "best").tags["step"] == "2"
     )
     assert open_network("models:/gmem-emoji@best", store).step == 2
+    assert open_network("models:/gmem-emoji@latest", store).step == 4
     assert open_network("models:/gmem-emoji/2", store).step == 4
     for absent in ("models:/gmem-emoji/9", "models:/gmem-emoji@worst", "models:/none/1", "models:/x"):
         with pytest.raises(ValueError, match="no registered network"):
