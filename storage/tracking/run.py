@@ -22,6 +22,7 @@ from storage.tracking.access import client, cut, flatten, patiently, problems
 from storage.tracking.lane import Lane, Point
 
 if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
     from mlflow.tracking import MlflowClient
 
     from storage.checkpoints import Checkpoint
@@ -114,10 +115,10 @@ class Run:
     ) -> int | None:
         """Makes the checkpoint's averaged weights a version of a registered model, linked to latents and bank.
 
-        Weights smaller than `copy_below` bytes are copied into the run; larger ones stay where they are, and the
-        version says where, with their hash. The same weights are registered once, or once for each way in which they
-        were `chosen`. The newest that was chosen has the alias `best`; while none was, that with the smallest held-out
-        loss. None (and a warning) on failure.
+        It is a logged model of the run too, with its loss. Weights smaller than `copy_below` bytes are copied; larger
+        ones stay where they are, and the version says where, with their hash. The same weights are registered once, or
+        once for each way in which they were `chosen`. The newest that was chosen has the alias `best`; while none was,
+        that with the smallest held-out loss. None (and a warning) on failure.
 
         Args:
             store: which checkpoint is named relative to, so that the version stays true when it is moved.
@@ -236,6 +237,7 @@ def _register(
     average: str,
     chosen: str,
 ) -> int:
+    from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
     from storage.checkpoints import export  # brings torch along, which logging does not need
@@ -253,7 +255,7 @@ def _register(
         if (version.tags.get("sha256"), version.tags.get(CHOSEN, "")) == (weights.sha256, chosen):
             _set_best(mlflow, model, int(version.version), chosen)
             return int(version.version)
-    where = f"model/step-{about.step}"
+    tags = _told_of(checkpoint, lies, weights.sha256, chosen)
     with tempfile.TemporaryDirectory(prefix="gmem-") as scratch:
         folder, packaged = Path(scratch) / "network", Path(scratch) / "model"
         folder.mkdir()
@@ -264,20 +266,39 @@ def _register(
             (folder / "checkpoint.txt").write_text(lies)
         if package:
             package(folder, packaged)
-        mlflow.log_artifacts(run, str(packaged if package else folder), where)
-    tags = {"step": str(about.step), "checkpoint": lies, "sha256": weights.sha256}
+        logged = _log_model(mlflow, run, f"{model}-step-{about.step}", packaged if package else folder, tags)
+    mlflow.log_outputs(run, [LoggedModelOutput(logged.model_id, about.step)])
+    if about.held_out_loss is not None:
+        mlflow.log_metric(run, LOSS, about.held_out_loss, step=about.step, model_id=logged.model_id)
+    where = logged.artifact_location
+    made = mlflow.create_model_version(model, where, run_id=run, tags=tags, model_id=logged.model_id)
+    _set_best(mlflow, model, int(made.version), chosen)
+    return int(made.version)
+
+
+def _log_model(mlflow: MlflowClient, run: str, name: str, folder: Path, tags: dict[str, str]) -> LoggedModel:
+    """A model of MLflow's with these files, which the run made; it is marked FAILED where they cannot be kept."""
+    experiment = mlflow.get_run(run).info.experiment_id
+    logged = mlflow.create_logged_model(experiment, name, source_run_id=run, tags=tags)
+    try:
+        mlflow.log_model_artifacts(logged.model_id, str(folder))
+    except Exception:
+        mlflow.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    return mlflow.finalize_logged_model(logged.model_id, "READY")
+
+
+def _told_of(checkpoint: Checkpoint, lies: str, sha256: str, chosen: str) -> dict[str, str]:
+    """What the tags of a registered checkpoint say: of what it was made, and where it lies in its store."""
+    about = checkpoint.manifest
+    tags = {"step": str(about.step), "checkpoint": lies, "sha256": sha256}
     for role in ("latents", "bank", "patches"):
         if (made_of := getattr(about, role)) is not None:
             tags |= {role: made_of.uri, f"{role}_version": str(made_of.version)}
     tags |= {f"{role}_sha256": str(getattr(about, role).get("sha256", "")) for role in ("tokenizer", "encoder")}
     if about.held_out_loss is not None:
         tags |= {LOSS: f"{about.held_out_loss:.6g}"}
-    if chosen:
-        tags |= {CHOSEN: chosen}
-    source = f"{mlflow.get_run(run).info.artifact_uri}/{where}"
-    made = mlflow.create_model_version(model, source, run_id=run, tags=tags)
-    _set_best(mlflow, model, int(made.version), chosen)
-    return int(made.version)
+    return tags | ({CHOSEN: chosen} if chosen else {})
 
 
 def _set_best(mlflow: MlflowClient, model: str, version: int, chosen: str) -> None:

@@ -197,12 +197,16 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     )
     store, weights = Store(str(tmp_path)), {"ema.a": torch.ones(4), "network.a": torch.zeros(4)}
     small = checkpoints.save(str(tmp_path), 5, weights, {}, about)
-    large = checkpoints.save(str(tmp_path), 6, {"ema.a": torch.ones(5)}, {}, about)
+    large = checkpoints.save(
+        str(tmp_path), 6, {"ema.a": torch.ones(5)}, {}, about.model_copy(update={"held_out_loss": 0.25})
+    )
     with tracking.stage_run("train", None, {}) as run:
         assert run.register("gmem-emoji", small, store) == 1
         assert run.register("gmem-emoji", small, store) == 1  # the same weights, once
         assert run.register("gmem-emoji", large, store, copy_below=0) == 2
-        bare = checkpoints.save(str(tmp_path), 7, {"network.a": torch.ones(5)}, {}, about)
+        bare = checkpoints.save(
+            str(tmp_path), 7, {"network.a": torch.ones(5)}, {}, about.model_copy(update={"held_out_loss": 0.2})
+        )
         assert run.register("gmem-emoji", bare, store) is None
     mlflow = client(tracking.uri)
     first, second = mlflow.get_model_version("gmem-emoji", "1"), mlflow.get_model_version("gmem-emoji", "2")
@@ -211,8 +215,12 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     assert first.tags["sha256"] == small.manifest.files["ema.safetensors"].sha256
     copied = checkpoints.open_checkpoint(str(first.source).removeprefix("file://"))
     assert torch.equal(checkpoints.load(copied)[0]["ema.a"], torch.ones(4))
-    files = [Path(file.path).name for file in mlflow.list_artifacts(run.id, "model/step-6")]
+    (kept,) = (each.model_id for each in mlflow.get_run(run.id).outputs.model_outputs if each.step == 6)
+    files = [Path(file.path).name for file in mlflow.list_logged_model_artifacts(kept)]
     assert files == ["checkpoint.txt", "manifest.json"]
+    logged = mlflow.get_logged_model(kept)
+    assert (logged.status, logged.tags["bank_version"], logged.source_run_id) == ("READY", "9", run.id)
+    assert {(each.key, each.value, each.step) for each in logged.metrics} == {("held_out_loss", 0.25, 6)}
     assert second.tags["checkpoint"] == "checkpoints/step-00000006"
     assert prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
 
@@ -402,6 +410,6 @@ def test_a_server_that_goes_away_for_a_while(tmp_path: Path, monkeypatch: pytest
         run.close()
         mlflow = client(tracking.uri)
         assert [p.value for p in mlflow.get_metric_history(run.id, "loss")] == [1.0, 2.0]
-        assert [f.path for f in mlflow.list_artifacts(run.id)] == ["model", "note.txt"]
+        assert [f.path for f in mlflow.list_artifacts(run.id)] == ["note.txt"]
         assert mlflow.get_model_version("gmem-emoji", "1").tags["bank_version"] == "9"
         assert mlflow.get_run(run.id).info.status == "FINISHED"
