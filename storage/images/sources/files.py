@@ -215,7 +215,8 @@ def _expand(filesystem: fsspec.AbstractFileSystem, pattern: str) -> Iterator[Fil
 def _names(pattern: str) -> list[str]:
     """A pattern with its braces written out. Refused where that gives more names than anybody has files."""
     spans = (abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", pattern))
-    if math.prod(spans) <= MAX_NAMES:  # a span is written out before the first name is given
+    fewest = max(map(_fewest, pattern.split("::")))
+    if max(math.prod(spans), fewest) <= MAX_NAMES:  # seen ahead, since a span, or many braces, take long to write out
         try:
             names = list(islice((name for part in pattern.split("::") for name in braceexpand(part)), MAX_NAMES + 1))
         except (ValueError, RecursionError):
@@ -223,6 +224,21 @@ def _names(pattern: str) -> list[str]:
         if len(names) <= MAX_NAMES:
             return names
     raise Refused(f"data.source {pattern[:80]!r} stands for more than {MAX_NAMES:,} files: name their folder")
+
+
+def _fewest(pattern: str) -> int:
+    """At least so many names stands a pattern for: the product of the alternatives in its outermost braces."""
+    names, depth, alternatives = 1, 0, 1
+    for sign in pattern:
+        if sign == "{":
+            depth += 1
+        elif sign == "," and depth == 1:
+            alternatives += 1
+        elif sign == "}" and depth:
+            depth -= 1
+            if not depth:
+                names, alternatives = names * alternatives, 1
+    return names
 
 
 def _described(path: str, name: str, info: dict[str, Any]) -> File:

@@ -223,6 +223,7 @@ def test_sources_that_cannot_be_read_at_random(seen: type, source: str) -> None:
         ("{1..100000000}.tar", "more than 250,000 files"),
         ("{1..99999}{1..99999}.tar", "more than 250,000 files"),
         ("{0,1}" * 40, "more than 250,000 files"),
+        ("{0,1{2,3}}" * 40, "more than 250,000 files"),
     ],
     ids=lambda text: text[:20].replace("\0", "0"),
 )
