@@ -22,6 +22,13 @@ def sample_of(ids: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(ids, np.int64) // 2
 
 
+def same_picture(ids: ArrayLike, row: int) -> NDArray[np.bool_]:
+    """Whether each id [...] is the row itself or its mirror image; foreign rows have none."""
+    there = np.asarray(ids, np.int64)
+    mirrored = (sample_of(there) == sample_of(row)) & (there < FIRST_FOREIGN_ID)
+    return (there == row) | mirrored
+
+
 def is_flipped(ids: ArrayLike) -> NDArray[np.bool_]:
     """Whether each id [...] below `FIRST_FOREIGN_ID` is a mirror image's."""
     return np.asarray(ids, np.int64) % 2 == 1

@@ -36,8 +36,9 @@ def about(plan: Plan) -> str:
     return "" if step is None else f"of the network at step {step}"
 
 
-def parameters(plan: Plan, drawn: bool) -> dict[str, Any]:
-    """What decides samples besides which snippets they are of; `drawn` are those of the recipe's prior."""
+def parameters(plan: Plan, drawn: bool, mixed: bool) -> dict[str, Any]:
+    """What decides samples besides which snippets they are of: `drawn` are those of the recipe's prior, `mixed` are those
+    of near rows."""
     sample, evaluate = plan.recipe.sample, plan.recipe.evaluate
     described: dict[str, Any] = {
         "sample": sample.identity("guide", "ema")
@@ -47,7 +48,7 @@ def parameters(plan: Plan, drawn: bool) -> dict[str, Any]:
         "bank": bank_identity(evaluate.bank, plan.store) if evaluate.bank else None,
     }
     if evaluate.bank is None:
-        described |= edits(plan)
+        described |= edits(plan) | (_mixing(plan.recipe) if mixed else {})
     if drawn:
         described["prior_step"] = _prior_step(plan)
     if evaluate.network is None:
@@ -65,6 +66,11 @@ def _average(recipe: Recipe) -> dict[str, float]:
 def _solver(sample: Sample) -> dict[str, int]:
     """Rises alone where the solver's code makes other samples: since 2 no step straddles an end of the guidance."""
     return {"dopri5": 2} if sample.method == "dopri5" and len(sample.pieces()) > 1 else {}
+
+
+def _mixing(recipe: Recipe) -> dict[str, int]:
+    """Rises alone where mixtures are of other snippets: since 2 of those that a recipe keeps."""
+    return {"mixing": 2} if MEMORY.wanted(recipe) else {}
 
 
 def _prior_step(plan: Plan) -> int:

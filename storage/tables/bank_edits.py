@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from storage.errors import Refused
 from storage.ids import FIRST_FOREIGN_ID
+from storage.tables import bank_mixing
 from storage.tables.bank_commits import (
     WITHDRAWN,
     Edit,
@@ -154,7 +155,7 @@ def mix(
     if len(set(parents)) < len(parents):
         raise Refused("a parent is named twice; give it a larger weight instead")
     rows = bank.rows(parents, ["class", "label", "snippet"])
-    mixed = bank.mixture(parents, method, weights, seed)
+    mixed = bank_mixing.mix(bank.full(rows["snippet"]).astype(np.float32), method, weights, seed)
     classes, labels = set(rows["class"].to_pylist()), set(rows["label"].to_pylist())
     details = {"parents": parents, "method": method, "weights": weights and [*weights], "seed": seed}
     (made,) = append(

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import Refused
-from storage.ids import sample_of
+from storage.ids import same_picture
+from storage.tables.memory import Memory
 
 if TYPE_CHECKING:
     from storage.tables.bank_reader import BankReader
@@ -64,7 +65,8 @@ def near_mixtures(
     Args:
         bank: which is searched, and stays as it is.
         ids: N of them.
-        neighbours: of how many nearest rows one is drawn; the row's own mirror image is none of them.
+        neighbours: of how many nearest rows one is drawn; the row's own mirror image is none of them, and with a memory
+            only those are that it keeps.
         seed: decides which.
         where: SQL condition on columns that the others fulfil.
         first: the number of the first of `ids`; the others follow.
@@ -74,13 +76,25 @@ def near_mixtures(
     """
     mixed, partners = [], list[int]()
     for number, mine in enumerate(ids, first):
-        near = bank.search(mine, neighbours + 2, where)["id"].to_pylist()  # itself and its mirror image come along
-        others = [other for other in near if sample_of(other) != sample_of(mine)][:neighbours]
-        if not others:
+        others = _others(bank, mine, neighbours, where)
+        if not len(others):
             raise Refused(f"row {mine} has no other one near to be mixed with; choose from more rows")
         partners.append(int(np.random.default_rng([seed, number]).choice(others)))
         mixed.append(bank.mixture([mine, partners[-1]]))
     return NearMixtures(np.stack(mixed), np.array(partners, np.int64))
+
+
+def _others(bank: BankReader, mine: int, neighbours: int, where: str | None) -> NDArray[np.int64]:
+    """Ids of the rows nearest to what stands for a row, of other pictures."""
+    memory = bank.memory or Memory.whole()
+    (standing,) = memory.standing(np.array([mine]))
+    asked = neighbours + 2  # it comes along itself, and its mirror image
+    while True:
+        near = bank.search(standing, asked, where)["id"].to_numpy()
+        others: NDArray[np.int64] = near[memory.keeps(near) & ~same_picture(near, standing)]
+        if len(others) >= neighbours or len(near) < asked:
+            return others[:neighbours]
+        asked *= 4
 
 
 def _shares(weights: Sequence[float] | None, parents: int) -> Vectors:

@@ -323,8 +323,9 @@ class BankReader:
     def mixture(
         self, ids: Sequence[int], method: str = "spherical", weights: Sequence[float] | None = None, seed: int = 0
     ) -> NDArray[np.float32]:
-        """The snippet [D] mixed of those of rows, which is not added; arguments as in `bank_mixing.mix`."""
-        return bank_mixing.mix(self.matrix(ids).astype(np.float32), method, weights, seed)
+        """A snippet [D] mixed of what the network is given for rows (`conditions`), to generate from; arguments as in
+        `bank_mixing.mix`. It is not added: that is what `Bank.mix` does, of the rows as the bank has them."""
+        return bank_mixing.mix(self.conditions(ids).float().numpy(), method, weights, seed)
 
     def labels(self) -> dict[str, int]:
         """The label of each class that has one."""

@@ -59,7 +59,9 @@ def _drawn(recipe: Recipe) -> bool:
 
 def _sampling(plan: Plan) -> dict[str, Any]:
     evaluate = plan.recipe.evaluate
-    described = _detectors(evaluate) | subject.parameters(plan, _drawn(plan.recipe)) | {"samples": evaluate.samples}
+    mixed = evaluate.snippets == "mixed"
+    described = _detectors(evaluate) | subject.parameters(plan, _drawn(plan.recipe), mixed)
+    described |= {"samples": evaluate.samples}
     return described if evaluate.snippets == "bank" else described | {"snippets": evaluate.snippets}
 
 

@@ -17,7 +17,8 @@ def _drawn(recipe: Recipe) -> bool:
 
 
 def _parameters(plan: Plan) -> dict[str, Any]:
-    return {"selection": plan.recipe.selection.identity()} | subject.parameters(plan, _drawn(plan.recipe))
+    selection = plan.recipe.selection
+    return {"selection": selection.identity()} | subject.parameters(plan, _drawn(plan.recipe), selection.neighbours > 0)
 
 
 GENERATED = Output(

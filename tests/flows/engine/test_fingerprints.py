@@ -14,6 +14,7 @@ from flows.engine.stage import Plan
 from flows.recipe.files import load
 from flows.stages.chain import STAGES
 from flows.stages.evaluate.stage import SAMPLES
+from flows.stages.sample.stage import GENERATED
 from flows.stages.train.stage import TRAINING
 from storage.store import Store
 from storage.tables.bank import Bank
@@ -62,6 +63,22 @@ def test_fingerprints_of_shipped_recipes(name: str, tmp_path: Path) -> None:
 def test_only_samples_of_dopri5_with_a_guidance_interval_are_made_again(sample: dict[str, object], again: bool) -> None:
     plan = Plan(load("emoji", {"sample": {"kind": "ode"} | sample}), source_fingerprint="pinned")
     assert ("dopri5" in plan.parameters(SAMPLES)["sample"]) == again
+
+
+@pytest.mark.parametrize(
+    ("about", "again"),
+    [
+        ({"bank": {"snippets": 0.1}, "evaluate": {"snippets": "mixed"}}, True),
+        ({"bank": {"snippets": 0.1}}, False),
+        ({"evaluate": {"snippets": "mixed"}}, False),
+        ({"bank": {"rank": 8}, "selection": {"count": 9, "neighbours": 3}}, True),
+        ({"bank": {"rank": 8}, "selection": {"count": 9, "noise": 0.3}}, False),
+    ],
+)
+def test_only_mixtures_of_a_smaller_memory_are_made_again(about: dict[str, object], again: bool) -> None:
+    plan = Plan(load("emoji", about), source_fingerprint="pinned")
+    made = [plan.parameters(output) for output in (SAMPLES, GENERATED) if output.wanted(plan.recipe)]
+    assert any("mixing" in parameters for parameters in made) == again
 
 
 def test_another_average_is_another_sample_of_the_same_training() -> None:

@@ -13,6 +13,7 @@ from storage.errors import Refused
 from storage.store import Artifact, Store
 from storage.tables.bank import Bank
 from storage.tables.bank_basis import Basis
+from storage.tables.bank_mixing import mix, near_mixtures
 from storage.tables.bank_rows import make_rows, write_fragments
 from storage.tables.bank_writer import BankWriter
 from storage.tables.memory import Memory
@@ -95,3 +96,25 @@ def test_rank_reduced_conditions_are_those_that_a_training_sees(artifact: Artifa
     expected = np.array([[0.5, np.sin(angle), 0] for angle in ANGLES])
     assert np.allclose(bank.conditions(list(range(0, 14, 2))).numpy(), expected, atol=2e-3)
     assert len(bank.sample(7, 0, "split = 'train'")) == 7
+
+
+def test_mixtures_to_generate_from_are_of_what_is_kept(artifact: Artifact, bank: Bank) -> None:
+    own = bank.matrix([2, 8]).astype(np.float32)
+    bank.kept_by = partial(open_memory, artifact)
+    assert np.allclose(bank.mixture([0, 10], "linear", [3, 1]), mix(own, "linear", [3, 1]))
+    mixed, partners = near_mixtures(bank, [4, 5], 1, seed=0, where="split = 'train'")
+    assert partners.tolist() == [8, 9], "each the nearest of another picture that is kept, in its own orientation"
+    expected = [mix(bank.matrix(pair).astype(np.float32), "spherical") for pair in ([2, 8], [3, 9])]
+    assert np.allclose(mixed, expected)
+    assert near_mixtures(bank, [14], 1, seed=0).partners.tolist() == [8], "a held-out picture has its own"
+    added = bank.mix([0, 10], "linear")
+    whole = mix(Bank(bank.artifact).matrix([0, 10]).astype(np.float32), "linear")
+    assert np.allclose(bank.matrix([added])[0], whole, atol=2e-3), "what is added is of the bank's own rows"
+
+
+def test_mixtures_of_rank_reduced_snippets_are_of_what_is_left_of_them(artifact: Artifact, bank: Bank) -> None:
+    basis = Basis(np.array([[0, 1, 0]], np.float32), np.array([0.5, 0, 0], np.float32))
+    Memory(np.zeros(0, np.int64), np.zeros(0, np.int64), basis).write(artifact.uri)
+    bank.kept_by = partial(open_memory, artifact)
+    assert np.allclose(bank.mixture([0, 12]), mix(bank.conditions([0, 12]).float().numpy(), "spherical"))
+    assert not np.allclose(bank.mixture([0, 12]), Bank(bank.artifact).mixture([0, 12]), atol=0.1)

@@ -101,3 +101,10 @@ def test_near_mixtures_lie_between_a_row_and_one_of_its_nearest(bank: Bank) -> N
 def test_a_row_without_another_is_not_mixed(bank: Bank) -> None:
     with pytest.raises(Refused, match="row 0 has no other one near"):
         near_mixtures(bank, [0], 3, seed=0, where="key = 'k0'")
+
+
+def test_foreign_rows_are_no_mirror_images_of_each_other(bank: Bank) -> None:
+    first, second = bank.append(np.eye(2, 12), "external", bank.encoder, keys=["a", "b"]).tolist()
+    assert second == first ^ 1
+    near = near_mixtures(bank, [first, second], 1, seed=0, where="origin = 'external'")
+    assert near.partners.tolist() == [second, first]
