@@ -338,7 +338,8 @@ class Cluster(Section):
     )
     train_failures: int = operational(3, "workers or nodes that may be lost in one training", ge=0)
     cache: str = operational(
-        "~/.cache/gmem", "folder on each node's disk for training data that lies in an object store"
+        "~/.cache/gmem",
+        "folder on each node's disk for what its processes share: copies from an object store, and data held in memory",
     )
     object_store_gib: float | None = operational(
         None, "memory of the embedded Ray's object store; none: a share of what is free here", ge=0.1

@@ -6,6 +6,8 @@ pictures, `TrainingTable` fetches them, from memory when everything fits, else f
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -23,6 +25,7 @@ from storage.ids import id_of
 from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
 from storage.tables.fragments import open_table, to_matrix
+from storage.tables.held import held
 from storage.tables.latents import Latents
 from storage.tables.memory import Memory
 from storage.tables.metadata import schema_entry
@@ -56,7 +59,8 @@ class TrainingTable:
 
         Tables are loaded as long as they fit into `memory_limit` bytes together, those of the shortest rows first; the
         others are read as they are asked for.
-        Tables in an object store are read by way of a copy in the folder `cache` on this node's disk, where given.
+        With a folder `cache` on this node's disk what is loaded is shared by its processes, and tables in an object store
+        that are not are read by way of a copy there.
         Refused when the split is empty or a training row lacks its latent or tokens.
         """
         pin = versions or {}
@@ -74,22 +78,24 @@ class TrainingTable:
         self.pictures = np.unique(self.ids >> 1)
         self.drawn_from = self.ids[memory.keeps(self.ids)] if memory else self.ids
         """Ids of the rows whose own snippets condition: those that samples are drawn from."""
-        self._sources = self._open_sources(memory, cache)
+        self._sources = self._open_sources(memory)
         room = memory_limit
         for source in sorted(self._sources, key=lambda source: source.bytes):
             if source.bytes <= room:
                 room -= source.bytes
-                source.load()
+                source.load(cache)
+            elif cache:
+                source.copy_to(cache)
 
-    def _open_sources(self, memory: Memory | None, cache: str | None) -> list[_Source]:
+    def _open_sources(self, memory: Memory | None) -> list[_Source]:
         latents, dim = self.latents, self.snippet_dim
-        sources = [_Source(latents.dataset, {"latent": latents.shape, "label": ()}, self.ids, cache)]
+        sources = [_Source(latents.dataset, {"latent": latents.shape, "label": ()}, self.ids)]
         if memory:
-            sources.append(_Kept(self._bank, dim, self.ids, memory, cache))
+            sources.append(_Kept(self._bank, dim, self.ids, memory))
         else:
-            sources.append(_Source(self._bank, {"snippet": (dim,)}, self.ids, cache))
+            sources.append(_Source(self._bank, {"snippet": (dim,)}, self.ids))
         if self.patches:
-            sources.append(_Source(self.patches.dataset, {"tokens": self.patches.shape}, self.ids, cache))
+            sources.append(_Source(self.patches.dataset, {"tokens": self.patches.shape}, self.ids))
         return sources
 
     @property
@@ -146,23 +152,17 @@ class TrainingTable:
 class _Source:
     """Columns of one table for the rows of sorted `ids`; row i of what it gives belongs to `ids[i]`."""
 
-    def __init__(
-        self,
-        dataset: LanceDataset,
-        columns: dict[str, tuple[int, ...]],
-        ids: NDArray[np.int64],
-        cache: str | None = None,
-    ) -> None:
+    def __init__(self, dataset: LanceDataset, columns: dict[str, tuple[int, ...]], ids: NDArray[np.int64]) -> None:
         """`columns` names them with the shape of a row: () for the label, else that of a list of float16."""
+        self.dataset, self.ids = dataset, ids
         self.shapes = {name: shape for name, shape in columns.items() if shape}
-        row_bytes = sum(2 * int(np.prod(shape)) if shape else 8 for shape in columns.values())
-        self.bytes = len(ids) * row_bytes
-        self.dataset = on_disk(dataset, ["id", *columns], row_bytes + 8, cache) if cache else dataset
+        self.row_bytes = sum(2 * int(np.prod(shape)) if shape else 8 for shape in columns.values())
+        self.bytes = len(ids) * self.row_bytes
         self.memory: dict[str, Tensor] | None = None
 
         # Ids and labels are read once: a label by the row would cost as much as the latent beside it.
         single = [name for name, shape in columns.items() if not shape]
-        known = self.dataset.to_table(columns=["id", *single])
+        known = dataset.to_table(columns=["id", *single])
         there = known["id"].to_numpy()
         order = np.argsort(there, kind="stable")
         found = np.searchsorted(there, ids, sorter=order)
@@ -174,15 +174,28 @@ class _Source:
             )
         self._single = {name: _labels(known[name])[torch.from_numpy(self.offsets)] for name in single}
 
-    def load(self) -> None:
-        """Keeps all rows, [N, *shape] for each column, read front to back."""
+    def load(self, cache: str | None = None) -> None:
+        """Keeps all rows, [N, *shape] for each column; with a folder, once for all processes of the node."""
+        shapes = {name: (len(self.ids), *shape) for name, shape in self.shapes.items()}
+        self.memory = held(shapes, self._fill, self._identity() if cache else "", cache)
+        self.offsets = self.offsets[:0]  # where nothing is read any more they would only take room
+
+    def copy_to(self, cache: str) -> None:
+        """Rows are read from a copy in this folder, where the table is in an object store."""
+        self.dataset = on_disk(self.dataset, ["id", *self.shapes], self.row_bytes + 8, cache)
+
+    def _fill(self, rows: dict[str, Tensor]) -> None:
+        """Reads the table front to back."""
         order = np.argsort(self.offsets)
-        rows = {name: torch.empty((len(order), *shape), dtype=torch.float16) for name, shape in self.shapes.items()}
         for start in range(0, len(order), READ_ROWS):
             place = order[start : start + READ_ROWS]
             for name, values in self._read(place).items():
                 rows[name][torch.from_numpy(place)] = values
-        self.memory = rows
+
+    def _identity(self) -> str:
+        """Of what is held: the table's files, whose names no other table's have, which rows, and in what form."""
+        files = [fragment.metadata.to_json() for fragment in self.dataset.get_fragments()]
+        return json.dumps([files, self.shapes, hashlib.sha256(self.ids.tobytes()).hexdigest()], sort_keys=True)
 
     def take(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
         """Rows at these places."""
@@ -207,9 +220,9 @@ class _Source:
 class _Kept(_Source):
     """Snippets as a recipe's memory keeps them: those that stand for the rows of `ids`, each once, as few numbers each."""
 
-    def __init__(self, bank: LanceDataset, dim: int, ids: NDArray[np.int64], memory: Memory, cache: str | None) -> None:
+    def __init__(self, bank: LanceDataset, dim: int, ids: NDArray[np.int64], memory: Memory) -> None:
         standing, self._place = np.unique(memory.standing(ids), return_inverse=True)
-        super().__init__(bank, {"snippet": (dim,)}, standing, cache)
+        super().__init__(bank, {"snippet": (dim,)}, standing)
         self._kept = memory
         if memory.basis:
             width = memory.basis.rank + 1
@@ -219,6 +232,10 @@ class _Kept(_Source):
     def take(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
         stored = super().take(self._place[place])["snippet"]
         return {"snippet": torch.from_numpy(self._kept.full(stored.numpy()))}
+
+    def _identity(self) -> str:
+        basis = self._kept.basis
+        return super()._identity() + (hashlib.sha256(basis.matrix.tobytes()).hexdigest() if basis else "")
 
     def _tensor(self, column: pa.ChunkedArray, name: str) -> Tensor:
         return torch.from_numpy(self._kept.stored(to_matrix(column)))

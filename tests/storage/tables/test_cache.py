@@ -42,8 +42,8 @@ def names(folder: Path) -> list[str]:
 
 def test_a_table_is_fetched_once_for_all_who_read_it(table: LanceDataset, tmp_path: Path, monkeypatch) -> None:
     fetched = []
-    fetch = cache._fetch
-    monkeypatch.setattr(cache, "_fetch", lambda *given: fetched.append(given) or fetch(*given))
+    made = cache._made
+    monkeypatch.setattr(cache, "_made", lambda *given: fetched.append(given) or made(*given))
     with ThreadPoolExecutor(4) as workers:
         copies = list(workers.map(lambda _: on_disk(table, COLUMNS, 16, str(tmp_path)), range(4)))
     assert len(fetched) == 1 and len(names(tmp_path)) == 1
