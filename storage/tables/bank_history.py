@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from storage.errors import Refused
 from storage.tables.bank_commits import EDIT, REVISION, changes_rows, content_revision
-from storage.tables.fragments import history
+from storage.tables.fragments import history, open_table
 from storage.tables.metadata import commit_entry, properties
 
 
@@ -63,6 +63,18 @@ def changes(dataset: LanceDataset) -> list[Change]:
         if built:
             break
     return found[::-1]
+
+
+def unfinished(dataset: LanceDataset, artifact: str) -> str:
+    """Why a version before whose end the bank was still being built cannot be opened, and which can."""
+    newest = open_table(dataset.uri)
+    if REVISION.encode() not in (newest.schema.metadata or {}):
+        return f"the bank in {artifact} is unfinished; run the bank stage again"
+    whole = [change.version for change in changes(newest)]
+    return (
+        f"version {dataset.version} of the bank in {artifact} is from before the bank was finished; the first whole "
+        f"version is {min(whole, default=newest.version)}, and the newest is {newest.version}"
+    )
 
 
 def _change(dataset: LanceDataset, about: Version, transaction: Transaction, tags: list[str]) -> Change:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from storage.tables.bank_reader import BankReader
 
 EXHAUSTIVE = 3_000_000
-"""Numbers in all snippets together; up to there a search reads every row, in some 10 ms, and forgets nothing. So it does
-with the rows that fulfil a condition."""
+"""Numbers in all snippets together; up to there a search reads every row, in some 10 ms, and forgets nothing."""
+OF_A_CONDITION = 20_000_000
+"""Numbers in the snippets of the rows that fulfil a condition; up to there these are read, 80 MB at most, and kept for the next
+search under it, which compares all of them in some 10 ms."""
 HNSW_UNTIL = 5_000_000  # rows; above, the graph no longer fits beside the rest, and quantisation takes over
 CONFIGS: dict[str, Any] = {"IVF_HNSW_SQ": HnswSq, "IVF_RQ": IvfRq, "IVF_PQ": IvfPq, "IVF_FLAT": IvfFlat}
 WANTED = 0.95
@@ -129,6 +131,11 @@ def few_rows(bank: BankReader) -> int:
     return EXHAUSTIVE // _width(bank)
 
 
+def rows_kept(bank: BankReader) -> int:
+    """Up to how many rows that fulfil a condition are compared one and all."""
+    return max(EXHAUSTIVE, OF_A_CONDITION) // _width(bank)
+
+
 def _width(bank: BankReader) -> int:
     """As stored: a rank-reduced bank has one number more."""
     return bank.schema.field("snippet").type.list_size
@@ -174,16 +181,17 @@ class Trial(NamedTuple):
 
 
 def _conditions(bank: Bank) -> list[str]:
-    """The rarest split and the rarest class that more than a few rows have, and about twice those few at random."""
-    fewest = max(few_rows(bank), 10 * NEAREST)
+    """The rarest split and the rarest class of more rows than are compared one and all, and little more than those at
+    random."""
+    fewest = max(rows_kept(bank), 10 * NEAREST)
     rows, found = bank.scan(["split", "class"]), []
     for column in VALUES:
         counts = Counter(value for value in rows[column].to_pylist() if value is not None)
         enough = [(count, value) for value, count in counts.items() if fewest < count < len(bank)]
         if enough:
             found.append(equals(column, min(enough)[1]))
-    if len(bank) > 4 * fewest:
-        found.append(f"id / 2 % {len(bank) // (2 * fewest)} = 0")
+    if len(bank) >= 2 * fewest:
+        found.append(f"id / 2 % {len(bank) // fewest} = 0")
     return found
 
 

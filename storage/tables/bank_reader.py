@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,16 +11,15 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 from lance.dataset import LanceDataset
-from lancedb.query import FullTextOperator, MultiMatchQuery
 from numpy.typing import NDArray
 
 from storage.errors import Refused
 from storage.files.s3 import lance_options
-from storage.tables import bank_history, bank_index, bank_mixing, bank_search
+from storage.tables import bank_draws, bank_history, bank_index, bank_info, bank_mixing, bank_search
 from storage.tables.bank_basis import basis_of
 from storage.tables.bank_commits import REVISION, content_revision, require_checked
-from storage.tables.bank_draws import draw_balanced, draw_evenly
 from storage.tables.bank_history import Change, Difference
+from storage.tables.bank_info import BankInfo
 from storage.tables.bank_nearest import near_to
 from storage.tables.bank_purge import absent
 from storage.tables.bank_rows import (
@@ -43,34 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IDS_A_FILTER = 5_000
-
-
-@dataclass(frozen=True)
-class BankInfo:
-    """What the bank holds. `unindexed` rows are found all the same, by reading them one and all."""
-
-    rows: int
-    by_origin: dict[str, int]
-    by_split: dict[str, int]
-    by_label: dict[str, int]
-    by_class: dict[str, int]
-    dim: int
-    rank: int | None
-    """Numbers kept of a snippet; None: all of them."""
-    encoder: dict[str, Any]
-    version: int
-    content_revision: int
-    tags: dict[str, int]
-    index: str | None
-    unindexed: int
-    search: dict[str, Any] | None
-    """How the index is searched, and the recall measured at its last maintenance; None without an index."""
-    fragments: int
-    versions: int
-    bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class BankReader:
@@ -106,7 +76,7 @@ class BankReader:
         known = REDUCED_VERSION if self.basis else FORMAT_VERSION
         require_format(self.table.schema, known, table_uri(artifact))
         if REVISION.encode() not in self.table.schema.metadata:
-            raise Refused(f"the bank in {artifact} is unfinished; run the bank stage again")
+            raise Refused(bank_history.unfinished(self.dataset, artifact))
         require_checked(self.dataset)
 
     @property
@@ -169,30 +139,7 @@ class BankReader:
 
     def info(self) -> BankInfo:
         """Counts, identity, versions, tags and the state of the index."""
-        columns = self._read(["origin", "split", "label", "class"])
-        index = self.index
-        search = bank_index.search_of(self) if index else None
-        fragments = self.dataset.get_fragments()
-        files = (file for fragment in fragments for file in fragment.metadata.files)
-        return BankInfo(
-            rows=len(columns),
-            by_origin=_counts(columns["origin"]),
-            by_split=_counts(columns["split"]),
-            by_label=_counts(columns["label"]),
-            by_class=_counts(columns["class"]),
-            dim=self.dim,
-            rank=self.basis.rank if self.basis else None,
-            encoder=self.encoder,
-            version=self.version,
-            content_revision=self.content_revision,
-            tags={name: tag["version"] for name, tag in self.table.tags.list().items()},
-            index=index.index_type if index else None,
-            unindexed=index.num_unindexed_rows if index else len(columns),
-            search=asdict(search) if search else None,
-            fragments=len(fragments),
-            versions=len(self.dataset.versions()),
-            bytes=sum(file.file_size_bytes or 0 for file in files),
-        )
+        return bank_info.info(self)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -203,8 +150,8 @@ class BankReader:
         parts = []
         for start in range(0, len(wanted), IDS_A_FILTER):
             listed = ",".join(map(str, sorted(set(wanted[start : start + IDS_A_FILTER]))))
-            parts.append(self._read(names, f"id IN ({listed})"))
-        found = pa.concat_tables(parts) if parts else self._read(names, "false")
+            parts.append(self.read(names, f"id IN ({listed})"))
+        found = pa.concat_tables(parts) if parts else self.read(names, "false")
         place = {i: row for row, i in enumerate(found["id"].to_pylist())}
         if missing := [i for i in wanted if i not in place]:
             more = f" and {len(missing) - 1} more asked for" if missing[1:] else ""
@@ -234,7 +181,7 @@ class BankReader:
     def scan(self, columns: list[str], where: str | None = None) -> pa.Table:
         """These columns of the rows that an SQL condition on columns holds for (none: of all), in the order of ids; in one
         pass, for those who want many."""
-        return self._where(list(dict.fromkeys(["id", *columns])), where).sort_by("id")
+        return self.where(list(dict.fromkeys(["id", *columns])), where).sort_by("id")
 
     def batches(self, columns: list[str], where: str | None = None) -> Iterator[pa.Table]:
         """As `scan`, some rows at a time in the order in which they are stored, for those who want more than memory holds
@@ -264,22 +211,7 @@ class BankReader:
         Raises:
             Refused: there is no such row, or no such column.
         """
-        if balanced_by is not None and balanced_by not in ("class", "label", "origin", "split"):
-            raise Refused(f"samples cannot be balanced by {balanced_by[:80]!r}; use class, label, origin or split")
-        names = ["id", "flipped", *([balanced_by] if balanced_by else [])]
-        found = self._where(names, where).sort_by("id")
-        if not mirrored:
-            found = found.filter(pa.compute.invert(found["flipped"].fill_null(False)))
-        if balanced_by:
-            found = found.filter(found[balanced_by].is_valid())
-        if self.memory:
-            found = found.filter(pa.array(self.memory.keeps(found["id"].to_numpy())))
-        if not len(found):
-            raise Refused(f"the bank in {self.artifact} has no such rows ({where or balanced_by}); {self._choices()}")
-        draw = np.random.default_rng(seed)
-        if balanced_by:
-            return draw_balanced(found["id"].to_numpy(), np.array(found[balanced_by].to_pylist()), n, draw)
-        return draw_evenly(found["id"].to_numpy(), n, draw)
+        return bank_draws.sample(self, n, seed, where, balanced_by, mirrored)
 
     def search(
         self,
@@ -305,9 +237,9 @@ class BankReader:
             Refused: a snippet of another dimension, zero or not finite, no words, or a wrong condition.
         """
         if isinstance(query, str):
-            return self._with_words(query, k, where)
+            return bank_search.with_words(self, query, k, where)
         if query is None:
-            return self._where(self.described, where, k)
+            return self.where(self.described, where, k)
         vector = self.matrix([int(query)])[0] if isinstance(query, int | np.integer) else query
         vector = np.asarray(vector, np.float32).reshape(-1)
         if len(vector) != self.dim:
@@ -329,7 +261,7 @@ class BankReader:
 
     def labels(self) -> dict[str, int]:
         """The label of each class that has one."""
-        named = self._where(["class", "label"], "class IS NOT NULL AND label IS NOT NULL")
+        named = self.where(["class", "label"], "class IS NOT NULL AND label IS NOT NULL")
         pairs = named.group_by(["class", "label"]).aggregate([]).to_pylist()
         return {pair["class"]: pair["label"] for pair in pairs}
 
@@ -344,29 +276,16 @@ class BankReader:
 
     # --- how ---------------------------------------------------------------------------------------------------------
 
-    def _read(self, names: list[str], where: str | None = None, limit: int | None = None) -> pa.Table:
+    def read(self, names: list[str], where: str | None = None, limit: int | None = None) -> pa.Table:
         """Columns of the rows that Lance's condition holds for."""
         stored = [name for name in names if name in self.schema.names]
         rows = self.dataset.to_table(columns=stored or ["id"], filter=where, limit=limit)
         return with_later_columns(rows, names).select(names)
 
-    def _where(self, names: list[str], where: str | None, limit: int | None = None) -> pa.Table:
-        """As `_read`, with a person's condition."""
+    def where(self, names: list[str], where: str | None, limit: int | None = None) -> pa.Table:
+        """As `read`, with a person's condition."""
         with said_of(where, self.columns):
-            return self._read(names, condition(where, self.schema.names), limit)
-
-    def _with_words(self, words: str, k: int, where: str | None) -> pa.Table:
-        if not words.strip():
-            raise Refused("there are no words to search for; give at least one")
-        columns = [name for name in bank_index.TEXT if name in self.schema.names]
-        asked = MultiMatchQuery(words, columns, boosts=None, operator=FullTextOperator.OR)
-        names = [name for name in self.schema.names if name != "snippet"]
-        query: Any = self.table.search(asked, query_type="fts").limit(k).select([*names, "_score"])
-        if where is not None:
-            query = query.where(condition(where, names), prefilter=True)
-        with said_of(where, self.columns):
-            rows = query.to_arrow()
-        return with_later_columns(rows, self.described)
+            return self.read(names, condition(where, self.schema.names), limit)
 
     def matrix(self, ids: Sequence[int]) -> NDArray[np.float16]:
         """As `snippets`, for numpy."""
@@ -376,12 +295,6 @@ class BankReader:
         """Snippets [N,D] of the column `snippet`, which of a rank-reduced bank holds their coefficients."""
         stored = to_matrix(column)
         return self.basis.full(stored).astype(np.float16) if self.basis else stored
-
-    def _choices(self) -> str:
-        """What there is to choose from, for whoever chose what there is not."""
-        values = {name: [v for v in _counts(self._read([name])[name]) if v != "None"] for name in ("split", "class")}
-        listed = [f"{name} is one of {', '.join(each[:12])}" for name, each in values.items() if each]
-        return f"its {'; '.join(listed)}" if listed else "its rows have neither split nor class"
 
     @cached_property
     def known_of_search(self) -> bank_index.Search | None:
@@ -397,11 +310,6 @@ class BankReader:
     def few(self) -> dict[tuple[int, str], bank_search.Few | None]:
         """By version and condition the rows that fulfil it, where they are few."""
         return {}
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    pairs = {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
-    return {str(name): pairs[name] for name in sorted(pairs, key=lambda name: (name is None, name))}
 
 
 def _named(encoder: dict[str, Any]) -> str:

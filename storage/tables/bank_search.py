@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from lancedb.query import FullTextOperator, MultiMatchQuery
 from numpy.typing import NDArray
 
+from storage.errors import Refused
 from storage.tables import bank_index
 from storage.tables.bank_nearest import comparable, cosines
 from storage.tables.bank_rows import with_later_columns
@@ -21,8 +23,8 @@ from storage.tables.fragments import to_matrix
 if TYPE_CHECKING:
     from storage.tables.bank_reader import BankReader
 
-KEPT = 4
-"""Conditions whose rows are kept; of 4,000 x 768 they take 12 MB."""
+KEPT = 8
+"""Conditions of which it is kept which rows fulfil them; all of those rows together are no more than of one may be."""
 DISTANCE = "_distance"
 
 
@@ -54,6 +56,21 @@ def near(
         return _through(bank, snippet, k, wanted, {"nprobes": probes, "refine_factor": refine})
 
 
+def with_words(bank: BankReader, words: str, k: int, where: str | None) -> pa.Table:
+    """Up to `k` rows whose key, class or caption has one of the words, the best first. Refused where there are none."""
+    if not words.strip():
+        raise Refused("there are no words to search for; give at least one")
+    columns = [name for name in bank_index.TEXT if name in bank.schema.names]
+    asked = MultiMatchQuery(words, columns, boosts=None, operator=FullTextOperator.OR)
+    names = [name for name in bank.schema.names if name != "snippet"]
+    query: Any = bank.table.search(asked, query_type="fts").limit(k).select([*names, "_score"])
+    if where is not None:
+        query = query.where(condition(where, names), prefilter=True)
+    with said_of(where, bank.columns):
+        rows = query.to_arrow()
+    return with_later_columns(rows, bank.described)
+
+
 def _through(
     bank: BankReader, snippet: NDArray[np.float32], k: int, wanted: str | None, how: dict[str, Any]
 ) -> pa.Table:
@@ -76,19 +93,24 @@ def _few(bank: BankReader, wanted: str) -> Few | None:
     """The rows that fulfil a condition, where an exhaustive search among them is worth it."""
     known, key = bank.few, (bank.version, wanted)
     if key not in known:
-        if len(known) >= KEPT:
+        few = _read(bank, wanted)
+        room = bank_index.rows_kept(bank) - _count(few)
+        while len(known) >= KEPT or sum(map(_count, known.values())) > room:
             known.pop(next(iter(known)))
-        known[key] = _read(bank, wanted)
+        known[key] = few
     return known[key]
 
 
+def _count(few: Few | None) -> int:
+    return len(few.ids) if few else 0
+
+
 def _read(bank: BankReader, wanted: str) -> Few | None:
-    most = bank_index.few_rows(bank)
-    ids = bank.dataset.to_table(columns=["id"], filter=wanted, limit=most + 1)["id"]
-    if len(ids) > most:
+    most = bank_index.rows_kept(bank)
+    if bank.dataset.to_table(columns=["id"], filter=wanted, limit=most + 1).num_rows > most:
         return None
-    rows = bank.rows(ids.to_pylist(), ["snippet"])
-    return Few(ids.to_numpy(), comparable(bank, to_matrix(rows["snippet"])))
+    rows = bank.dataset.to_table(columns=["id", "snippet"], filter=wanted)
+    return Few(rows["id"].to_numpy(), comparable(bank, to_matrix(rows["snippet"])))
 
 
 def _effort(bank: BankReader, wanted: str | None) -> tuple[int, int]:

@@ -19,31 +19,12 @@ from storage.tables.bank_writer import BankWriter
 from .conftest import DIM, ENCODER, snippets
 
 
-def test_info_counts_what_is_there(bank: Bank) -> None:
-    info = bank.info()
-    assert info.rows == len(bank) == 60
-    assert info.by_origin == {"dataset": 60}
-    assert info.by_split == {"held_out": 12, "train": 48}
-    assert sum(info.by_label.values()) == 60
-    assert (info.dim, info.encoder, info.content_revision) == (DIM, ENCODER, 1)
-    assert (info.index, info.unindexed) == (None, 60)
-    assert info.bytes > 60 * DIM * 2
-
-
 def test_columns_are_those_of_the_contract(bank: Bank) -> None:
     assert bank.table.schema.names == [
         "id", "key", "flipped", "label", "split", "shard", "origin", "parents", "snippet", "thumbnail", "class", "caption",
     ]  # fmt: skip
     assert bank.table.schema.field("snippet").type == pa.list_(pa.float16(), DIM)
     assert bank.table.schema.field("parents").type == pa.list_(pa.int64())
-
-
-def test_an_unfinished_bank_is_not_opened(artifact: str) -> None:
-    with pytest.raises(ValueError, match="holds no bank"):
-        Bank(artifact)
-    BankWriter(artifact, DIM, ENCODER)
-    with pytest.raises(ValueError, match="unfinished"):
-        Bank(artifact)
 
 
 def test_rows_come_in_the_order_asked_for(bank: Bank) -> None:
@@ -73,22 +54,6 @@ def test_search_is_by_cosine_and_filters_first(bank: Bank) -> None:
         bank.search(query, where="colour = 3")
     with pytest.raises(ValueError, match="13 numbers"):
         bank.search(np.ones(13))
-
-
-def test_sampling_is_deterministic_and_repeats_only_when_it_must(bank: Bank) -> None:
-    ids = bank.sample(24, 1, "split = 'train'")
-    assert np.array_equal(ids, bank.sample(24, 1, "split = 'train'"))
-    assert not np.array_equal(ids, bank.sample(24, 2, "split = 'train'"))
-    assert len(set(ids)) == 24 and all(i % 2 == 0 and i // 2 % 5 for i in ids)
-    assert np.array_equal(bank.sample(10, 1, "split = 'train'"), ids[:10])
-    twice = bank.sample(12, 0, "split = 'held_out'")
-    assert sorted(twice) == sorted([*range(0, 60, 10), *range(0, 60, 10)])
-    assert len(set(bank.sample(48, 0, "split = 'train'", mirrored=True))) == 48
-    bank.append(snippets(9, 3), "external", ENCODER, splits=["train"] * 3)
-    assert np.array_equal(bank.sample(24, 1, "split = 'train' AND origin = 'dataset'"), ids)
-    assert not np.array_equal(bank.sample(24, 1, "split = 'train'"), ids)
-    with pytest.raises(ValueError, match=r"no such rows .* split is one of held_out, train"):
-        bank.sample(1, 0, "split = 'test'")
 
 
 def test_append_gives_new_ids_and_raises_the_revision(bank: Bank, artifact: str) -> None:
@@ -284,7 +249,8 @@ def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
 
 
 def test_a_condition_is_measured_too(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_index, "EXHAUSTIVE", 100 * DIM)
+    for name in ("EXHAUSTIVE", "OF_A_CONDITION"):
+        monkeypatch.setattr(bank_index, name, 100 * DIM)
     bank.append(snippets(1, 900), "external", ENCODER, splits=["train"] * 900)
     bank.build_index("IVF_PQ")
     measured = bank_index.search_of(bank)

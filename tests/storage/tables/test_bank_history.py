@@ -9,8 +9,9 @@ import pytest
 
 from storage.errors import Refused
 from storage.tables.bank import Bank
+from storage.tables.bank_writer import BankWriter
 
-from .conftest import ENCODER, snippets
+from .conftest import DIM, ENCODER, snippets
 
 
 def test_history_lists_what_changed_rows_and_nothing_else(bank: Bank) -> None:
@@ -71,3 +72,21 @@ def test_the_difference_of_two_versions(bank: Bank) -> None:
     back = bank.diff(bank.version, before)
     assert (back.added.tolist(), back.removed.tolist(), back.changed.tolist()) == ([0, 1], [added], [5])
     assert not np.concatenate([*vars(bank.diff(bank.version)).values()]).size
+
+
+def test_an_unfinished_bank_is_not_opened(artifact: str) -> None:
+    with pytest.raises(ValueError, match="holds no bank"):
+        Bank(artifact)
+    BankWriter(artifact, DIM, ENCODER)
+    with pytest.raises(ValueError, match="unfinished"):
+        Bank(artifact)
+
+
+def test_of_a_version_before_the_bank_was_finished_it_says_which_are_whole(bank: Bank) -> None:
+    first = bank.history()[0].version
+    bank.append(snippets(9, 1), "external", ENCODER)
+    with pytest.raises(
+        Refused, match=rf"version 1 .* before the bank was finished; the first whole version is {first},"
+    ):
+        Bank(bank.artifact, 1)
+    assert len(Bank(bank.artifact, first)) == 60

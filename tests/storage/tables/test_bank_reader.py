@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from storage.errors import Refused
 from storage.tables.bank import Bank
 from storage.tables.bank_writer import BankWriter
 
-from .conftest import DIM, ENCODER, snippets
+from .conftest import DIM
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -37,21 +36,6 @@ def test_classes_and_captions_are_counted_and_filtered(bank: Bank) -> None:
     ]
     assert len(bank.search(None, 5, where="class = 'flgas'")) == 0
     assert len(bank.search(None, 5)) == 5
-
-
-def test_samples_can_be_balanced(bank: Bank) -> None:
-    for n in (1, 2, 7, 30, 100):
-        ids = bank.sample(n, 3, balanced_by="class")
-        counts = Counter(bank.rows(ids.tolist(), ["class"])["class"].to_pylist())
-        assert len(ids) == n and max(counts.values()) - min(counts.values() if len(counts) == 3 else [0]) <= 1
-        assert np.array_equal(ids, bank.sample(n, 3, balanced_by="class"))
-    bank.append(snippets(7, 50), "external", ENCODER)
-    assert not set(bank.sample(60, 0, balanced_by="class")) & set(bank.matching("origin = 'external'"))
-    for column in ("colour", "snippet", "class; DROP"):
-        with pytest.raises(Refused, match="cannot be balanced by"):
-            bank.sample(3, 0, balanced_by=column)
-    with pytest.raises(Refused, match="class is one of faces, flags, food"):
-        bank.sample(3, 0, "class = 'flgas'")
 
 
 @pytest.mark.parametrize("query", [np.zeros(DIM), np.full(DIM, np.nan), np.ones(DIM + 1)])

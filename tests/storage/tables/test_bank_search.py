@@ -19,7 +19,8 @@ RARE = "class = 'rare'"
 @pytest.fixture
 def large(artifact: str, monkeypatch: pytest.MonkeyPatch) -> Bank:
     """2,000 rows, of which up to 200 are few; 50 of class rare, 300 held out."""
-    monkeypatch.setattr(bank_index, "EXHAUSTIVE", 200 * DIM)
+    for name in ("EXHAUSTIVE", "OF_A_CONDITION"):
+        monkeypatch.setattr(bank_index, name, 200 * DIM)
     monkeypatch.setattr(bank_index, "EFFORTS", ((64, 16),))
     bank = Bank.create(artifact, DIM, ENCODER)
     bank.append(
@@ -65,6 +66,11 @@ def test_few_rows_are_read_once_and_anew_when_the_bank_has_changed(large: Bank) 
     for number in range(9):
         large.search(query, 1, f"key = 'k{number}'")
     assert len(large.few) == bank_search.KEPT
+    for some in ("id % 20 = 0", "id % 20 = 1", RARE):
+        large.search(query, 1, some)
+    assert sum(len(few.ids) for few in large.few.values() if few) == 149, (
+        "of two conditions of 100 rows there is one left"
+    )
 
 
 def test_a_condition_of_many_rows_goes_through_the_index(large: Bank) -> None:
