@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, get_run_logger, tags
 
 from flows.engine.progress import shown
-from flows.explore import add_pictures, open_bank
+from flows.explore import open_bank
+from flows.incoming import add_pictures
 from flows.recipe.files import load
 from flows.recipe.form import Overrides, RecipeChoice, overrides_of
 from flows.recipe.model import Recipe

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.explore import encode_picture, generate, open_network
+from flows.explore import generate, open_network
+from flows.incoming import encode_picture
 from flows.models.resolve import artifact_at
 from flows.recipe.model import Recipe
 from storage.errors import Refused

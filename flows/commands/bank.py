@@ -28,7 +28,7 @@ app.command("import")(published.bank)
 
 SHOWN = ("id", "key", "flipped", "label", "class", "caption", "split", "origin", "parents")
 MOST = 50
-"""Rows of a difference that the terminal lists; --json has them all."""
+"""Rows of a difference, or values, that the terminal lists; --json has them all."""
 Sheet = Annotated[Path, typer.Option(help="where the contact sheet is drawn")]
 
 
@@ -42,12 +42,13 @@ def info(
     json: Json = False,
 ) -> None:
     """Rows by origin, split, label and class, encoder, versions, tags, index."""
-    from flows.explore import open_bank, version_of
+    from flows.explore import kept_of, open_bank, version_of
 
-    opened = open_bank(resolved(recipe, set, store), bank, version_of(at))
-    about = opened.info().to_dict()
+    chosen = resolved(recipe, set, store)
+    opened = open_bank(chosen, bank, version_of(at))
+    about, memory = opened.info().to_dict(), kept_of(chosen, opened)
     if json:
-        print_json(about | {"uri": opened.artifact})
+        print_json(about | {"uri": opened.artifact, "memory": memory})
         return
     table = new_table("", "", title=opened.artifact, header=False)
     if not about["index"]:
@@ -55,14 +56,26 @@ def info(
     for key, value in about.items():
         if value is not None:
             table.add_row(key, _listed(value) if isinstance(value, dict) else str(value))
+    if memory:
+        table.add_row("memory", _memory(memory))
     show(table)
     show(f'in Python: lancedb.connect("{opened.artifact}").open_table("bank")')
 
 
+def _memory(about: dict[str, Any]) -> str:
+    """What `kept_of` tells, in words."""
+    said = [f"{about['kept']:,} of {about['of']:,} snippets"]
+    if about["choice"]:
+        said.append(f"chosen {about['choice']}, at a cosine of {about['cosine']:.3f} to those they stand for")
+    if about["rank"]:
+        said.append(f"{about['rank']} numbers each, which keep {about['energy']:.1%} of the variance")
+    return "; ".join([*said, about["uri"]])
+
+
 def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in values.items()
-    )
+    said = [f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in values.items()]
+    more = [f"and {len(said) - MOST} more"] if len(said) > MOST else []
+    return ", ".join([*said[:MOST], *more])
 
 
 @app.command()
@@ -86,7 +99,8 @@ def search(
     json: Json = False,
 ) -> None:
     """Rows near a picture or a row, or with some words, or that fulfil a condition; drawn as a contact sheet too."""
-    from flows.explore import encode_picture, open_bank, version_of
+    from flows.explore import open_bank, version_of
+    from flows.incoming import encode_picture
 
     if [row, picture, text].count(None) < 2 or [row, picture, text, where].count(None) == 4:
         raise Refused(

@@ -28,7 +28,8 @@ def add(
 ) -> None:
     """Adds pictures from elsewhere, encoded by the bank's own encoder; those that are there are told, not added twice."""
     from flows.engine.progress import Terminal
-    from flows.explore import add_pictures, open_bank
+    from flows.explore import open_bank
+    from flows.incoming import add_pictures
 
     chosen = resolved(recipe, set, store)
     opened = open_bank(chosen, bank)

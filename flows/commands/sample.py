@@ -148,8 +148,8 @@ def _of_files(recipe: Recipe, bank: Bank, paths: list[Path], count: int) -> tupl
     import numpy as np
     import torch
 
-    from flows.explore import encode_picture, read_picture
     from flows.figures import resized
+    from flows.incoming import encode_picture, read_picture
     from flows.models.snippets import NOBODY, Snippets
 
     each = np.arange(count) % len(paths)

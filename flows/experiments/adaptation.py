@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
 from flows.engine.stage import Plan
-from flows.explore import add_pictures, generate, open_bank, source_pictures
+from flows.explore import generate, open_bank
 from flows.figures import pairs
+from flows.incoming import add_pictures, source_pictures
 from flows.recipe.model import Recipe
 from flows.stages.ingest.stage import IMAGES
 from gmem.encoder import load_encoder

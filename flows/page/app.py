@@ -28,15 +28,14 @@ from pydantic import BaseModel, Field
 
 from flows.explore import (
     Generated,
-    add_pictures,
     draw_snippets,
-    encode_picture,
     generate,
     generate_from,
     open_bank,
     version_of,
     walk,
 )
+from flows.incoming import add_pictures, encode_picture
 from flows.recipe.model import Recipe
 from flows.refusals import REFUSALS
 from storage.errors import Refused, StoreUnreachable

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.engine.stage import Plan
-from flows.explore import encode_picture, open_bank
+from flows.explore import open_bank
+from flows.incoming import encode_picture
 from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK
 from gmem.network import Network, NetworkConfig

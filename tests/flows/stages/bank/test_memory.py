@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.engine.build import build
 from flows.engine.context import Result
 from flows.engine.errors import StageError
 from flows.engine.progress import Terminal
 from flows.engine.stage import Plan
-from flows.explore import open_bank
+from flows.explore import kept_of, open_bank
 from flows.recipe.files import load
 from flows.stages.bank.stage import BANK, MEMORY, STAGE
 from flows.stages.ingest.stage import IMAGES
@@ -99,6 +102,23 @@ def test_it_is_told_in_manifest_and_mlflow_and_made_once(store: Path) -> None:
     assert run.data.metrics["memory/energy"] == pytest.approx(metrics["energy"])
     assert not made(plan).fresh
     assert set(plan.fingerprints(STAGE)) == {"images", "bank", "memory"}
+
+
+def test_bank_info_shows_what_is_kept(store: Path) -> None:
+    plan = plan_of(store, snippets=0.2, rank=4)
+    made(plan)
+    manifest = plan.artifact(MEMORY).manifest()
+    assert manifest is not None
+    settings = ("bank.snippets=0.2", "bank.rank=4", "train.align=0")
+    command = ["bank", "info", "emoji", "--store", str(store), *(word for each in settings for word in ("--set", each))]
+    said = CliRunner().invoke(app, command).stdout
+    assert "9 of 45 snippets; chosen random, at a cosine of" in " ".join(said.split()) and "4 numbers each" in said
+    memory = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout.splitlines()[-1])["memory"]
+    assert memory == {
+        "kept": 9, "of": 45, "choice": "random", "rank": 4, "uri": plan.artifact(MEMORY).uri, **manifest.details["metrics"]
+    }  # fmt: skip
+    whole = plan_of(store)
+    assert kept_of(whole.recipe, open_bank(whole.recipe)) is None
 
 
 def test_rank_alone_keeps_every_snippet_nearly(store: Path) -> None:
