@@ -126,7 +126,7 @@ class Bank(BankReader):
     def refresh(self) -> None:
         """Moves to the newest version."""
         self.table.checkout_latest()
-        for known in ("index", "known_of_search", "memory"):
+        for known in ("names", "index", "known_of_search", "memory"):
             self.__dict__.pop(known, None)
 
     def build_index(self, kind: str = "auto") -> str | None:

@@ -97,7 +97,12 @@ class BankReader:
     def version(self) -> int:
         return self.table.version
 
-    @property
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the columns that are stored. Kept: each look at `schema` waits for the thread that knows the table's version."""
+        return self.schema.names
+
+    @cached_property
     def dim(self) -> int:
         """Numbers in a snippet, as the encoder gives them."""
         return self.basis.dim if self.basis else self.schema.field("snippet").type.list_size
@@ -105,8 +110,7 @@ class BankReader:
     @property
     def columns(self) -> list[str]:
         """Names of all columns, those included that an earlier release did not write."""
-        names = self.schema.names
-        return [*names, *(field.name for field in LATER_COLUMNS if field.name not in names)]
+        return [*self.names, *(field.name for field in LATER_COLUMNS if field.name not in self.names)]
 
     @property
     def described(self) -> list[str]:
@@ -187,9 +191,9 @@ class BankReader:
         """As `scan`, some rows at a time in the order in which they are stored, for those who want more than memory holds
         twice."""
         names = list(dict.fromkeys(["id", *columns]))
-        stored = [name for name in names if name in self.schema.names]
+        stored = [name for name in names if name in self.names]
         with said_of(where, self.columns):
-            wanted = condition(where, self.schema.names)
+            wanted = condition(where, self.names)
             for batch in self.dataset.scanner(columns=stored, filter=wanted).to_batches():
                 yield with_later_columns(pa.Table.from_batches([batch]), names).select(names)
 
@@ -278,14 +282,14 @@ class BankReader:
 
     def read(self, names: list[str], where: str | None = None, limit: int | None = None) -> pa.Table:
         """Columns of the rows that Lance's condition holds for."""
-        stored = [name for name in names if name in self.schema.names]
+        stored = [name for name in names if name in self.names]
         rows = self.dataset.to_table(columns=stored or ["id"], filter=where, limit=limit)
         return with_later_columns(rows, names).select(names)
 
     def where(self, names: list[str], where: str | None, limit: int | None = None) -> pa.Table:
         """As `read`, with a person's condition."""
         with said_of(where, self.columns):
-            return self.read(names, condition(where, self.schema.names), limit)
+            return self.read(names, condition(where, self.names), limit)
 
     def matrix(self, ids: Sequence[int]) -> NDArray[np.float16]:
         """As `snippets`, for numpy."""

@@ -45,7 +45,7 @@ def near(
     effort: tuple[int, int] | None,
 ) -> pa.Table:
     """As `BankReader.search`, of a snippet [D] that has a direction."""
-    wanted = condition(where, bank.schema.names)
+    wanted = condition(where, bank.names)
     with said_of(where, bank.columns):
         if exact or bank.index is None:
             return _through(bank, snippet, k, wanted, {"use_index": False})
@@ -60,9 +60,9 @@ def with_words(bank: BankReader, words: str, k: int, where: str | None) -> pa.Ta
     """Up to `k` rows whose key, class or caption has one of the words, the best first. Refused where there are none."""
     if not words.strip():
         raise Refused("there are no words to search for; give at least one")
-    columns = [name for name in bank_index.TEXT if name in bank.schema.names]
+    columns = [name for name in bank_index.TEXT if name in bank.names]
     asked = MultiMatchQuery(words, columns, boosts=None, operator=FullTextOperator.OR)
-    names = [name for name in bank.schema.names if name != "snippet"]
+    names = [name for name in bank.names if name != "snippet"]
     query: Any = bank.table.search(asked, query_type="fts").limit(k).select([*names, "_score"])
     if where is not None:
         query = query.where(condition(where, names), prefilter=True)
@@ -77,7 +77,7 @@ def _through(
     """By Lance: the index, or every row that fulfils the condition."""
     asked = bank.basis.query(snippet) if bank.basis else snippet
     nearest = {"column": "snippet", "q": asked, "k": k, "metric": bank_index.metric(bank), **how}
-    names = [name for name in bank.schema.names if name != "snippet"]
+    names = [name for name in bank.names if name != "snippet"]
     rows = bank.dataset.to_table(columns=[*names, DISTANCE], nearest=nearest, filter=wanted, prefilter=True)
     return with_later_columns(rows, bank.described)
 
