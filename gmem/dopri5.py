@@ -2,8 +2,8 @@
 
 torchdiffeq, with which the published samples are made, judges the error over the whole batch, so that a picture would
 depend on what it is made with; a batch of one gives its numbers here. torchode has a step size for every sample too, but
-ends its last step at the end where torchdiffeq goes past it and interpolates, so its numbers are others; and it does not
-tell the velocity which samples have arrived, without which calls are not counted for each.
+ends its last step at the end where torchdiffeq goes past it and interpolates, so its numbers are others; and it goes on
+with samples that have arrived, until the last one has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALLEST = 0.2
 
 LIMIT = 1000
 
-Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, …], t [B], whose is looked at [B] -> dx/dt [B, …]
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [b, …], t [b], which samples these are [b] -> dx/dt [b, …]
 
 
 def integrate(
@@ -35,46 +35,48 @@ def integrate(
     rtol: float,
     atol: float,
 ) -> Tensor:
-    """x(end) from x(begin) [B, …] for dx/dt = velocity(x, t [B], waiting [B]), smooth in t also a little past the end.
+    """x(end) from x(begin) [B, …] for dx/dt = velocity(x, t, rows), smooth in t also a little past the end.
 
-    What the velocity is of samples that do not wait any more is not looked at. The last step goes past the end and the
+    Samples that have arrived leave the batch: `rows` numbers those that are left. The last step goes past the end and the
     value there is read from its interpolant, as in torchdiffeq. ValueError when a sample needs more than 1,000 steps.
     """
     tableau = _Tableau.dormand_prince()
     t = torch.full((len(x),), begin, dtype=torch.float64, device=x.device)
-    waiting = torch.ones_like(t, dtype=torch.bool)
-    result = x.clone()
-    slope = velocity(x, t.float(), waiting)
-    step = _first_step(lambda x, after: velocity(x, begin + after, waiting), x, slope, rtol, atol)
+    rows = torch.arange(len(x), device=x.device)
+    result = torch.empty_like(x)
+    slope = velocity(x, t.float(), rows)
+    step = _first_step(lambda x, after: velocity(x, begin + after, rows), x, slope, rtol, atol)
     for _ in range(LIMIT):
-        # One step of all, as if everybody still waited.
+        # One step of all that are left.
         length = like(step.float(), x)
         slopes = [slope]
         for time, weights in zip(tableau.times, tableau.stages, strict=True):
             ahead = x + length * _combine(slopes, weights)
-            slopes.append(velocity(ahead, (t + time * step).float(), waiting))
+            slopes.append(velocity(ahead, (t + time * step).float(), rows))
 
         # Whose error is small enough, and who of those is past the end.
         deviation = length * _combine(slopes, tableau.error)
         tolerance = atol + rtol * torch.maximum(x.abs(), ahead.abs())
         ratio = _norm(deviation / tolerance).double()
-        if not ratio[waiting].isfinite().all():
+        if not ratio.isfinite().all():
             raise InputError("the network's velocity is NaN or infinite; look at its weights and its snippets")
-        accepted = waiting & (ratio <= 1)
+        accepted = ratio <= 1
         arrived = accepted & (t + step >= end)
-        inside = ((end - t) / step).float()
-        value = x + length * _interpolate(slopes, tableau.dense, inside)
-        result = torch.where(like(arrived, x), value, result)
-        waiting &= ~arrived
-        if not waiting.any():
-            return result
+        if arrived.any():
+            inside = ((end - t) / step).float()
+            value = x + length * _interpolate(slopes, tableau.dense, inside)
+            result[rows[arrived]] = value[arrived]
 
-        # The others go on; who has arrived stays where it is, its slopes are no longer looked at.
-        moves = accepted & waiting
-        x = torch.where(like(moves, x), ahead, x)
-        slope = torch.where(like(moves, x), slopes[-1], slope)
-        t = torch.where(moves, t + step, t)
-        step = torch.where(waiting, step * _change(ratio), step)
+        # The others go on.
+        x = torch.where(like(accepted, x), ahead, x)
+        slope = torch.where(like(accepted, x), slopes[-1], slope)
+        t = torch.where(accepted, t + step, t)
+        step = step * _change(ratio)
+        if arrived.any():
+            left = ~arrived
+            rows, x, slope, t, step = (each[left] for each in (rows, x, slope, t, step))
+            if not len(rows):
+                return result
     raise InputError(f"dopri5 did not arrive within {LIMIT} steps; raise rtol or atol")
 
 

@@ -19,8 +19,12 @@ from gmem.flow import shift
 from gmem.precision import multiplying
 from gmem.settings import SamplerConfig
 
-VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]  # x, t, snippet, label
+VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""Of x, t, snippet, label; a snippet of zeros and a label of -1 are none."""
 Wiener = Callable[[int], Tensor]  # number of a step, from 0 -> standard normal [B, C, H, W]
+
+
+ALL = slice(None)
 
 
 class Sample(NamedTuple):
@@ -80,7 +84,7 @@ def sample(
     >>> made.latent.shape, made.calls
     (torch.Size([2, 12, 8, 8]), 2)
     """
-    guided = _Guided(network, snippet, label, config, guide)
+    guided = _Guided(network, snippet, label, config, guide, len(noise))
     if config.kind == "ode":
         latent = _ode(guided, noise, config)
     else:
@@ -90,10 +94,7 @@ def sample(
 
 
 class _Guided:
-    """The velocity to follow, at x [B, C, H, W]; counts network calls, for each sample where they differ.
-
-    A call does not count for samples that are not `wanted` [B]: it is made because others of the batch need it.
-    """
+    """The velocity to follow, at x [B, C, H, W]; counts the evaluations of a network for each sample."""
 
     def __init__(
         self,
@@ -102,13 +103,14 @@ class _Guided:
         label: Tensor | None,
         config: SamplerConfig,
         guide: VelocityNetwork | None,
+        count: int,
     ) -> None:
         self.network = network
         self.snippet = snippet
         self.label = label
         self.config = config
         self.guide = guide
-        self.calls = torch.zeros((), dtype=torch.int64)
+        self.calls = torch.zeros(count, dtype=torch.int64)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """At time t of all samples: guided where the interval holds it."""
@@ -118,18 +120,25 @@ class _Guided:
         guided = bool(begun & ~ended) and self.config.guidance != 1
         return self.at(guided, x, place.to(x.device).expand(len(x)))
 
-    def at(self, guided: bool, x: Tensor, t: Tensor, wanted: Tensor | bool = True) -> Tensor:
-        """At times t [B] of each sample's own: guided or not, whatever they are."""
-        velocity = self._call(self.network, x, t, self.snippet, self.label)
-        self.calls = self.calls + wanted
+    def at(self, guided: bool, x: Tensor, t: Tensor, rows: Tensor | slice = ALL) -> Tensor:
+        """At times t [B] of each sample's own: guided or not, whatever they are. `rows`: whose these are."""
+        snippet = None if self.snippet is None else self.snippet[rows]
+        label = None if self.label is None else self.label[rows]
+        self.calls[rows.cpu() if isinstance(rows, Tensor) else rows] += 1 + guided
         if not guided:
-            return velocity
+            return self._call(self.network, x, t, snippet, label)
         if self.guide:
-            other = self._call(self.guide, x, t, self.snippet, self.label)
+            velocity = self._call(self.network, x, t, snippet, label)
+            other = self._call(self.guide, x, t, snippet, label)
         else:
-            other = self._call(self.network, x, t, None, None)
-        self.calls = self.calls + wanted
+            velocity, other = self._both(x, t, snippet, label)
         return torch.lerp(other, velocity, self.config.guidance)
+
+    def _both(self, x: Tensor, t: Tensor, snippet: Tensor | None, label: Tensor | None) -> tuple[Tensor, ...]:
+        """With and without the condition, in one batch."""
+        snippets = None if snippet is None else torch.cat([snippet, torch.zeros_like(snippet)])
+        labels = None if label is None else torch.cat([label, torch.full_like(label, -1)])
+        return self._call(self.network, torch.cat([x, x]), torch.cat([t, t]), snippets, labels).chunk(2)
 
     def _call(
         self, network: VelocityNetwork, x: Tensor, t: Tensor, snippet: Tensor | None, label: Tensor | None

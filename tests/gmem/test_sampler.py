@@ -94,7 +94,7 @@ def test_heun_without_a_last_step_is_finite_where_the_published_code_divides_by_
 def test_published_guidance_with_its_interval(golden_network, t, name):
     golden = load_file(GOLDEN / "network_tiny.safetensors")
     config = SamplerConfig(guidance=2.5, guidance_from=0.89)
-    guided = _Guided(golden_network, golden["input/snippet"], None, config, None)
+    guided = _Guided(golden_network, golden["input/snippet"], None, config, None, len(golden["input/latent"]))
     with torch.no_grad():
         assert (guided(golden["input/latent"], t) - golden[name]).abs().max() < 1e-5
     assert guided.calls.max() == (1 if t < 0.89 else 2)
@@ -137,10 +137,10 @@ def test_the_ode_carries_each_sample_along_its_path(method):
 def test_calls_are_counted(config, calls):
     counted = 0
 
-    def network(*arguments):
+    def network(x, *rest):
         nonlocal counted
-        counted += 1
-        return gaussian_velocity(*arguments)
+        counted += len(x) / 2
+        return gaussian_velocity(x, *rest)
 
     assert sample(network, torch.zeros(2, 1, 2, 2), None, config).calls == calls == counted
 
@@ -183,7 +183,7 @@ def test_calls_and_samples_do_not_depend_on_the_batch_either(start, until):
     """Not where the solver takes steps of each sample's own, and guidance begins and ends."""
 
     def network(x, t, snippet, label):
-        bend = 0.0 if snippet is None else snippet[:, :1, None, None]
+        bend = snippet[:, :1, None, None]
         return torch.sin(bend * t[:, None, None, None]).expand_as(x) - x
 
     config = SamplerConfig("ode", "dopri5", guidance=2.0, guidance_from=start, guidance_until=until)
@@ -202,8 +202,9 @@ def test_dopri5_meets_the_ends_of_the_guidance_exactly(start, until):
     conditional, other = [], []
 
     def network(x, t, snippet, label):
-        (other if snippet is None else conditional).append(t)
-        return torch.full_like(x, 0.0 if snippet is None else 1.0)
+        conditional.extend(t[snippet.any(dim=1)])
+        other.extend(t[~snippet.any(dim=1)])
+        return snippet.any(dim=1).float()[:, None, None, None].expand_as(x)
 
     config = SamplerConfig("ode", "dopri5", guidance=3.0, guidance_from=start, guidance_until=until)
     made = sample(network, torch.zeros(1, 1, 1, 1), torch.ones(1, 4), config)
@@ -214,11 +215,38 @@ def test_dopri5_meets_the_ends_of_the_guidance_exactly(start, until):
 
 def test_guidance_outside_its_interval_is_conditional():
     def network(x, t, snippet, label):
-        return torch.full_like(x, 0.0 if snippet is None else 1.0)
+        return snippet.any(dim=1).float()[:, None, None, None].expand_as(x)
 
     config = SamplerConfig("ode", "euler", 11, guidance=3.0, guidance_from=0.25, guidance_until=0.65)
     made = sample(network, torch.zeros(1, 1, 1, 1), torch.ones(1, 4), config)
     assert made.latent.item() == pytest.approx(0.6 * 1 + 0.4 * 3, rel=1e-5)  # guided at 0.3, 0.4, 0.5, 0.6
+
+
+def test_both_branches_of_guidance_go_through_the_network_together_and_only_inside_the_interval():
+    batches = []
+
+    def network(x, t, snippet, label):
+        batches.append((len(x), bool(snippet[-1].any()), label.tolist()))
+        return torch.zeros_like(x)
+
+    config = SamplerConfig("ode", "euler", 5, guidance=3.0, guidance_from=0.2, guidance_until=0.6)
+    sample(network, torch.zeros(2, 1, 1, 1), torch.ones(2, 4), config, label=torch.tensor([7, 8]))
+    alone, both = (2, True, [7, 8]), (4, False, [7, 8, -1, -1])
+    assert batches == [alone, both, both, alone]
+
+
+def test_samples_that_have_arrived_leave_the_batch():
+    sizes = []
+
+    def network(x, t, snippet, label):
+        sizes.append(len(x))
+        assert len(t) == len(snippet) == len(label) == len(x)
+        return torch.sin(snippet[:, :1, None, None] * t[:, None, None, None]).expand_as(x) - x
+
+    snippets, noise = torch.tensor([[90.0], [0.0], [30.0], [3.0]]), noise_for(0, range(4), (1, 2, 2))
+    made = sample(network, noise, snippets, SamplerConfig("ode", "dopri5"), label=torch.arange(4))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 4 and sizes[-1] == 1
+    assert made.calls == len(sizes)  # the one that took longest was in all of them
 
 
 def test_autoguidance_moves_away_from_the_guide():
