@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gmem.size import TIME_FEATURES, feed_forward
 
@@ -193,6 +194,9 @@ class Modulation(nn.Sequential):
 
 
 class Block(nn.Module):
+    recompute = False
+    """Whether the backward pass computes again what is within, instead of keeping it: much less memory, more time."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = RMSNorm(width)
@@ -202,6 +206,11 @@ class Block(nn.Module):
         self.adaLN_modulation = Modulation(width, 6)
 
     def forward(self, x: Tensor, condition: Tensor, turns: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._refine, x, condition, turns, use_reentrant=False, preserve_rng_state=False)
+        return self._refine(x, condition, turns)
+
+    def _refine(self, x: Tensor, condition: Tensor, turns: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)
         x = torch.addcmul(x, gate1, self.attn(self.norm1(x, shift1, scale1), turns))
         return torch.addcmul(x, gate2, self.mlp(self.norm2(x, shift2, scale2)))

@@ -39,7 +39,8 @@ class Learner:
     `step` tells those of the global batch. Where weights are sharded, `ema` and `state` are those of the last `gather`, and
     only there where training is `observed`. Patch tokens that come as coefficients on `components` are brought to full
     width here, on the device: they are many times smaller. `micro_batch` pictures go through the network at once (0: all),
-    and `compile` fuses its blocks, after half a minute; both only round otherwise.
+    and `compile` fuses its blocks, after half a minute; both only round otherwise. With `recompute` the backward pass
+    computes a block's inside again.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Learner:
         components: memory.Components | None = None,
         micro_batch: int = 0,
         compile: bool = False,
+        recompute: bool = False,
     ) -> None:
         self.config = config
         self.observed = observed
@@ -62,7 +64,8 @@ class Learner:
         self.parallel = parallel or Alone()
         self.summed = summed or _same
         self.steps = 0  # draws and data order follow this one
-        self.updates = 0  # steps that were not skipped
+        self.lr = 0.0  # of the last step
+        self.updates = torch.zeros((), device=self.device)  # steps that were not skipped: the device knows first
         self._gathered: dict[str, Tensor] = {}
         self._bf16 = _multiplies_bf16(config, self.device)
         self._shift = _time_shift(config, network)
@@ -90,10 +93,11 @@ class Learner:
         self.network = network.train()
         if not self.parallel.sharded:
             network.to(self.device)
+        for block in network.blocks:
+            block.recompute = recompute
         if compile:
-            for block in network.blocks:
-                block.compile()
-        self.model = self.parallel.wrap(_Trained(network, self.aligned), network.blocks)
+            network.compile_blocks()
+        self.model = self.parallel.wrap(_Trained(network, self.aligned), network.blocks, self._bf16)
 
         # Wrapping may have replaced the parameters: what is optimised and averaged are those there now.
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -113,15 +117,25 @@ class Learner:
         batch: Batch,
         draws: Draws,
         global_batch: int,
-        limit: float = math.inf,
+        limit: Tensor | float = math.inf,
     ) -> dict[str, float]:
         """One update. The losses returned are the global batch's means (without `summed`: this worker's share of them).
 
         A step whose gradient is not finite, or whose velocity loss is above `limit`, changes nothing and says so:
         `skipped` is 1, and `grad_norm` what it was.
         """
+        return told([self.launch(batch, draws, global_batch, limit)])[0] | {"lr": self.lr}
+
+    def launch(
+        self,
+        batch: Batch,
+        draws: Draws,
+        global_batch: int,
+        limit: Tensor | float = math.inf,
+    ) -> dict[str, Tensor]:
+        """As `step`, without waiting for the device, which alone decides whether the step is skipped; `told` waits."""
         # Gradients of this worker's share, piece by piece; workers exchange them with the last.
-        lr = self._set_learning_rate()
+        self._set_learning_rate()
         self.optimiser.zero_grad()
         shares = torch.zeros(4, device=self.device)
         for part, part_draws, sync in self._micro_batches(batch, draws, global_batch):
@@ -132,19 +146,16 @@ class Learner:
             sums = torch.stack([values.detach().sum() for values in losses])
             shares += sums / global_batch
 
-        # What all workers agree on, in the step's only wait for the device.
+        # What all workers agree on.
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = self.parallel.whole(torch.nn.utils.get_total_norm(gradients))
-        agreed = torch.cat([self.summed(shares), norm[None]])
-        *parts, grad_norm = agreed.tolist()
-        means = dict(zip(flow.Losses._fields, parts, strict=True))
+        means = dict(zip(flow.Losses._fields, self.summed(shares).unbind(), strict=True))
 
         # Weights and their average move, unless the step is not to be trusted.
-        applied = math.isfinite(grad_norm) and means["velocity"] <= limit
-        if applied:
-            self._update(gradients, grad_norm)
+        trusted = norm.isfinite() & (means["velocity"] <= limit)
+        self._update(norm, trusted)
         self.steps += 1
-        return means | {"grad_norm": grad_norm, "lr": lr, "skipped": float(not applied)}
+        return means | {"grad_norm": norm, "skipped": trusted.logical_not().float()}
 
     @torch.no_grad()
     def loss(self, batch: Batch, draws: Draws) -> dict[str, float]:
@@ -170,7 +181,7 @@ class Learner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which training goes on exactly. The tensors are live: save them before the next step."""
         tensors = self._gathered if self.parallel.sharded else self._shares()
-        return tensors, {"steps": self.steps, "updates": self.updates}
+        return tensors, {"steps": self.steps, "updates": int(self.updates)}
 
     def load_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Puts a `state()` back; ValueError when it is that of another network."""
@@ -181,7 +192,7 @@ class Learner:
                 mine.copy_(self.parallel.placed(tensors[name], mine))
         self.optimiser.load(below(tensors, "optimiser."), updates, self.parallel.placed)
         self.steps = int(progress["steps"])
-        self.updates = updates
+        self.updates.fill_(updates)
         self.gather()
 
     def _check_same_network(self, tensors: dict[str, Tensor], updates: int) -> None:
@@ -220,17 +231,16 @@ class Learner:
             tensors |= {f"optimiser.{name}": moment for name, moment in self.optimiser.moments().items()}
         return tensors
 
-    def _set_learning_rate(self) -> float:
+    def _set_learning_rate(self) -> None:
         """Rises linearly over the warm-up, then stays, or from some step on falls with the inverse root of the steps.
 
         A schedule without an end, so that more steps continue a training (as in Karras et al. 2024, arXiv 2312.02696).
         """
         warmth = min(1.0, (self.steps + 1) / max(1, self.config.warmup))
-        lr = self.config.lr * warmth
+        self.lr = self.config.lr * warmth
         if self.config.decay_after:
-            lr *= min(1.0, self.config.decay_after / (self.steps + 1)) ** 0.5
-        self.optimiser.set_rate(lr)
-        return lr
+            self.lr *= min(1.0, self.config.decay_after / (self.steps + 1)) ** 0.5
+        self.optimiser.set_rate(self.lr)
 
     def _micro_batches(
         self, batch: Batch, draws: Draws, global_batch: int
@@ -282,18 +292,24 @@ class Learner:
         return self.components.reconstruct(tokens) if self.components else tokens
 
     @torch.no_grad()
-    def _update(self, gradients: list[Tensor], norm: float) -> None:
+    def _update(self, norm: Tensor, trusted: Tensor) -> None:
+        """Of a step that is not `trusted` nothing remains. Without a branch: the host need not know which it is."""
         local = self.parallel.local
-        if norm > self.config.clip:
-            shards = [local(gradient) for gradient in gradients]
-            torch._foreach_mul_(shards, self.config.clip / norm)
-        self.optimiser.step()
-        self.updates += 1
-        ramp = (1 + self.updates) / (self.config.ema_ramp + self.updates)
+        self.optimiser.step((norm / self.config.clip).clamp_min(1), trusted)
+        self.updates += trusted
+        ramp = self.config.ema_ramp
+        followed = (ramp - 1) / (ramp + self.updates)
         weights = [local(tensor) for tensor in self.parameters.values()]
         for group, decay in self.config.averages().items():
             average = [local(tensor) for tensor in self.averages[group].values()]
-            torch._foreach_lerp_(average, weights, 1 - min(decay, ramp))
+            share = followed.clamp_min(1 - decay) * trusted
+            torch._foreach_lerp_(average, weights, [share] * len(weights))
+
+
+def told(steps: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """What steps gave, in one wait for the device."""
+    values = torch.stack([torch.stack(list(step.values())) for step in steps]).tolist()
+    return [dict(zip(step, numbers, strict=True)) for step, numbers in zip(steps, values, strict=True)]
 
 
 class _Trained(nn.Module):

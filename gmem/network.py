@@ -110,6 +110,11 @@ class Network(nn.Module):
         """
         return self._run(x, t, snippet, label, project and self.config.projection_dim > 0, kept)
 
+    def compile_blocks(self) -> None:
+        """Fuses each block's small operations, when it is first called; that takes half a minute."""
+        for block in self.blocks:
+            block.compile()
+
     def _run(
         self,
         x: Tensor,

@@ -50,9 +50,19 @@ class Optimiser:
         for optimiser in self.each:
             optimiser.zero_grad()
 
-    def step(self) -> None:
-        for optimiser in self.each:
-            optimiser.step()
+    def step(self, divisor: Tensor, trusted: Tensor) -> None:
+        """Moves by the gradients divided by `divisor`, unless they are not `trusted`; both are single numbers.
+
+        AdamW, fused, takes both on the device, as automatic loss scaling gives them to it. Muon waits for them.
+        """
+        self.adam.grad_scale = divisor  # type: ignore[attr-defined]
+        self.adam.found_inf = trusted.logical_not().float()  # type: ignore[attr-defined]
+        self.adam.step()
+        if self.matrices and trusted:
+            for parameter in self.matrices.values():
+                if parameter.grad is not None:
+                    parameter.grad.div_(divisor)
+            self.muon.step()
 
     def moments(self) -> dict[str, Tensor]:
         """`<parameter>.<moment>`: what is remembered, after the first update."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,9 +20,9 @@ class Alone:
     ranks = 1
     sharded = False
 
-    def wrap(self, module: nn.Module, layers: nn.ModuleList) -> nn.Module:
-        """The module to call in training, where it is on the device; `layers` are those of its parts that take turns.
-        Optimisers come after it."""
+    def wrap(self, module: nn.Module, layers: nn.ModuleList, bf16: bool = False) -> nn.Module:
+        """The module to call in training, where it is on the device; `layers` are those of its parts that take turns, and
+        `bf16` says whether they multiply in that. Optimisers come after it."""
         return module
 
     @contextmanager
@@ -52,7 +53,7 @@ class Replicated(Alone):
     def __init__(self) -> None:
         self.ranks = dist.get_world_size()
 
-    def wrap(self, module: nn.Module, layers: nn.ModuleList) -> nn.Module:
+    def wrap(self, module: nn.Module, layers: nn.ModuleList, bf16: bool = False) -> nn.Module:
         on_cpu = next(module.parameters()).device.type == "cpu"
         return DistributedDataParallel(
             module, broadcast_buffers=False, find_unused_parameters=on_cpu, gradient_as_bucket_view=True
@@ -66,16 +67,22 @@ class Replicated(Alone):
 
 class Sharded(Alone):
     """Every worker holds its share of weights, gradients, average and optimiser, and fetches a layer when it is needed
-    (FSDP2); gradients are averaged. Sharding moves a layer to the process group's device."""
+    (FSDP2); gradients are averaged. Sharding moves a layer to the process group's device.
+
+    Layers that multiply in bf16 travel in it, which halves what is fetched; shares, gradients' sums and what is outside
+    the layers, time's embedding above all, stay in float32.
+    """
 
     sharded = True
 
     def __init__(self) -> None:
         self.ranks = dist.get_world_size()
 
-    def wrap(self, module: nn.Module, layers: nn.ModuleList) -> nn.Module:
+    def wrap(self, module: nn.Module, layers: nn.ModuleList, bf16: bool = False) -> nn.Module:
+        travels = torch.bfloat16 if bf16 else None
+        policy = MixedPrecisionPolicy(travels, torch.float32, cast_forward_inputs=False)
         for layer in layers:
-            fully_shard(layer)
+            fully_shard(layer, mp_policy=policy)
         return cast(nn.Module, fully_shard(module))
 
     @contextmanager

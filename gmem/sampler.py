@@ -114,11 +114,11 @@ class _Guided:
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """At time t of all samples: guided where the interval holds it."""
-        place = torch.tensor(t, dtype=x.dtype).clamp_max(1)  # the last point of a grid may round to more
-        begun = place >= self.config.guidance_from
-        ended = place > self.config.guidance_until
-        guided = bool(begun & ~ended) and self.config.guidance != 1
-        return self.at(guided, x, place.to(x.device).expand(len(x)))
+        place = min(1.0, _rounded(t))  # the last point of a grid may round to more
+        begun = place >= _rounded(self.config.guidance_from)
+        ended = place > _rounded(self.config.guidance_until)
+        guided = begun and not ended and self.config.guidance != 1
+        return self.at(guided, x, torch.full((len(x),), place, device=x.device))
 
     def at(self, guided: bool, x: Tensor, t: Tensor, rows: Tensor | slice = ALL) -> Tensor:
         """At times t [B] of each sample's own: guided or not, whatever they are. `rows`: whose these are."""
@@ -145,6 +145,11 @@ class _Guided:
     ) -> Tensor:
         with multiplying(x.device.type, self.config.precision):
             return network(x, t, snippet, label)
+
+
+def _rounded(time: float) -> float:
+    """As the network sees it."""
+    return torch.tensor(time, dtype=torch.float32).item()
 
 
 def _intervals(config: SamplerConfig, end: float) -> Iterator[tuple[int, float, float]]:

@@ -164,11 +164,17 @@ class Train(Section, settings.LearnerConfig):
     compile: bool = operational(
         False, "whether the network's blocks are compiled: faster on GPUs, after half a minute of compiling"
     )
+    recompute: bool = operational(
+        False, "whether blocks are computed again in the backward pass: less memory, up to a third more time"
+    )
     sharded: bool = operational(
         False, "whether each worker holds a share of weights and optimiser (FSDP2), for networks too large for one GPU"
     )
     spike: float = operational(
         10, "steps whose loss is more than so many times its running median are skipped; 0: none", ge=0
+    )
+    look_every: int = operational(
+        1, "steps between looks at losses and at wishes to stop, for which a GPU is waited for", ge=1
     )
     log_every: int = operational(50, "steps between logged metrics", ge=1)
     sample_every: int = operational(0, "steps between grids of fixed snippets; 0: only at the end", ge=0)
@@ -218,6 +224,7 @@ class Sample(Section, settings.SamplerConfig):
     )
     seed: int = Field(0, ge=0, description="of the noise, and of the snippets that are drawn")
     batch: int = operational(64, "pictures sampled at once", ge=1)
+    compile: bool = operational(False, "whether stages compile the network's blocks, which takes half a minute first")
 
     @property
     def earlier(self) -> int | None:

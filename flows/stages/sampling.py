@@ -92,7 +92,11 @@ class Sampler:
 
     @cached_property
     def generator(self) -> Generator:
-        return load_generator(self.checkpoint, self.recipe, self.device)
+        generator = load_generator(self.checkpoint, self.recipe, self.device)
+        if self.recipe.sample.compile:
+            for network in filter(None, (generator.network, generator.guide)):
+                network.compile_blocks()
+        return generator
 
     @cached_property
     def bank(self) -> Bank:

@@ -116,11 +116,26 @@ def test_micro_batches_change_nothing_but_rounding():
     assert a[-1] == pytest.approx(b[-1], rel=1e-4)
 
 
-def test_compiled_blocks_change_nothing_but_rounding(monkeypatch):
+def test_blocks_that_are_computed_again_keep_less_and_train_to_the_same_bits():
+    def kept(learner: Learner) -> int:
+        tensors = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda x: x):
+            run(learner, 0, 1)
+        return sum(tensor.nbytes for tensor in tensors)
+
+    plain, again = Learner(make_network(), CONFIG), Learner(make_network(), CONFIG, recompute=True)
+    assert kept(again) < 0.7 * kept(plain)
+    assert run(plain, 1, 4) == run(again, 1, 4)
+    for name, value in plain.state()[0].items():
+        assert torch.equal(value, again.state()[0][name]), name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_change_nothing_but_rounding(monkeypatch, recompute):
     plain = run(Learner(make_network(), CONFIG), 0, 2)
     traced = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)  # all but writing and compiling C++
     monkeypatch.setattr(torch, "compile", traced)
-    learner = Learner(make_network(), CONFIG, compile=True)
+    learner = Learner(make_network(), CONFIG, compile=True, recompute=recompute)
     torch._dynamo.utils.counters.clear()
     compiled = run(learner, 0, 2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1

@@ -42,11 +42,16 @@ class Agreement:
         self.wishes = Wishes(0, 0, 0, 0)
 
     def summed(self, shares: Tensor) -> Tensor:
-        """Losses over all workers; their wishes travel with them, so that everybody knows after the same step."""
-        values = torch.cat([shares, torch.tensor(self._own_wishes(), device=shares.device)])
-        dist.all_reduce(values)
-        self.wishes = Wishes(*values[len(shares) :].tolist())
-        return values[: len(shares)]
+        """Losses over all workers."""
+        dist.all_reduce(shares)
+        return shares
+
+    def exchange(self) -> None:
+        """Tells the others what this one wishes; all call it after the same step, so that everybody knows then."""
+        wishes = torch.tensor(self._own_wishes(), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(wishes)
+        self.wishes = Wishes(*wishes.tolist())
 
     def _own_wishes(self) -> Wishes:
         observer = self.observer
@@ -59,8 +64,6 @@ class Agreement:
 
     def end(self) -> str:
         """Who wants an end; empty when nobody does."""
-        if self.world == 1:
-            self.wishes = self._own_wishes()
         if self.wishes.ask_ray:
             self.notice.ask()
         if self.wishes.stop:

@@ -14,6 +14,7 @@ from flows.stages.train.clock import Clock
 from flows.stages.train.preview import Preview
 from flows.stages.train.setup import batch_of, open_data
 from gmem.batch import draw
+from gmem.flow import Losses
 from gmem.learner import Learner
 from storage.checkpoints import AVERAGES, CheckpointManifest, save
 from storage.errors import LeaseLost, StoreError
@@ -71,10 +72,10 @@ class Observer:
             self.tell("advance", done - self.told_steps, loss=loss)
             self.told_steps = done
 
-    def log(self, result: dict[str, float], speed: dict[str, float]) -> None:
-        rest = ("grad_norm", "lr", "skipped")
-        values = {name if name in rest else f"loss/{name}": value for name, value in result.items()}
-        self.context.run.metrics(values | speed, step=self.learner.steps)
+    def log(self, result: dict[str, float], rest: dict[str, float]) -> None:
+        losses = {f"loss/{name}": result[name] for name in Losses._fields}
+        told = {name: result[name] for name in ("grad_norm", "skipped")}
+        self.context.run.metrics(losses | told | rest, step=self.learner.steps)
 
     # --- looking and keeping -----------------------------------------------------------------------------------------
 

@@ -61,11 +61,11 @@ class Recovery:
             self._restore(found)
         else:
             self.learner.restart(self.fresh())
-            self.guard.load_state(Guard(0, 0).state())
+            self.guard.clear()
 
         # On from there, with other random numbers.
         self.attempt += 1
-        self.guard.bad = 0
+        self.guard.bad.zero_()
         self.failed_at = max(self.failed_at, failed)
         self.returned_to = self.learner.steps if found else -1
         if observer := self.agreement.observer:

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from torch import Tensor
 
 from flows.cluster.workers import set_threads_and_device
 from flows.engine.context import Context
@@ -22,7 +23,7 @@ from flows.stages.train.recovery import SKIPS_ALLOWED, Recovery
 from flows.stages.train.setup import components_of, make_network, open_data, to_batch
 from gmem.batch import Batch, Draws, draw
 from gmem.guard import Guard
-from gmem.learner import Learner
+from gmem.learner import Learner, told
 from gmem.network import Network
 from gmem.parallel import Replicated, Sharded
 from storage.errors import Refused
@@ -54,7 +55,7 @@ class Worker:
         self.data = open_data(context, "train")
         order = BatchOrder(train.seed, self.data.pictures, train.batch, context.recipe.data.mirror)
         self.reader = StepReader(self.data, order, share(train.batch, rank, world))
-        self.guard = Guard(train.spike, SKIPS_ALLOWED)
+        self.guard = Guard(train.spike, SKIPS_ALLOWED, device)
         self.agreement = Agreement(context.artifact("training"), rank, world, device, notice)
         self.learner = Learner(
             self._fresh(),
@@ -66,7 +67,9 @@ class Worker:
             components=components_of(self.data),
             micro_batch=train.micro_batch,
             compile=train.compile,
+            recompute=train.recompute,
         )
+        self.unread: list[dict[str, Tensor]] = []
         self.clock = Clock()
         self.observer = Observer(context, channel, self.data, self.learner, self.clock) if rank == 0 else None
         self.agreement.observer = self.observer
@@ -91,15 +94,18 @@ class Worker:
                 # One step, on this worker's share of the batch.
                 batch, draws = ahead.take(self.learner.steps, self.recovery.attempt)
                 clock.lap("data")
-                result = self.learner.step(batch, draws, self.recipe.train.batch, self.guard.limit)
+                self._launch(batch, draws)
+                results = self._results()
                 clock.lap("compute")
 
-                # It counts, or the training goes back; every worker decides alike.
-                if self.guard.judge(result["velocity"], bool(result["skipped"])):
-                    self.recovery.go_back()
-                else:
-                    self._observe(result, clock)
-                why = self.agreement.end()
+                # They count, or the training goes back; every worker decides alike.
+                if results:
+                    self.agreement.exchange()
+                    if self.guard.failed:
+                        self.recovery.go_back()
+                    else:
+                        self._observe(results, clock)
+                    why = self.agreement.end()
                 clock.lap("rest")
                 if profiled:
                     profiled.step()
@@ -124,28 +130,55 @@ class Worker:
         draws = draw(train.seed, step, train.batch, shape, width, self.reader.part, attempt, tokens)
         return (batch.pinned(), draws.pinned()) if self.learner.device.type == "cuda" else (batch, draws)
 
-    def _observe(self, result: dict[str, float], clock: Clock) -> None:
+    def _launch(self, batch: Batch, draws: Draws) -> None:
+        """A step, and the judgement of it; neither waits for the device."""
+        limit = self.guard.limit
+        result = self.learner.launch(batch, draws, self.recipe.train.batch, limit)
+        self.guard.judge(result["velocity"], result["skipped"])
+        self.unread.append(result | {"limit": limit, "bad": self.guard.bad})
+
+    def _results(self) -> list[dict[str, float]]:
+        """What the steps since the last look gave; empty where nobody looks after this one, that all go on at once.
+
+        Looks depend on the step alone, so that a resumed training goes back where an undisturbed one does.
+        """
+        train = self.recipe.train
+        if not (self._named() or self._falls_on(train.look_every, train.log_every)):
+            return []
+        steps, self.unread = self.unread, []
+        return told(steps)
+
+    def _observe(self, results: list[dict[str, float]], clock: Clock) -> None:
         if seen := self._to_be_seen():
             self.learner.gather()
         if self.observer is None:
             return
-        train, done = self.recipe.train, self.learner.steps
-        if result["skipped"]:
-            reason = f"velocity loss {result['velocity']:.4g}, gradient norm {result['grad_norm']:.4g}"
-            text = f"step {done - 1} skipped: {reason}, median loss {self.guard.median:.4g}"
-            self.observer.event("skipped", done - 1, text, say=self.guard.bad == 1)
-        self.observer.advance(result["total"])
-        if done % train.log_every == 0 or done == train.steps:
-            self.observer.log(result, {"images_per_second": clock.rate() * train.batch} | clock.shares())
-        self.observer.look(self.recovery.progress(), ready=seen and not self.guard.bad)
+        train, done, last = self.recipe.train, self.learner.steps, results[-1]
+        for step, result in enumerate(results, done - len(results)):
+            if result["skipped"]:
+                loss = f"velocity loss {result['velocity']:.4g} of at most {result['limit']:.4g}"
+                text = f"step {step} skipped: {loss}, gradient norm {result['grad_norm']:.4g}"
+                self.observer.event("skipped", step, text, say=result["bad"] == 1)
+        self.observer.advance(last["total"])
+        if self._falls_on(train.log_every) or done == train.steps:
+            speed = {"lr": self.learner.lr, "images_per_second": clock.rate() * train.batch}
+            self.observer.log(last, speed | clock.shares())
+        self.observer.look(self.recovery.progress(), ready=seen and not last["bad"])
 
     def _to_be_seen(self) -> bool:
         """Whether rank 0 may want the weights after this step: what is sharded is gathered by all."""
-        train, done, due = self.recipe.train, self.learner.steps, bool(self.agreement.wishes.checkpoint)
-        every = (train.held_out_every, train.sample_every, train.distance_every, train.checkpoint_every)
         whole = not self.learner.parallel.sharded
-        named = done == train.steps or done in train.checkpoint_at
-        return whole or due or named or any(steps and done % steps == 0 for steps in every)
+        return whole or bool(self.agreement.wishes.checkpoint) or self._named()
+
+    def _named(self) -> bool:
+        """Whether the recipe wants something of this step's weights."""
+        train, done = self.recipe.train, self.learner.steps
+        every = (train.held_out_every, train.sample_every, train.distance_every, train.checkpoint_every)
+        return done == train.steps or done in train.checkpoint_at or self._falls_on(*every)
+
+    def _falls_on(self, *every: int) -> bool:
+        """Whether this step is one of those that come every so many, 0 being never."""
+        return any(steps and self.learner.steps % steps == 0 for steps in every)
 
 
 def share(total: int, rank: int, world: int) -> slice:

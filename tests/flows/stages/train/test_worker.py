@@ -222,6 +222,30 @@ def test_after_several_bad_steps_it_goes_back_and_draws_anew_the_same_when_inter
     assert saved(killed)[1] == saved(context)[1] and same(saved(killed)[0], saved(context)[0])
 
 
+def test_looking_at_every_third_step_trains_the_same_skips_alike_and_goes_back(trainings, whole: Context) -> None:
+    rarely = {"look_every": 3, "log_every": 100}
+    context = trainings.job(**rarely)
+    train(context)
+    assert same(saved(context)[0], saved(whole)[0]) and saved(context)[1] == saved(whole)[1]
+
+    interrupted = trainings.job(**rarely)
+    train(interrupted, after=1)
+    assert steps(interrupted) == [3]  # the first look
+    train(again(trainings, interrupted, **rarely))
+    assert same(saved(interrupted)[0], saved(whole)[0])
+
+    skipping, looking = trainings.job(), trainings.job(**rarely)
+    for each in (skipping, looking):
+        worker = train(each, spoil=lambda worker: worker.learner.steps in (4, 5))
+        events = client(each.tracking_uri).get_metric_history(each.run_id, "events/skipped")
+        assert [event.step for event in events] == [4, 5] and notes(worker).count("skipped") == 1
+    assert same(saved(looking)[0], saved(skipping)[0])
+
+    lost = trainings.job(steps=14, look_every=7, log_every=100)
+    spoilt = train(lost, spoil=lambda worker: worker.recovery.attempt == 0 and worker.learner.steps in range(4, 11))
+    assert spoilt.recovery.attempt == 1 and "back to step 4" in notes(spoilt) and steps(lost)[-1] == 14
+
+
 def test_a_checkpoint_that_does_not_lead_on_is_given_up_and_so_is_a_hopeless_training(trainings) -> None:
     context = trainings.job(steps=40)
     with pytest.raises(ValueError, match=r"does not get beyond step \d+: going back 3 times did not help; lower"):
