@@ -7,9 +7,10 @@ ARGS ?=
 TRIALS ?= tests
 FUZZ ?= 800
 FAISS := 1.15.1
+LITDATA := 0.2.76
 ROWS ?= 50000 100000 200000 1000000
 
-.PHONY: setup demo cluster test results bench bench-bank bench-gpu trials lint lock clean
+.PHONY: setup demo cluster test results bench bench-bank bench-data bench-gpu trials lint lock clean
 
 setup: $(READY)
 
@@ -47,6 +48,10 @@ bench: setup
 bench-bank: setup
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps faiss-cpu==$(FAISS)
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/bank.py --rows $(ROWS) $(ARGS)
+
+bench-data: setup
+	$(VENV)/bin/uv pip install --quiet --target build/litdata --no-deps litdata==$(LITDATA) lightning-utilities==0.15.3 tifffile==2026.3.3
+	PYTHONPATH=.:build/litdata $(VENV)/bin/python tests/benchmarks/bench.py training_data $(ARGS)
 
 bench-gpu: setup
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/gpu.py $(ARGS)

@@ -1,7 +1,7 @@
 """How cost grows with the number of rows: tables written, checked, opened, read and searched at several sizes.
 
-What is told is the rate at the largest size over that at the one before it: 1 is linear growth, less is worse. A power of
-1.05 would be 0.89 over ten times the rows.
+Seconds of this process' own, as the machine may be busy with others', are fitted by a power of the number of rows. What is
+told is one over it: 1 is linear growth, less is worse, and 0.95 is a power of 1.05.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import lance
 import numpy as np
 import psutil
 from measured import Measured
@@ -31,6 +32,7 @@ SHAPE, DIM, SHARD, GROUP, BATCH = (12, 8, 8), 192, 1024, 8, 256
 """As in the demo; a commit takes eight shards."""
 READ, SEARCHED = 64, 20
 """Batches and searches timed."""
+READING, SEARCHING = f"read {READ * BATCH:,} samples for training", f"{SEARCHED} searches of every row"
 
 
 class Costs:
@@ -43,9 +45,9 @@ class Costs:
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        begun = time.process_time()
         yield
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begun
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.process_time() - begun
 
     def measure(self) -> None:
         self._write()
@@ -81,6 +83,9 @@ class Costs:
             files = open_files(str(self.folder)).walk(str(self.folder / name))
             self.counts[f"files of {name}"] = len(files)
             self.counts[f"bytes a row of {name}"] = sum(files.values()) / self.rows
+            dataset = lance.dataset(str(self.folder / name / f"{name}.lance"))
+            self.counts[f"fragments of {name}"] = len(dataset.get_fragments())
+            self.counts[f"versions of {name}"] = len(dataset.versions())
 
     @staticmethod
     def _bank_rows(ids: np.ndarray, snippets: np.ndarray, shard: str) -> object:
@@ -92,10 +97,9 @@ class Costs:
         with self.timed("open the training data"):
             data = TrainingTable(str(self.folder / "latents"), str(self.folder / "bank"), memory_limit=0)
         reader = StepReader(data, BatchOrder(0, data.pictures, BATCH), slice(None))
-        begun = time.perf_counter()
-        for step in range(READ):
-            reader.batch(step)
-        self.counts["samples/s read from disk"] = READ * BATCH / (time.perf_counter() - begun)
+        with self.timed(READING):
+            for step in range(READ):
+                reader.batch(step)
 
     def _search(self) -> None:
         with self.timed("open the bank and count it"):
@@ -103,9 +107,17 @@ class Costs:
             bank.info()
         vector = np.random.default_rng(1).standard_normal(DIM).astype(np.float32)
         bank.search(vector, 10)
-        with self.timed("search, every row"):
+        with self.timed(SEARCHING):
             for _ in range(SEARCHED):
                 bank.search(vector, 10)
+
+
+def power(measured: list[Costs], what: str) -> float:
+    """Of the number of rows by which the seconds of a kind of work grow. The same number of samples is read at every size:
+    for that, of the seconds that as many samples as there are rows would take."""
+    rows = np.log([costs.rows for costs in measured])
+    seconds = np.log([costs.seconds[what] for costs in measured])
+    return float(np.polyfit(rows, seconds, 1)[0]) + (what == READING)
 
 
 def main() -> None:
@@ -117,12 +129,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="gmem-bench-") as name:
             measured.append(Costs(rows, Path(name)))
             measured[-1].measure()
-    *_, before, last = measured
-    for what, seconds in last.seconds.items():
-        rates = {f"{costs.rows:,} rows": costs.rows / costs.seconds[what] for costs in measured}
-        told = ", ".join(f"{rows}: {rate:,.0f}/s" for rows, rate in rates.items())
-        growth = (last.rows / seconds) / (before.rows / before.seconds[what])
-        Measured(f"growth: {what}", growth, "", note=told).tell()
+    last = measured[-1]
+    for what in last.seconds:
+        told = ", ".join(f"{costs.rows:,} rows: {costs.seconds[what]:.3g} s" for costs in measured)
+        growth = power(measured, what)
+        Measured(f"growth: {what}", 1 / max(growth, 0.1), "", note=f"power {growth:.2f}; {told}").tell()
     for what in last.counts:
         told = ", ".join(f"{costs.rows:,} rows: {costs.counts[what]:,.0f}" for costs in measured)
         Measured(f"at {last.rows:,} rows: {what}", last.counts[what], "", note=told).tell()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from lancedb.permutation import Permutation
 from measured import Measured, alternating
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from storage.tables import latents
 from storage.tables.bank_rows import make_rows
@@ -143,6 +147,37 @@ def tars(folder: Path) -> Callable[[], float]:
     return read
 
 
+def chunks(folder: Path) -> Callable[[], float]:
+    """LitData, shuffled as it does it: its chunks, and the rows within each."""
+    os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"
+    import litdata
+
+    shards = sorted(map(str, folder.glob("*.safetensors")))
+    with redirect_stdout(sys.stderr):  # it tells how far it is
+        litdata.optimize(_rows, shards, str(folder / "chunks"), chunk_bytes="64MB", num_workers=1)
+    dataset = litdata.StreamingDataset(str(folder / "chunks"), shuffle=True, drop_last=True)
+    loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0)
+
+    def batches() -> Iterator[object]:
+        while True:
+            yield from loader
+
+    stream = batches()
+
+    def read() -> float:
+        for _ in islice(stream, 4):
+            pass
+        return 4 * BATCH
+
+    return read
+
+
+def _rows(shard: str) -> Iterator[dict[str, torch.Tensor]]:
+    columns = load_file(shard)
+    for row in range(len(columns["label"])):
+        yield {name: columns[name][row].clone() for name in ("latent", "snippet")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
@@ -164,6 +199,7 @@ def main() -> None:
             safetensors=file_for_each_sample(folder, asked.rows),
             permutation=permutation(folder),
             webdataset=tars(folder),
+            **({"litdata": chunks(folder)} if find_spec("litdata") else {}),
         )
     mine, held = rates.pop("ours"), rates.pop("held")
     note = f"one process and thread; {beside:.0f} MB beside the bank, which is held"
