@@ -1,7 +1,7 @@
 """Bytes, hours and money of a run, by arithmetic: ``python infra/sizing.py --pictures 1.28e6 --gpus 8``.
 
-Nothing here is measured on the machines it speaks of. Sizes follow from the formats; rates marked `published` are those
-of the method's authors, those marked `assumed` are guesses to be replaced by what a first run logs to MLflow.
+Sizes follow from the formats. Rates marked `measured` are of one device or core (docs/speed.md), none of so many together;
+those marked `assumed` are guesses to be replaced by what a first run logs to MLflow.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-SIDE = 256
 GRID, CHANNELS = 16, 32  # the latent of a 256-pixel picture under VA-VAE f16d32
+PICTURE = 120_000  # bytes of a 256-pixel photograph in lossless WebP, measured
 SNIPPET = 768  # DINOv2 ViT-B/14
 COMPONENTS = 64  # kept of each patch token
 HNSW_UNTIL = 5_000_000  # rows up to which the bank's index is a graph with a byte a dimension, beyond: product codes
 PARAMETERS = 683.12e6  # XL/1
-TRAINED = 355.0  # pictures a second and GPU, published for XL/1 on H800
-TOKENIZED, ENCODED = 500.0, 2000.0  # rows a second and GPU, assumed
-DECODED = 100.0  # pictures a second and CPU core, assumed
+TRAINED = 498.0  # pictures a second of XL/1 on one H100, measured; published: 355 on H800
+TOKENIZED, ENCODED = 500.0, 901.0  # rows a second and GPU: assumed, for lack of weights; measured on H100 in fp32
+INGESTED, READ = 176.0, 540.0  # pictures a second and core, measured: of 500 x 375 JPEG to 256 px, and of what is stored
 SAMPLES, CALLS = 50_000, 99  # of an evaluation; network calls a sample with 50 points of Heun
 GPU_HOUR, GB_MONTH = 3.0, 0.023  # dollars, assumed
 
@@ -38,7 +38,7 @@ class Run:
     def row_bytes(self) -> dict[str, float]:
         """Bytes of a row: of a picture for the shards, of a picture or its mirror image for the others."""
         return {
-            "image shards": 1.5 * SIDE**2,
+            "image shards": PICTURE,
             "latents": 2 * CHANNELS * GRID**2,
             "bank": 2 * SNIPPET + 2000,  # and a thumbnail and keys
             "patch tokens": 2 * COMPONENTS * GRID**2,
@@ -63,8 +63,8 @@ class Run:
         }
 
     def core_hours(self) -> float:
-        """CPU hours to decode every picture at ingest, and again for each of the two encodings."""
-        return 3 * self.pictures / DECODED / 3600
+        """CPU hours of ingest, and to read every picture for each of the two encodings."""
+        return self.pictures * (1 / INGESTED + 2 / READ) / 3600
 
 
 def size(number: float) -> str:

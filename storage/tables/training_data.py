@@ -302,8 +302,9 @@ class StepReader:
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return _stream(seed, 0, epoch).permutation(count)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.integer]:
+    places = _stream(seed, 0, epoch).permutation(count)
+    return places.astype(np.uint32) if count < 1 << 32 else places  # half the memory, which every worker holds
 
 
 def _stream(*key: int) -> np.random.Generator:
