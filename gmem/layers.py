@@ -195,7 +195,7 @@ class Modulation(nn.Sequential):
 
 class Block(nn.Module):
     recompute = False
-    """Whether the backward pass computes again what is within, instead of keeping it: much less memory, more time."""
+    """Whether the backward pass computes again what is within, instead of keeping it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -93,8 +93,8 @@ class Learner:
         self.network = network.train()
         if not self.parallel.sharded:
             network.to(self.device)
-        for block in network.blocks:
-            block.recompute = recompute
+        if recompute:
+            network.recompute_blocks()
         if compile:
             network.compile_blocks()
         self.model = self.parallel.wrap(_Trained(network, self.aligned), network.blocks, self._bf16)

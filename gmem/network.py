@@ -7,6 +7,8 @@ Parameters carry the names of the published GMem checkpoints, so that state dict
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +116,11 @@ class Network(nn.Module):
         """Fuses each block's small operations, when it is first called; that takes half a minute."""
         for block in self.blocks:
             block.compile()
+
+    def recompute_blocks(self) -> None:
+        """From now on the backward pass computes again what is within each block, instead of keeping it."""
+        for block in self.blocks:
+            cast(Block, block).recompute = True
 
     def _run(
         self,

@@ -17,7 +17,10 @@ HNSW_UNTIL = 5_000_000  # rows up to which the bank's index is a graph with a by
 PARAMETERS = 683.12e6  # XL/1
 TRAINED = 498.0  # pictures a second of XL/1 on one H100, measured; published: 355 on H800
 TOKENIZED, ENCODED = 500.0, 901.0  # rows a second and GPU: assumed, for lack of weights; measured on H100 in fp32
-INGESTED, READ = 176.0, 540.0  # pictures a second and core, measured: of 500 x 375 JPEG to 256 px, and of what is stored
+INGESTED, READ = (
+    176.0,
+    540.0,
+)  # pictures a second and core, measured: of 500 x 375 JPEG to 256 px, and of what is stored
 SAMPLES, CALLS = 50_000, 99  # of an evaluation; network calls a sample with 50 points of Heun
 GPU_HOUR, GB_MONTH = 3.0, 0.023  # dollars, assumed
 

@@ -189,6 +189,15 @@ class Bench:
         learner.micro_batch = max(1, count // 2)
         step(f"{name}, two micro-batches", learner, None)
 
+    def recomputing(self, size: SizeName, count: int) -> None:
+        """The same step where the backward pass computes blocks again: less memory for more time."""
+        config = self.config(size)
+        batch, draws = self.batch(config, count)
+        learner = self.learner(config, compile=self.scale.compiled, recompute=True)
+        self._forget_peak()
+        seconds = self.seconds(lambda: learner.step(batch, draws, count))
+        self.add(f"{size}/1 step, blocks computed again", count / seconds, "pictures/s", note=self._peak())
+
     def sharded(self, size: SizeName, count: int) -> None:
         """The same step under FSDP2 with one rank: what sharding itself costs."""
         config = self.config(size)
@@ -261,6 +270,10 @@ class Bench:
             seconds = self.seconds(lambda precision=precision: ours(precision), 1)  # type: ignore[misc]
             self.add(f"{size}/1 sampling, {precision}", count / seconds, "pictures/s")
             self.add(f"{size}/1 sampling, {precision}: times the plain form", theirs / seconds, "", least)
+        if self.scale.compiled:
+            network.compile_blocks()
+            seconds = self.seconds(lambda: ours("bf16"), 1)
+            self.add(f"{size}/1 sampling, compiled, bf16", count / seconds, "pictures/s")
 
     def features(self) -> None:
         """The encoder of the bank, on pictures that are on the device already."""
@@ -283,6 +296,9 @@ class Bench:
         sizes = list(self.scale.sizes.items())
         for size, count in sizes:
             self.attempt(f"{size}/1 step", lambda size=size, count=count: self.training(size, count))  # type: ignore[misc]
+            self.attempt(
+                f"{size}/1 step, blocks computed again", lambda size=size, count=count: self.recomputing(size, count)
+            )  # type: ignore[misc]
         self.attempt("FSDP2 with one rank", lambda: self.sharded(*sizes[0]))
         self.attempt("resume", lambda: self.resume(sizes[0][0]))
         self.attempt("sampling", lambda: self.sampling(sizes[0][0]))

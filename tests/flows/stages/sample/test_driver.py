@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -25,6 +26,10 @@ from flows.stages.chain import stages_of
 from flows.stages.evaluate.stage import STAGE as EVALUATE
 from flows.stages.prior.stage import STAGE as PRIOR_STAGE
 from flows.stages.sample.stage import GENERATED, STAGE
+from flows.stages.sampling import Sampler
+from flows.stages.train.stage import TRAINING
+from gmem.network import Network
+from storage.checkpoints import latest
 from storage.errors import Refused
 from storage.ids import sample_of
 from storage.samples import SampleRow, read_samples
@@ -96,6 +101,19 @@ def test_a_sample_is_what_generate_makes_of_its_snippet_and_number(made: Result,
     alone = generate(plan.recipe, open_bank(plan.recipe), ids, plan.recipe.evaluate.network)
     for row, image in zip(samples_of(made, plan), alone.images, strict=True):
         assert np.abs(row.image.astype(int) - image).max() <= 2
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_stages_compile_what_they_sample_by_where_that_is_asked_for(
+    made: Result, plan: Plan, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compilations: list[Network] = []
+    monkeypatch.setattr(Network, "compile_blocks", compilations.append)
+    recipe = plan.recipe.model_copy(update={"sample": plan.recipe.sample.model_copy(update={"compile": compiled})})
+    context = SimpleNamespace(recipe=recipe)
+    checkpoint = latest(plan.artifact(TRAINING))
+    generator = Sampler(1, context, checkpoint).generator  # type: ignore[arg-type]
+    assert compilations == ([generator.network] if compiled else [])
 
 
 def test_what_is_there_is_not_made_again(made: Result, plan: Plan, tracking: Tracking) -> None:  # noqa: F811
