@@ -25,12 +25,12 @@ def run(
     recipe: RecipeName = "emoji", set: Set = None, store: StoreUri = None, profile: Profile = False, json: Json = False
 ) -> None:
     """Runs the whole chain: ingest, latents, bank, train, evaluate. Computes only what is not there yet."""
-    from flows.warmup import begin
-
     start = time.monotonic()
     chosen = overrides(set, store, profile)
     plan = _plan(resolved(recipe, set, store))
     if not any(report.name == plan.recipe.name and report.complete for report in plan.store.artifacts("report")):
+        from flows.warmup import begin  # Ray, which takes its time, and is not needed to find that all is there
+
         begin(
             plan.recipe.cluster, _stages(plan.recipe)
         )  # there surely is work to do: no need to know first what all the stages make

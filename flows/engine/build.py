@@ -8,10 +8,6 @@ from importlib.metadata import version as installed
 from time import monotonic, time
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
-from flows.cluster import timeline
 from flows.cluster.errors import explained
 from flows.cluster.resources import reserved_hours
 from flows.engine.context import Context, Made, Result
@@ -28,6 +24,9 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
     Lease, manifest and MLflow run belong to the process that does the work: on a cluster that is the job, which goes
     on, and finishes, without the flow that submitted it.
     """
+    import ray  # not above: `found` needs none, and it takes longer to import than all is found
+    from ray.exceptions import RayError
+
     plan = plan.settled()
     recipe, missing = plan.recipe, plan.missing(stage)
     if not missing:
@@ -73,6 +72,8 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
 
 def _log_timeline(run: Run, start: float) -> None:
     """What Ray did since then: `profile/tasks.json`, for ui.perfetto.dev or chrome://tracing, and the table `tasks`."""
+    from flows.cluster import timeline
+
     events = timeline.since(start)
     run.artifact("profile/tasks.json", json.dumps(events).encode())
     run.table("tasks", timeline.by_task(events))
