@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import yaml
 from measured import Measured
 from rich.console import Console
@@ -80,6 +81,7 @@ def environment() -> dict[str, str]:
     return {
         "cpu": models[0] if models else platform.processor(),
         "cores": str(os.cpu_count()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+
+from storage.tracking.access import client
 
 HERE = Path(__file__).parent
 PROGRAMS = [entry["program"].removesuffix(".py") for entry in yaml.safe_load((HERE / "entries.yaml").read_text())]
@@ -38,6 +41,20 @@ def test_a_benchmark_measures_what_its_entry_asks_for(program: str, tmp_path: Pa
 def test_an_unknown_benchmark_is_one_sentence(tmp_path: Path) -> None:
     done = run("dancing", folder=tmp_path)
     assert (done.returncode, done.stderr) == (1, "there is no benchmark dancing; see entries.yaml\n")
+
+
+def test_figures_are_kept_in_mlflow_with_what_they_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    bench, measured = import_module("bench"), import_module("measured")
+    bench.keep([(measured.Measured("a step, times", 2.5, "times"), 3.0)], str(tmp_path))
+    kept = client(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = kept.get_experiment_by_name("benchmarks")
+    assert experiment is not None
+    (run,) = kept.search_runs([experiment.experiment_id])
+    assert run.data.metrics["a_step__times"] == 2.5 and run.data.metrics["load_before"] >= 0
+    assert {"cpu", "cores", "gpu", "python", "torch", "pylance"} <= run.data.params.keys()
+    rows = json.loads(Path(kept.download_artifacts(run.info.run_id, "benchmarks.json")).read_text())
+    assert {"what", "value", "least"} <= set(rows["columns"])
 
 
 @pytest.mark.benchmark
