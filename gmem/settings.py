@@ -25,7 +25,7 @@ OptimiserName = Literal["adamw", "muon"]
 Autocast = Literal["auto", "bf16", "fp32"]
 
 Kind = Literal["ode", "sde"]
-Method = Literal["euler", "heun", "dopri5"]
+Method = Literal["euler", "heun", "dopri5", "multistep"]
 Diffusion = Literal["constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"]
 Last = Literal["none", "mean", "euler", "tweedie"]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -277,7 +277,12 @@ class SamplerConfig(Settings):
     SECTION: ClassVar[str] = "sample"
 
     kind: Annotated[Kind, Doc("the flow's ODE, or an SDE with the same marginals")] = "sde"
-    method: Annotated[Method, Doc("dopri5 is for the ODE and chooses its own steps")] = "heun"
+    method: Annotated[
+        Method,
+        Doc(
+            "for the ODE alone: dopri5 chooses its own steps, multistep also uses the point before and is best with few"
+        ),
+    ] = "heun"
     steps: Annotated[int, Ge(2), Doc("points of the time grid")] = 50
     shift: Annotated[float, Gt(0), Doc("time shift of the grid; below 1 spends more points near noise, 1: none")] = (
         1.0  # published for ODE Euler: 0.3
@@ -296,8 +301,8 @@ class SamplerConfig(Settings):
     atol: Annotated[float, Gt(0), Doc("absolute error of a step of dopri5")] = 1e-6
 
     def check(self) -> None:
-        if self.kind == "sde" and self.method == "dopri5":
-            raise InputError("sample.method dopri5 is for sample.kind ode; use euler or heun with sde")
+        if self.kind == "sde" and self.method in ("dopri5", "multistep"):
+            raise InputError(f"sample.method {self.method} is for sample.kind ode; use euler or heun with sde")
         if self.guidance_from > self.guidance_until:
             raise InputError("sample.guidance_from lies after sample.guidance_until; exchange them")
 

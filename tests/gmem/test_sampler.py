@@ -130,6 +130,7 @@ def test_the_ode_carries_each_sample_along_its_path(method):
         (SamplerConfig(), 99),
         (SamplerConfig("ode", "euler"), 49),
         (SamplerConfig("ode", "heun"), 98),
+        (SamplerConfig("ode", "multistep", 9), 8),
         (SamplerConfig("ode", "euler", 5, guidance=2.0), 8),
         (SamplerConfig("ode", "euler", 5, guidance=2.0, guidance_from=0.5), 6),
     ],
@@ -213,6 +214,37 @@ def test_dopri5_meets_the_ends_of_the_guidance_exactly(start, until):
     assert bool(other) == (start < until) and (len(other) < len(conditional)) == (until - start < 1)
 
 
+@pytest.mark.parametrize(("shift", "share"), [(0.5, 0.7), (1.0, 0.25), (2.0, 0.1)])
+def test_the_point_before_brings_few_calls_nearer_to_the_path(shift, share):
+    noise = noise_for(1, range(4), (1, 8, 8))
+
+    def off(method):
+        made = sample(gaussian_velocity, noise, None, SamplerConfig("ode", method, 9, shift=shift)).latent
+        return float((made - MEAN - STD * noise).abs().mean())
+
+    assert off("multistep") < share * off("euler")
+
+
+def test_data_that_is_foretold_alike_is_reached_in_any_number_of_steps():
+    def straight(x, t, *_):
+        return (3 - x) / (1 - t)[:, None, None, None]
+
+    for method in ("euler", "multistep"):
+        made = sample(straight, torch.randn(2, 1, 2, 2), None, SamplerConfig("ode", method, 6)).latent
+        torch.testing.assert_close(made, torch.full_like(made, 3.0))
+
+
+def test_nothing_is_extrapolated_over_an_end_of_the_guidance():
+    def network(x, t, snippet, label):
+        data = torch.full_like(x, 1.0 if snippet is None else 2.0)
+        return (data - x) / (1 - t)[:, None, None, None]
+
+    config = SamplerConfig("ode", "multistep", 9, guidance=3.0, guidance_from=0.25, guidance_until=0.5)
+    plain = replace(config, method="euler")
+    made, wanted = (sample(network, torch.ones(1, 1, 1, 1), torch.ones(1, 4), each) for each in (config, plain))
+    torch.testing.assert_close(made.latent, wanted.latent)
+
+
 def test_guidance_outside_its_interval_is_conditional():
     def network(x, t, snippet, label):
         return snippet.any(dim=1).float()[:, None, None, None].expand_as(x)
@@ -269,7 +301,7 @@ def test_dopri5_says_when_the_velocity_is_not_finite():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"kind": "sde", "method": "dopri5"}, "for sample.kind ode"), ({"steps": 1}, "at least 2"), ({"shift": 0.0}, "more than 0"),
+        ({"kind": "sde", "method": "dopri5"}, "for sample.kind ode"), ({"kind": "sde", "method": "multistep"}, "multistep is for sample.kind ode"), ({"steps": 1}, "at least 2"), ({"shift": 0.0}, "more than 0"),
         ({"last_size": 0.0}, "more than 0"), ({"diffusion_norm": -1.0}, "at least 0"), ({"guidance_from": 0.5, "guidance_until": 0.2}, "exchange"), ({"rtol": 0.0}, "more than 0"), ({"last_size": float("nan")}, "more than 0 and give less than 1"), ({"diffusion": "quadratic"}, "use one of constant"),
     ],
 )  # fmt: skip

@@ -68,7 +68,7 @@ def test_a_form_asks_for_values_and_says_what_they_mean() -> None:
         "title": "steps", "type": "integer", "minimum": 1, "description": "",
     }  # fmt: skip
     assert every["TrainOverrides.lr"]["description"].endswith("; default 0.0002")
-    assert every["SampleOverrides.method"]["enum"] == ["euler", "heun", "dopri5"]
+    assert every["SampleOverrides.method"]["enum"] == ["euler", "heun", "dopri5", "multistep"]
     assert every["train"]["$ref"].endswith("TrainOverrides")
     assert {"type": "null"} in every["TrainOverrides.start_from"]["anyOf"], "here a null means something"
 
