@@ -21,7 +21,6 @@ from gmem.settings import SamplerConfig
 
 VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """Of x, t, snippet, label; a snippet of zeros and a label of -1 are none."""
-ALMOST_DATA = 1 - 1e-9  # the last point of a grid may round to less than 1
 Wiener = Callable[[int], Tensor]  # number of a step, from 0 -> standard normal [B, C, H, W]
 
 
@@ -183,28 +182,24 @@ def _ode(velocity: _Guided, x: Tensor, config: SamplerConfig) -> Tensor:
 
 
 def _multistep(velocity: _Guided, x: Tensor, config: SamplerConfig) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095) on the straight path, one network call a step.
+    """DEIS of first order (Zhang and Chen 2022, arXiv 2204.13902: tAB1) for the foretold data, a network call a step.
 
-    What is integrated is the data foretold at a point, D = x + (1−t)·v: constant over a step it gives Euler's. From the
-    point before it is extrapolated along the logarithm of t / (1−t), half a step ahead. Where that logarithm is
-    infinite, beside noise and data, and where guidance begins or ends, a step is Euler's.
+    The flow is dx/dt = (D − x) / (1−t) with D = x + (1−t)·v, the data foretold at a point. D is taken for a straight
+    line in time through the last two points, and the rest is integrated exactly, up to the data itself. The first step,
+    and one at which guidance begins or ends, knows a single point: it is Euler's.
     """
-    before, earlier = x, 0.0
+    before, earlier = x, math.nan
     for _, t, dt in _intervals(config, 1.0):
+        share = min(dt / (1 - t), 1.0)  # of the way to the data
         data = x + (1 - t) * velocity(x, t)
-        foretold = data
-        inside = earlier > 0 and t + dt < ALMOST_DATA
-        if inside and velocity.guided(t) == velocity.guided(earlier):
-            ahead = (_log_odds(t + dt) - _log_odds(t)) / 2
-            behind = _log_odds(t) - _log_odds(earlier)
-            foretold = torch.lerp(before, data, 1 + ahead / behind)
-        x = x + dt / (1 - t) * (foretold - x)
+        ahead = 0.0  # how far along the line D is taken, as a weight of the last difference
+        if earlier < t and velocity.guided(t) == velocity.guided(earlier):
+            left = (1 - t) * (1 - share)
+            bend = dt + left * math.log1p(-share) if left else dt
+            ahead = bend / (t - earlier)
+        x = torch.lerp(x, data, share) + ahead * (data - before)
         before, earlier = data, t
     return x
-
-
-def _log_odds(t: float) -> float:
-    return math.log(t / (1 - t))
 
 
 def _sde(velocity: _Guided, x: Tensor, config: SamplerConfig, wiener: Wiener) -> Tensor:
