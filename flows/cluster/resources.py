@@ -45,6 +45,10 @@ class Available:
     cpus: float
     gpus: int
 
+    def shared(self, share: float) -> Available:
+        """What is one run's of it: of GPUs at least one, where there are any."""
+        return Available(self.cpus * share, min(self.gpus, max(1, int(self.gpus * share))))
+
 
 def resources(cluster: Cluster, stage: str, rule: Rule) -> Resources:
     """Of a stage on the Ray this process has joined."""
@@ -52,7 +56,8 @@ def resources(cluster: Cluster, stage: str, rule: Rule) -> Resources:
 
     total, settings = ray.cluster_resources(), getattr(cluster, stage)
     node_cpus = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
-    found = rule(cluster, settings, Available(total.get("CPU", 1), int(total.get("GPU", 0))))
+    there = Available(total.get("CPU", 1), int(total.get("GPU", 0))).shared(cluster.share)
+    found = rule(cluster, settings, there)
     return replace(
         found,
         threads=min(found.threads, node_cpus),

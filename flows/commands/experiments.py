@@ -25,6 +25,12 @@ Steps = Annotated[
     list[int] | None, typer.Option("--step", min=1, help="training steps at which every arm is measured; repeatable")
 ]
 Note = Annotated[str, typer.Option(help="what else a reader should know, such as what else the machine did")]
+AtOnce = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="arms that share a cluster at a time, as jobs of its jobs API (cluster.address)"
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(help="folder for the plots, the findings as JSON and as a page; none: MLflow alone")
 ]
@@ -36,6 +42,7 @@ def compare_arms(
         str,
         typer.Argument(metavar="EXPERIMENT", help="a shipped experiment's name, such as emoji-memory, or a YAML file"),
     ],
+    at_once: AtOnce = 1,
     out: Out = None,
     note: Note = "",
     set: Set = None,
@@ -43,7 +50,7 @@ def compare_arms(
     json: Json = False,
 ) -> None:
     """Trains and measures every arm of an experiment alike: distances over steps, and how much sooner each gets there."""
-    _run(recipe, experiment, out, note, set, store, json)
+    _run(recipe, experiment, out, note, set, store, json, at_once=at_once)
 
 
 def sweep(
@@ -64,6 +71,7 @@ def sweep(
         bool,
         typer.Option("--register", help="the best point's network and sampler become the version 'best' in MLflow"),
     ] = False,
+    at_once: AtOnce = 1,
     out: Out = None,
     note: Note = "",
     set: Set = None,
@@ -80,7 +88,7 @@ def sweep(
         "steps": step or [],
         "seeds": seed or [],
     }
-    _run(recipe, experiment, out, note, set, store, json, register)
+    _run(recipe, experiment, out, note, set, store, json, register, at_once)
 
 
 def _parted(text: str) -> tuple[str, str]:
@@ -105,6 +113,7 @@ def _run(
     store: str | None,
     json: bool,
     register: bool = False,
+    at_once: int = 1,
 ) -> None:
     from flows.commands.run import followed
     from flows.experiments import design
@@ -114,7 +123,7 @@ def _run(
     design.load(experiment)
     resolved(recipe, pairs, store)
     found: Findings = followed(
-        flow, recipe, overrides(pairs, store), experiment=experiment, note=note, register_best=register
+        flow, recipe, overrides(pairs, store), experiment=experiment, note=note, register_best=register, at_once=at_once
     )
     say = tell if json else show
     columns, rows = table(found)

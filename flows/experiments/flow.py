@@ -7,12 +7,15 @@ import re
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as installed
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any
 
 from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
+from pydantic import Field
 
 from flows.cluster.address import jobs_address
 from flows.cluster.connection import connected
@@ -26,9 +29,10 @@ from flows.experiments.design import Trial
 from flows.experiments.plots import distances
 from flows.experiments.registering import Measured
 from flows.experiments.results import Findings, markdown, split_of, table
+from flows.experiments.side_by_side import side_by_side
 from flows.recipe.files import load, merged, nested
 from flows.recipe.form import Overrides, RecipeChoice, overrides_of
-from flows.session import Session, attempted, planned, show_picture
+from flows.session import DEPLOYED_WAIT, Session, attempted, planned, show_picture
 from flows.stages.chain import STAGES
 from flows.stages.evaluate.comparison import read_report
 from flows.stages.evaluate.stage import STAGE as EVALUATE
@@ -55,6 +59,7 @@ def compare_arms(
     overrides: Overrides | None = None,
     note: str = "",
     register_best: bool = False,
+    at_once: Annotated[int, Field(ge=1)] = 1,
 ) -> Findings:
     """Trains and measures every arm of an experiment alike, and tells what each change of the recipe is worth.
 
@@ -64,25 +69,30 @@ def compare_arms(
         overrides: what is to be otherwise than in the recipe; fields that are left empty stay as they are.
         note: what a reader of the results should know.
         register_best: whether the best point becomes the version `best` of the recipe's registered model.
+        at_once: trainings that share a cluster at a time; more than one as jobs of a cluster alone.
     """
     chosen = design.load(experiment)
     base = _with_averages(recipe, chosen, overrides_of(overrides))
 
     # Every arm's every plan is made before anything is computed, so that what cannot be is refused at once.
-    trials = _trials(recipe, chosen, base)
+    trials = _trials(recipe, chosen, base, _sharing(at_once))
     first = trials[0][1][0]
+    if at_once > 1 and not jobs_address(first.recipe.cluster):
+        raise Refused(
+            "arms are at work side by side as jobs of a cluster; set cluster.address to its jobs API, such as "
+            "http://127.0.0.1:8265 after 'ray start --head', or leave --at-once away"
+        )
     tracking = Tracking.open(first.recipe.tracking.uri, first.store, first.recipe.name)
 
     with ExitStack() as stack, tags(first.recipe.name):
         run = stack.enter_context(tracking.experiment_run(chosen.name, chosen.model_dump()))
         if not jobs_address(first.recipe.cluster) and _anything_missing(trials):
             stack.enter_context(connected(first.recipe.cluster))  # once for all arms
-        measured: list[Measured] = []
+        work = []
         for number, (trial, plans) in enumerate(trials, 1):
             told = f"{chosen.name}: trial {number} of {len(trials)}, {trial.name}"
-            get_run_logger().info(told)
-            tell(told)
-            measured += _measured(trial, plans, tracking, run.id)
+            work.append(partial(_measured, trial, plans, tracking, run.id, told))
+        measured = list(chain.from_iterable(side_by_side(work, at_once)))
         points = [point for point, _ in measured]
         found = Findings(
             experiment=chosen.model_dump(),
@@ -104,6 +114,13 @@ def compare_arms(
         return found
 
 
+def _sharing(at_once: int) -> dict[str, Any]:
+    """What changes of a recipe where others are at work beside it: its share, and that it waits for what they make."""
+    if at_once == 1:
+        return {}
+    return {"cluster": {"share": 1 / at_once}, "tracking": {"lease_wait": DEPLOYED_WAIT}}
+
+
 def _with_averages(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> dict[str, Any]:
     """The overrides, and that the training keeps every average that some arm samples."""
     common = load(recipe, merged(base, nested(chosen.common)))
@@ -113,7 +130,7 @@ def _with_averages(recipe: str, chosen: design.Experiment, base: dict[str, Any])
     return merged(base, {"train": {"emas": sorted({*common.train.emas, *lacking})}})
 
 
-def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> Trials:
+def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any], sharing: dict[str, Any]) -> Trials:
     """Raises Refused where the store holds a training without the checkpoints that are to be measured, or arms are
     measured in different features."""
     made: Trials = []
@@ -122,7 +139,7 @@ def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any]) -> Tri
     for trial in chosen.trials():
         plans = []
         for step in steps:
-            plan = planned(recipe, merged(base, trial.at(step)))
+            plan = planned(recipe, merged(sharing, merged(base, trial.at(step))))
             if source and source[0] == plan.recipe.data:
                 plan.source_fingerprint = source[1]  # listed once, for a source may have millions of files
             source = plan.recipe.data, plan.source_fingerprint
@@ -158,8 +175,10 @@ def _anything_missing(trials: Trials) -> bool:
     return any(plan.missing(stage) for _, plans in trials for plan in plans for stage in _needed(plan))
 
 
-def _measured(trial: Trial, plans: list[Plan], tracking: Tracking, parent: str) -> list[Measured]:
+def _measured(trial: Trial, plans: list[Plan], tracking: Tracking, parent: str, told: str) -> list[Measured]:
     """Every evaluation of one trial, in order of steps, under a run of its own in MLflow."""
+    get_run_logger().info(told)
+    tell(told)
     measured = []
     with tracking.experiment_run(trial.name, plans[0].recipe.model_dump(mode="json"), "trial", parent) as run:
         for plan in plans:

@@ -334,6 +334,9 @@ class Cluster(Section):
         "a Ray cluster: http(s)://HOST:8265 (its jobs API), or HOST:PORT or auto to join it; none: embedded, or RAY_ADDRESS",
     )
     cpus: int | None = operational(None, "CPUs of the embedded Ray; none: all", ge=1)
+    share: float = operational(
+        1.0, "share of the CPUs and GPUs there are that a run counts on, and leaves the rest to others", gt=0, le=1
+    )
     actors: int | None = operational(None, "encoder and sampler actors; none: one a GPU, or one a two CPUs", ge=1)
     actor_cpus: float = operational(1, "CPUs reserved by an encoder or sampler", gt=0)
     actor_gpus: float | None = operational(

@@ -225,5 +225,8 @@ class Output:
             pieces.put(None)
 
         threading.Thread(target=read, name=f"follow-{self.job}", daemon=True).start()
-        while (piece := pieces.get()) is not None:
-            yield piece
+        while True:
+            with suppress(queue.Empty):  # every second, so that a thread that others wait for can be interrupted too
+                if (piece := pieces.get(timeout=1)) is None:
+                    return
+                yield piece

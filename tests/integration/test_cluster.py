@@ -135,6 +135,21 @@ def test_a_flow_that_is_cancelled_stops_its_job_with_a_checkpoint(
     assert stopped is not None and 0 < stopped.step < 100_000
 
 
+def test_arms_of_an_experiment_share_the_cluster_and_what_they_rest_on(
+    cluster: LocalCluster, source: Path, first: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The second waits for the first where both need the same, and both train at the same time."""
+    arms = {"plain": {"train.lr": 1e-3}, "slower": {"train.lr": 1e-4}}
+    (tmp_path / "two.yaml").write_text(json.dumps({"arms": arms, "seeds": [21]}))  # which is YAML too
+    small = options(cluster, source, steps=150)
+    before = len(attempts(cluster, "train"))
+    done = gmem(cluster, "compare-arms", "emoji", str(tmp_path / "two.yaml"), "--at-once", "2", "--json", *small)
+    assert [point["arm"] for point in last_json(done)["points"]] == list(arms)
+    trainings = attempts(cluster, "train")[before:]
+    assert [job["status"] for job in trainings] == ["SUCCEEDED"] * 2
+    assert trainings[1]["start_time"] < trainings[0]["end_time"]
+
+
 def test_bad_input_comes_back_as_the_jobs_own_sentence(cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "a.jpg").write_text("no picture")
