@@ -25,7 +25,7 @@ from flows.stages.extraction import Block, extract, read_block, tensor
 from flows.stages.latents.driver import LatentEncoder
 from flows.stages.latents.stage import STAGE as LATENTS
 from gmem.pixels import channels_first
-from storage.images.shards import ShardPlan, shard_name, write_shard
+from storage.images.shards import ShardPlan, shard_name, write_index, write_shard
 from storage.images.sources import list_source
 from storage.tables.latents import LatentsWriter
 
@@ -59,9 +59,11 @@ def shards(recipe: Recipe, root: str, pictures: int) -> list[str]:
     """Names of shards of the recipe's first pictures."""
     listing, size = list_source(recipe.source), recipe.data.shard_size
     plan = ShardPlan(recipe.source, recipe.data.image_size, 0.0, tuple(listing.classes()))
-    for number in range(max(1, pictures // size)):
+    numbers = range(max(1, pictures // size))
+    for number in numbers:
         write_shard(root, number, listing.slice(number * size, (number + 1) * size), plan)
-    return [shard_name(number) for number in range(max(1, pictures // size))]
+    write_index(root, len(numbers), plan)
+    return [shard_name(number) for number in numbers]
 
 
 def latents(recipe: Recipe, root: Path, names: list[str], workers: list[Worker], pictures: int) -> Callable[[], float]:
