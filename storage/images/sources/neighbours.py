@@ -61,13 +61,14 @@ def from_record(record: Mapping[str, Any]) -> Facts:
 
 
 def from_side_file(suffix: str, data: bytes) -> Facts:
-    """What a side file says. Unreadable where it is not what its suffix promises."""
+    """What a side file says; of JSON without a caption the `name` is one. Unreadable where it is not what its suffix promises."""
     kind = SIDE_FILES[suffix]
     if kind == "cls":
         return Facts(label=label_of(data))
     if kind == "txt":
         return Facts(caption=text_of(data))
-    return from_record(_object(data))
+    record = _object(data)
+    return from_record(record).over(Facts(caption=text_of(record.get("name"))))
 
 
 def merged(facts: Mapping[str, Facts]) -> Facts:

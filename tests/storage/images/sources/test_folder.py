@@ -14,6 +14,8 @@ from PIL import Image
 
 from storage.errors import Refused, StoreUnreachable
 from storage.images import formats
+from storage.images.sources import list_source
+from storage.images.sources.neighbours import from_side_file
 
 Tree = Callable[..., Path]
 
@@ -268,3 +270,10 @@ def picture_of(plugin: formats.Plugin) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(buffer, formats.enable(plugin))
     return buffer.getvalue()
+
+
+def test_a_name_is_a_caption_where_json_has_no_other() -> None:
+    assert from_side_file("json", b'{"label": "flags", "name": "flag-bd"}').caption == "flag-bd"
+    assert from_side_file("json", b'{"caption": "a flag", "name": "flag-bd"}').caption == "a flag"
+    emoji = list_source(str(Path(__file__).parents[4] / "flows" / "assets" / "emoji.tar"))
+    assert emoji.slice(0, 1)[0].caption == "hash" and not emoji.table["caption"].null_count
