@@ -50,7 +50,8 @@ def checkpoint(training: Artifact) -> Checkpoint:
 
 
 def recipe(store: Store, **sample: Any) -> Recipe:
-    return load("emoji", {"store": store.root, "sample": {"steps": 3, "guidance": 2.0} | sample})
+    plain = {"kind": "ode", "method": "euler", "steps": 3, "guidance": 2.0}
+    return load("emoji", {"store": store.root, "sample": plain | sample})
 
 
 def test_a_network_is_named_by_checkpoint_training_or_place_in_the_store(training: Artifact, store: Store) -> None:
