@@ -138,7 +138,7 @@ def _prepared(data: bytes | OSError, recipe: Recipe) -> NDArray[np.uint8] | str:
 
     if isinstance(data, OSError):
         return f"unreadable: {data.strerror or data}"
-    decoded = decode(data, recipe.data.max_pixels)
+    decoded = decode(data, recipe.data.max_pixels, recipe.data.background)
     if isinstance(decoded, Rejected):
         return decoded.reason
     try:

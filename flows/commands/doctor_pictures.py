@@ -37,7 +37,7 @@ def examine_pictures(recipe: Recipe, count: int, arguments: str) -> list[Finding
 
     data = recipe.data
     listing = list_source(recipe.source, data.layout, data.label)
-    looks = list(survey(listing, count, data.image_size, data.max_pixels))
+    looks = list(survey(listing, count, data.image_size, data.max_pixels, data.background))
     usable = [look for look in looks if not look.reason]
     found = [_files(looks, len(listing)), _classes(listing.table["label"].drop_null().to_pylist(), len(listing))]
     if not usable:

@@ -99,7 +99,8 @@ class Pictures:
 
         data = recipe.data
         listing = list_source(recipe.source, data.layout, data.label)
-        plan = ShardPlan(recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
+        classes = tuple(listing.classes())
+        plan = ShardPlan(recipe.source, data.image_size, data.held_out, classes, data.max_pixels, data.background)
         shards = -(-len(listing) // data.shard_size)
         with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
             for n in range(shards):

@@ -94,6 +94,8 @@ class Section(BaseModel):
 
 
 class Data(Section):
+    LATER = ("background",)
+
     source: Annotated[str, Names("pictures", needed=True)] = Field(
         "",
         description="a folder of pictures; WebDataset tars or Parquet (folder, file or pattern); a Lance table; or asset:NAME",
@@ -113,6 +115,21 @@ class Data(Section):
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures kept out of training, for evaluation")
     shard_size: int = Field(1024, ge=1, description="pictures in a shard: the unit of work and of what a kill can cost")
     max_pixels: int = Field(200_000_000, ge=1, description="larger pictures are refused before they are decoded")
+    background: str = Field(
+        "#ffffff", description="colour behind transparent pixels: a name such as black, or #RRGGBB", max_length=32
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, background: str) -> str:
+        from PIL import ImageColor
+
+        try:
+            return "#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(background)[:3])
+        except ValueError:
+            raise ValueError(
+                f"data.background {settings.shown(background)} is no colour; give a name such as black, or #RRGGBB"
+            ) from None
 
     @field_validator("source")
     @classmethod

@@ -20,6 +20,7 @@ from storage.images import formats, metadata
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 MAX_PIXELS = 89_478_485  # a quarter of a GiB in 24 bits, Pillow's own threshold
+WHITE = "#ffffff"
 SCAN, MAX_SCANS = b"\xff\xda", 16
 """A pass over the whole picture may be stated in 14 bytes; encoders write about ten. So many of the largest are read."""
 THUMBNAIL_SIDE = 64
@@ -65,11 +66,11 @@ class Decoded:
         return self.image.height
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded | Rejected:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, background: str = WHITE) -> Decoded | Rejected:
     """Decodes the first frame of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF to upright 8-bit RGB in sRGB.
 
     HEIC and JPEG XL too, where their plug-ins are installed.
-    Transparency becomes white. The header's size is checked against `max_pixels` before a pixel is decoded.
+    Transparency becomes `background`, a colour by name or as #RRGGBB. The header's size is checked against `max_pixels` before a pixel is decoded.
     """
     if not data:
         return Rejected("empty file")
@@ -80,16 +81,16 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded | Rejected:
         known = (formats.enable(plugin),)
     first: Rejected | None = None
     for version in metadata.versions(data):
-        result = _attempt(version, max_pixels, known)
+        result = _attempt(version, max_pixels, background, known)
         if isinstance(result, Decoded):
             # A file that opened only without its metadata is not stored with it.
             return result if version is data else Decoded(result.image, "")
         first = first or result
     assert first is not None, "there is at least one version"
-    return _without_end_marker(data, max_pixels) or first
+    return _without_end_marker(data, max_pixels, background) or first
 
 
-def _attempt(data: bytes, max_pixels: int, known: tuple[str, ...] = FORMATS) -> Decoded | Rejected:
+def _attempt(data: bytes, max_pixels: int, background: str, known: tuple[str, ...] = FORMATS) -> Decoded | Rejected:
     try:
         if known == (formats.JXL.name,):
             width, height = formats.jxl_size(data)
@@ -103,7 +104,7 @@ def _attempt(data: bytes, max_pixels: int, known: tuple[str, ...] = FORMATS) -> 
                 return _too_large(image.width, image.height, max_pixels)
             if image.format == "JPEG" and pixels * data.count(SCAN) > MAX_SCANS * max_pixels:
                 return Rejected(f"too many passes over {image.width}x{image.height} pixels in a progressive JPEG")
-            return _upright_rgb(image)
+            return _upright_rgb(image, background)
     except Image.UnidentifiedImageError:
         if known != FORMATS:
             return Rejected("broken picture: not even its header can be read")
@@ -125,9 +126,9 @@ def _what_it_is(data: bytes) -> str:
     return f" ({named[0]})" if named else ""
 
 
-def _without_end_marker(data: bytes, max_pixels: int) -> Decoded | None:
+def _without_end_marker(data: bytes, max_pixels: int, background: str) -> Decoded | None:
     """A JPEG of which nothing but the last two bytes is missing."""
-    attempts = [_attempt(ended, max_pixels) for ended in metadata.with_end(data)]
+    attempts = [_attempt(ended, max_pixels, background) for ended in metadata.with_end(data)]
     decoded = [attempt for attempt in attempts if isinstance(attempt, Decoded)]
     if not decoded or len(decoded) < len(attempts):
         return None
@@ -135,7 +136,7 @@ def _without_end_marker(data: bytes, max_pixels: int) -> Decoded | None:
     return Decoded(decoded[0].image, "") if pixels.count(pixels[0]) == len(pixels) else None
 
 
-def _upright_rgb(image: Image.Image) -> Decoded | Rejected:
+def _upright_rgb(image: Image.Image, background: str) -> Decoded | Rejected:
     animated = getattr(image, "is_animated", False)  # to count all frames takes the square of their number in a TIFF
     if animated:
         image.seek(0)
@@ -143,39 +144,39 @@ def _upright_rgb(image: Image.Image) -> Decoded | Rejected:
     if image.mode in ("I", "F"):
         return Rejected("32 bits a channel, of which nothing says what is white: save it with 8 or 16")
     turn = None if formats.is_upright(image) else metadata.UPRIGHT.get(metadata.orientation(image))
-    rgb = to_rgb(image)
+    rgb = to_rgb(image, background)
     modest = all(len(value) <= COMMON_METADATA for value in image.info.values() if isinstance(value, str | bytes))
     plain = rgb is image and not animated and turn is None and modest
     suffix = SUFFIX_OF.get(image.format or "", "") if plain else ""
     return Decoded(rgb if turn is None else rgb.transpose(turn), suffix)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB in sRGB; 16-bit values keep their high byte, transparent pixels become white.
+def to_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
+    """Any Pillow mode to 8-bit RGB in sRGB; 16-bit values keep their high byte, transparent pixels become `background`.
 
     The very same image where it is that already.
     """
     if image.mode.startswith("I"):
         high_byte = (np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
-        return to_rgb(_with_profile_of(image, Image.fromarray(high_byte)))
+        return to_rgb(_with_profile_of(image, Image.fromarray(high_byte)), background)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _on_white(image)
+        return _on(background, image)
     if image.mode not in ("RGB", "L", "CMYK"):
-        return to_rgb(image.convert("RGB"))
+        return to_rgb(image.convert("RGB"), background)
     converted = metadata.to_srgb(image)
     if converted is not None:
         return converted
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _on(background: str, image: Image.Image) -> Image.Image:
     straight = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
     grey = image.mode in ("L", "LA", "La", "1")
     colours = metadata.to_srgb(_with_profile_of(image, straight.convert("L" if grey else "RGB")))
     if colours is not None:
         colours.putalpha(straight.getchannel("A"))
         straight = colours
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), straight).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), straight).convert("RGB")
 
 
 def _with_profile_of(image: Image.Image, other: Image.Image) -> Image.Image:

@@ -28,7 +28,7 @@ from PIL import Image
 
 from storage.errors import Refused, StoreError, StoreRefused
 from storage.files import open_files
-from storage.images.decoding import MAX_PIXELS, Decoded, Rejected, centre_crop, decode, lossless_webp
+from storage.images.decoding import MAX_PIXELS, WHITE, Decoded, Rejected, centre_crop, decode, lossless_webp
 from storage.images.isolation import Care, Crashed, Isolated, Watched
 from storage.images.sources import Entry, read_entries, require_usable
 
@@ -72,6 +72,7 @@ class ShardPlan:
     held_out: float
     classes: tuple[str, ...] = ()
     max_pixels: int = MAX_PIXELS
+    background: str = WHITE
 
 
 class ShardResult(NamedTuple):
@@ -259,7 +260,7 @@ def _prepare(entry: Entry, data: bytes | OSError | None, plan: ShardPlan) -> _St
         return Rejected(entry.reason or "unreadable")
     if isinstance(data, OSError):
         return Rejected(f"unreadable: {data.strerror or data}")
-    decoded = decode(data, plan.max_pixels)
+    decoded = decode(data, plan.max_pixels, plan.background)
     if isinstance(decoded, Rejected):
         return decoded
     return _fit(decoded, data, plan)

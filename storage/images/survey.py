@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from storage.images.decoding import FORMATS, MAX_PIXELS, Rejected, centre_crop, decode
+from storage.images.decoding import FORMATS, MAX_PIXELS, WHITE, Rejected, centre_crop, decode
 from storage.images.formats import PLUGINS
 from storage.images.isolation import Crashed, Isolated
 from storage.images.sources import Entry, Listing, read_entries
@@ -43,7 +43,9 @@ class Look:
         return hashlib.sha256(self.image.tobytes()).hexdigest()
 
 
-def survey(listing: Listing, count: int, size: int, max_pixels: int = MAX_PIXELS) -> Iterator[Look]:
+def survey(
+    listing: Listing, count: int, size: int, max_pixels: int = MAX_PIXELS, background: str = WHITE
+) -> Iterator[Look]:
     """Looks at `count` pictures of a listing, drawn at random and the same each time, at `size` pixels.
 
     Each is decoded in a process of its own, since one may take down whoever touches it.
@@ -55,7 +57,7 @@ def survey(listing: Listing, count: int, size: int, max_pixels: int = MAX_PIXELS
                 yield Look(reason=f"unreadable: {data.strerror or data}")
                 continue
             try:
-                yield guarded(entry.label, data, size, max_pixels)
+                yield guarded(entry.label, data, size, max_pixels, background)
             except Crashed as crash:
                 yield Look(reason=f"the decoder {crash}")
 
@@ -67,9 +69,9 @@ def drawn(listing: Listing, count: int) -> list[Entry]:
     return [Entry(**row) for row in listing.table.take(chosen).to_pylist()]
 
 
-def look(label: str | None, data: bytes, size: int, max_pixels: int) -> Look:
+def look(label: str | None, data: bytes, size: int, max_pixels: int, background: str = WHITE) -> Look:
     """One picture of these bytes."""
-    decoded = decode(data, max_pixels)
+    decoded = decode(data, max_pixels, background)
     if isinstance(decoded, Rejected):
         return Look(reason=decoded.reason)
     try:

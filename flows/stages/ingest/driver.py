@@ -34,7 +34,8 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
         )
     for sentence in listing.notes:
         progress.note(sentence)
-    plan = ShardPlan(context.recipe.source, data.image_size, data.held_out, tuple(listing.classes()), data.max_pixels)
+    classes = tuple(listing.classes())
+    plan = ShardPlan(context.recipe.source, data.image_size, data.held_out, classes, data.max_pixels, data.background)
     shards = -(-len(listing) // size)
     done = done_shards(root)
     missing = [number for number in range(shards) if number not in done]

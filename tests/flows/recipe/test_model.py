@@ -22,6 +22,16 @@ def test_operational_fields_are_no_part_of_an_identity() -> None:
     assert recipe.train.identity() != load("emoji", {"train": {"lr": 1}}).train.identity()
 
 
+def test_a_background_is_a_colour_however_it_is_written() -> None:
+    def identity(background: str) -> dict[str, object]:
+        return load("emoji", {"data": {"background": background}}).data.identity()
+
+    assert identity("white") == identity("#FFF") == load("emoji").data.identity()
+    assert identity("black") == identity("rgb(0, 0, 0)") == load("emoji").data.identity() | {"background": "#000000"}
+    with pytest.raises(RecipeError, match=r"data\.background 'cloud' is no colour; give a name such as black"):
+        load("emoji", {"data": {"background": "cloud"}})
+
+
 def test_averages_count_once_and_in_no_order() -> None:
     plain = load("emoji").train
     assert load("emoji", {"train": {"emas": [plain.ema]}}).train.identity() == plain.identity()

@@ -126,6 +126,15 @@ def test_transparency_becomes_white() -> None:
     assert pixels(encoded(grey, "PNG")).tolist() == [[[255] * 3, [40] * 3]]
 
 
+@pytest.mark.parametrize("kind", ["LA", "RGBA", "P"])
+def test_transparency_becomes_the_colour_that_is_asked_for(kind: str) -> None:
+    half = Image.fromarray(np.array([[[0, 0], [40, 255]]], np.uint8), "LA").convert("RGBA")
+    data = encoded(half.convert(kind), "PNG")
+    decoded = decode(data, background="#102030")
+    assert isinstance(decoded, Decoded)
+    assert np.asarray(decoded.image).tolist() == [[[0x10, 0x20, 0x30], [40] * 3]]
+
+
 def test_palettes_with_and_without_transparency() -> None:
     palette = picture().quantize(16)
     assert np.array_equal(pixels(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
