@@ -137,6 +137,10 @@ class Run:
             log.warning("The weights of %s were not registered in MLflow: %s", checkpoint.uri, reason)
             return None
 
+    def judge(self, sha256: str, values: Mapping[str, float], step: int) -> None:
+        """What was measured of weights becomes metrics of the logged models that hold them, and of the runs those are of."""
+        self._entries.put(lambda mlflow: _judge(mlflow, self.id, sha256, values, step))
+
     def flush(self, timeout: float = 60.0) -> bool:
         """Waits until everything is with MLflow; False if it is not yet."""
         until = time.monotonic() + timeout
@@ -286,6 +290,15 @@ def _log_model(mlflow: MlflowClient, run: str, name: str, folder: Path, tags: di
         mlflow.finalize_logged_model(logged.model_id, "FAILED")
         raise
     return mlflow.finalize_logged_model(logged.model_id, "READY")
+
+
+def _judge(mlflow: MlflowClient, run: str, sha256: str, values: Mapping[str, float], step: int) -> None:
+    experiment = mlflow.get_run(run).info.experiment_id
+    for logged in mlflow.search_logged_models([experiment], f"tags.sha256 = '{sha256}'"):
+        known = {(each.key, each.step, each.value) for each in logged.metrics or []}
+        for key, value in values.items():
+            if logged.source_run_id and (key, step, value) not in known:
+                mlflow.log_metric(logged.source_run_id, key, value, step=step, model_id=logged.model_id)
 
 
 def _told_of(checkpoint: Checkpoint, lies: str, sha256: str, chosen: str) -> dict[str, str]:

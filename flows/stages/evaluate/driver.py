@@ -13,6 +13,7 @@ from flows.cluster.workers import Worker, pool
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
+from flows.models.resolve import average_of
 from flows.models.snippets import NOBODY
 from flows.recipe.model import Recipe
 from flows.stages.evaluate import drawing, references, report
@@ -207,6 +208,8 @@ def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
     report.write(context, results, found.memorised)
     figures = drawing.figures(context, list(plans), found.memorised)
     metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
+    weights = found.checkpoint.weights(average_of(found.checkpoint, context.recipe))
+    context.run.judge(weights.sha256, metrics, found.checkpoint.step)
     counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
     record = record_of(context, found.checkpoint, found.guide, found.bank)
     lines = report.lines(results, report.sampled(found))

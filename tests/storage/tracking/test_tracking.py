@@ -222,6 +222,12 @@ def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, t
     assert (logged.status, logged.tags["bank_version"], logged.source_run_id) == ("READY", "9", run.id)
     assert {(each.key, each.value, each.step) for each in logged.metrics} == {("held_out_loss", 0.25, 6)}
     assert second.tags["checkpoint"] == "checkpoints/step-00000006"
+    with tracking.stage_run("evaluate", None, {}) as evaluation:
+        for _ in range(2):  # evaluated again it is the same
+            evaluation.judge(logged.tags["sha256"], {"fd": 4.5}, 6)
+    judged = mlflow.get_logged_model(kept).metrics
+    assert sorted((each.key, each.value, each.step) for each in judged) == [("fd", 4.5, 6), ("held_out_loss", 0.25, 6)]
+    assert mlflow.get_run(run.id).data.metrics["fd"] == 4.5
     assert prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
 
 
