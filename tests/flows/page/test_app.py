@@ -63,6 +63,20 @@ def test_the_bank_is_shown_and_searched(page: TestClient) -> None:
     assert like[0]["id"] == 4
 
 
+def test_a_hundred_thousand_rows_are_mapped_and_searched(page: TestClient, recipe: Recipe, encoder: Any) -> None:  # noqa: F811
+    count = 100_000
+    snippets = np.random.default_rng(0).standard_normal((count, 192), np.float32).astype(np.float16)
+    flipped, classes = [False] * count, [f"class {n % 50}" for n in range(count)]
+    ids = open_bank(recipe).append(snippets, "external", encoder.identity, flipped=flipped, classes=classes)
+    places = page.get("/api/map")
+    assert len(places.content) < 15e6, "a browser takes it in one piece"
+    columns = places.json()
+    assert columns["id"][-count:] == ids.tolist() and len(set(columns["class"])) == 52
+    assert np.isfinite(columns["x"]).all() and np.ptp(columns["y"]) == 2
+    near = page.get("/api/search", params={"row": int(ids[7]), "k": 5, "where": "class = 'class 7'"}).json()
+    assert near[0]["id"] == ids[7] and len(near) == 5
+
+
 def test_pictures_are_generated_and_walked_between(page: TestClient) -> None:
     made = asked(page, "/api/generate", ids=[0, 2], seed=3).json()
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p.partition(",")[2])))) for p in made["pictures"]]
