@@ -108,6 +108,7 @@ def test_a_flow_is_served_as_prefect_teaches_it(
     (port,) = free_ports(1)
     api = f"http://127.0.0.1:{port}/api"
     there = surroundings | {"PREFECT_API_URL": api, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    there["PREFECT_HOME"] = str(tmp_path / "prefect")  # else its deployment would be in every other server too
     server = [environment / "python", "-m", "prefect", "server", "start", "--port", str(port)]
     serve = [environment / "python", "-c", "from flows.pipeline import pipeline; pipeline.serve('served')"]
     small = assignments([*SMALL, f"data.source={pictures}", "data.max_pixels=100000000"])

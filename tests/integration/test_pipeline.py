@@ -201,7 +201,7 @@ def test_the_plan_says_what_would_run_and_why(
 
     assert set(plan("encoder.source=shipped:emoji-evaluator")) == {"bank", "train", "evaluate"}
     assert set(plan("train.lr=0.5")) == {"train", "evaluate"}
-    assert plan("train.lr=0.5")["train"] == "changed: train.lr 0.002 -> 0.5"
+    assert plan("train.lr=0.5")["train"] == "changed: train.lr 0.003 -> 0.5"
     assert set(plan("data.mirror=false")) == {"latents", "bank", "train", "evaluate"}
 
 
@@ -216,7 +216,7 @@ def test_status_bank_and_sample_commands(
     assert found[0]["id"] == 4 and len(found) == 5
     assert Image.open(near).width > 0
     sampled = last_json(ask("sample", "emoji", "--id", "4", "--id", "6", "--out", str(drawn), "--json", *mine))
-    assert sampled["ids"] == [4, 6] and sampled["calls"] == 2
+    assert sampled["ids"] == [4, 6] and sampled["calls"] == 3
     assert Image.open(drawn).width > 0
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 GMEM = Path(sys.executable).with_name("gmem")
@@ -43,8 +44,9 @@ def test_what_a_valid_recipe_names_and_is_not_here_is_told_beside(tmp_path: Path
     assert [line.split(":")[1].strip() for line in told] == ["data.source", "encoder.source"]
 
 
-def test_a_recipe_that_is_wrong_is_told_line_by_line(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
+def test_a_recipe_that_is_wrong_is_told_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("mine.yaml")
     wrong = "\n".join(f"  unknown{number}: 1" for number in range(30))
     file.write_text(f"extends: emoji\ntrain:\n{wrong}\n  batch: 0\n")
     checked = gmem("recipe", "check", str(file))

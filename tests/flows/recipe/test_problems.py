@@ -30,18 +30,23 @@ network:
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> str:
-    (tmp_path / "base.yaml").write_text(BASE)
-    (tmp_path / "mine.yaml").write_text(MINE.replace("BASE", str(tmp_path / "base.yaml")))
-    return str(tmp_path / "mine.yaml")
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def mine(here: None) -> str:
+    Path("base.yaml").write_text(BASE)
+    Path("mine.yaml").write_text(MINE.replace("BASE", "./base.yaml"))
+    return "mine.yaml"
 
 
 def told(recipe: str, *pairs: str) -> list[str]:
-    """The problems of a recipe, without the folder of its files."""
+    """The problems of a recipe."""
     with pytest.raises(RecipeError) as refusal:
         load(recipe, assignments(pairs))
     assert "\n" not in str(refusal.value)
-    return [str(problem).replace(f"{Path(recipe).parent}/", "") for problem in refusal.value.problems]
+    return [str(problem) for problem in refusal.value.problems]
 
 
 def test_each_problem_has_the_file_and_line_of_its_key(mine: str) -> None:
@@ -66,12 +71,12 @@ def test_each_problem_has_the_file_and_line_of_its_key(mine: str) -> None:
         ("\n1: 5", "mine.yaml:2: "),
     ],
 )
-def test_what_concerns_several_keys_is_told_at_one_of_the_files(tmp_path: Path, text: str, place: str) -> None:
-    (tmp_path / "mine.yaml").write_text(f"{text}\nextends: emoji\n")
-    assert any(problem.startswith(place) for problem in told(str(tmp_path / "mine.yaml"))), place
+def test_what_concerns_several_keys_is_told_at_one_of_the_files(here: None, text: str, place: str) -> None:
+    Path("mine.yaml").write_text(f"{text}\nextends: emoji\n")
+    assert any(problem.startswith(place) for problem in told("mine.yaml")), place
 
 
-def test_what_is_set_beside_a_file_is_not_looked_for_in_it(mine: str, tmp_path: Path) -> None:
+def test_what_is_set_beside_a_file_is_not_looked_for_in_it(mine: str) -> None:
     pairs = ("network.size=B", "data.image_size=64", "train.batch=0", "train.stps=1", "sample.steps=0")
     assert {problem.partition(": ")[0] for problem in told(mine, *pairs)} == {"recipe mine.yaml"}
     with pytest.raises(RecipeError, match=r"^recipe emoji: train\.lr is -1, but [^:]*; train\.batch is 0, but"):

@@ -19,6 +19,7 @@ from flows.engine.build import build
 from flows.engine.context import Result
 from flows.engine.stage import Plan
 from flows.explore import generate, open_bank
+from flows.models.resolve import open_network
 from flows.recipe.files import load
 from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK
@@ -27,9 +28,7 @@ from flows.stages.evaluate.stage import STAGE as EVALUATE
 from flows.stages.prior.stage import STAGE as PRIOR_STAGE
 from flows.stages.sample.stage import GENERATED, STAGE
 from flows.stages.sampling import Sampler
-from flows.stages.train.stage import TRAINING
 from gmem.network import Network
-from storage.checkpoints import latest
 from storage.errors import Refused
 from storage.ids import sample_of
 from storage.samples import SampleRow, read_samples
@@ -108,10 +107,10 @@ def test_stages_compile_what_they_sample_by_where_that_is_asked_for(
     made: Result, plan: Plan, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compilations: list[Network] = []
-    monkeypatch.setattr(Network, "compile_blocks", compilations.append)
+    monkeypatch.setattr(Network, "compile_blocks", lambda network: compilations.append(network))
     recipe = plan.recipe.model_copy(update={"sample": plan.recipe.sample.model_copy(update={"compile": compiled})})
     context = SimpleNamespace(recipe=recipe)
-    checkpoint = latest(plan.artifact(TRAINING))
+    checkpoint = open_network(str(recipe.evaluate.network), plan.store)
     generator = Sampler(1, context, checkpoint).generator  # type: ignore[arg-type]
     assert compilations == ([generator.network] if compiled else [])
 
