@@ -166,7 +166,7 @@ def test_every_number_carries_its_protocol(
     numbers = results["samples of train"]
     fid, encoder = numbers["fid"]["protocol"], numbers["fd-emoji-evaluator"]["protocol"]
     assert (fid["count"], fid["seed"], fid["steps"], fid["calls"]) == (COUNT, SEED, 2, 4)
-    assert fid["sampler"] == "ode euler shift 1"
+    assert fid["sampler"] == "sde euler shift 1 diffusion linear norm 3 last mean 0.004"
     assert fid["guidance"].startswith("1.5 for t in [0, 1] with the network of network small.pt step 0 (")
     assert uris["bank"].endswith(fid["snippets"].split(" rows of ")[1].partition(",")[0])
     assert fid["reference"] == "reference.npz" and fid["reference_hash"] == read_adm(home / "reference.npz").sha256
