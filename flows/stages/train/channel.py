@@ -16,6 +16,7 @@ class Channel:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.stop = False
+        self.rests = False
         self.failure: str | None = None
 
     def tell(self, event: str, value: Any, values: dict[str, Any] | None = None) -> bool:
@@ -29,7 +30,14 @@ class Channel:
         return events, self.failure
 
     def ask_to_stop(self) -> None:
-        self.stop = True
+        self.stop, self.rests = True, False
+
+    def rest(self) -> None:
+        """The first worker has written all that it will."""
+        self.rests = True
+
+    def at_rest(self) -> bool:
+        return self.rests
 
     def fail(self, reason: str) -> None:
         """What is wrong with the recipe or the store is wrong in every attempt: further ones need not try."""

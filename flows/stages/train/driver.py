@@ -101,12 +101,20 @@ def _attempt(trainer: TorchTrainer, channel: Any, progress: Progress) -> None:
     except BaseException:
         progress.note("stopping after a last checkpoint")
         ray.get(channel.ask_to_stop.remote())
-        ended.wait(GRACE_SECONDS)
+        _await_rest(ended, channel)
         _relay(channel, progress)
         raise
     _relay(channel, progress)
     if failure:
         raise _explained(failure[0])
+
+
+def _await_rest(ended: threading.Event, channel: Any) -> None:
+    """Until the last checkpoint is there: who stops a process may not wait until Ray has ended the workers as well."""
+    until = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < until and not ended.wait(POLL_SECONDS):
+        if ray.get(channel.at_rest.remote()):
+            return
 
 
 def _trainer(context: Context, channel: Any) -> TorchTrainer:

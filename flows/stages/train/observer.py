@@ -140,6 +140,7 @@ class Observer:
         if self.learner.steps < self.recipe.train.steps:
             self.save(progress, attempts=SAVE_ATTEMPTS)
             self.tell("note", f"{why} at step {self.learner.steps}, with a checkpoint")
+            return  # soon: whoever stops a process waits for half a minute, if that
         self.context.store.write_bytes(self.artifact.path("samples.png"), self.preview.grid())
 
     def _write(self, progress: dict[str, Any]) -> None:

@@ -44,6 +44,8 @@ def loop(config: dict[str, Any]) -> None:
         raise
     finally:
         context.run.close()
+    if rank == 0:
+        ray.get(channel.rest.remote())
 
 
 class Worker:
