@@ -55,16 +55,18 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
         tables = {kind: version for kind, version in finished.items() if version is not None}
         context.versions = tables | stage.pins(context)
         _log_inputs(inputs, context, stage.name, run)
+        # Asked before: what cancels us may have ended Ray as well, which would not answer.
+        reserved = stage.resources(recipe.cluster) if ray.is_initialized() else None
         began, at = monotonic(), time()
         try:
             made = stage.run(context, progress)
         except RayError as error:
             raise explained(error) from error
         finally:
-            if ray.is_initialized():
-                run.add(reserved_hours(stage.resources(recipe.cluster), monotonic() - began))
-                if recipe.cluster.profile:
-                    _log_timeline(run, at)
+            if reserved:
+                run.add(reserved_hours(reserved, monotonic() - began))
+        if reserved and recipe.cluster.profile:
+            _log_timeline(run, at)
         seconds = monotonic() - start
         _commit(plan, {output: leases[output.kind] for output in missing}, made, context.versions, run, seconds)
     return _concluded(result_of(stage, plan, True, monotonic() - start), tracking, parent)
