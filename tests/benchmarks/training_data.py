@@ -123,7 +123,11 @@ def permutation(folder: Path) -> Callable[[], float]:
         while True:
             yield from view.iter(BATCH, skip_last_batch=True)
 
-    stream = batches()
+    return reading(batches())
+
+
+def reading(stream: Iterator[object]) -> Callable[[], float]:
+    """Takes four batches of an endless stream, and gives how many samples these are."""
 
     def read() -> float:
         for _ in islice(stream, 4):
@@ -137,14 +141,7 @@ def tars(folder: Path) -> Callable[[], float]:
     """webdataset, in the usual order: shards shuffled, a buffer of 1,000 samples."""
     names = sorted(str(path) for path in folder.glob("*.tar"))
     pipeline = webdataset.WebDataset(names, shardshuffle=len(names), seed=0, empty_check=False).shuffle(1000)
-    stream = iter(pipeline.repeat().decode().to_tuple("latent.npy", "snippet.npy").batched(BATCH))
-
-    def read() -> float:
-        for _ in islice(stream, 4):
-            pass
-        return 4 * BATCH
-
-    return read
+    return reading(iter(pipeline.repeat().decode().to_tuple("latent.npy", "snippet.npy").batched(BATCH)))
 
 
 def chunks(folder: Path) -> Callable[[], float]:
@@ -162,14 +159,7 @@ def chunks(folder: Path) -> Callable[[], float]:
         while True:
             yield from loader
 
-    stream = batches()
-
-    def read() -> float:
-        for _ in islice(stream, 4):
-            pass
-        return 4 * BATCH
-
-    return read
+    return reading(batches())
 
 
 def _rows(shard: str) -> Iterator[dict[str, torch.Tensor]]:
