@@ -104,7 +104,7 @@ def _selected(recipe: Recipe, bank: Bank, asked: Asked) -> tuple[list[int] | Non
         snippet = encode_picture(Path(asked.near), recipe, bank)
     ids = bank.near(snippet, asked.similarity)
     if not len(ids):
-        nearest = 1 - bank.search(snippet, 1)["_distance"][0].as_py()
+        nearest = 1 - bank.search(snippet, 1, columns=["id"])["_distance"][0].as_py()
         raise StageError(
             f"no row is as near as {asked.similarity:g} to {asked.near}, the nearest is at {nearest:.3f}; nothing was withdrawn"
         )

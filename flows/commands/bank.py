@@ -27,6 +27,7 @@ app.command()(bank_edit.optimise)
 app.command("import")(published.bank)
 
 SHOWN = ("id", "key", "flipped", "label", "class", "caption", "split", "origin", "parents")
+DRAWN = (*SHOWN, "thumbnail")
 MOST = 50
 """Rows of a difference, or values, that the terminal lists; --json has them all."""
 Sheet = Annotated[Path, typer.Option(help="where the contact sheet is drawn")]
@@ -109,7 +110,7 @@ def search(
     chosen = resolved(recipe, set, store)
     opened = open_bank(chosen, bank, version_of(at))
     query = encode_picture(picture, chosen, opened) if picture else text if row is None else row
-    _answer(opened.search(query, k, where, exact), sheet, json)
+    _answer(opened.search(query, k, where, exact, columns=DRAWN), sheet, json)
 
 
 @app.command("show")
@@ -127,8 +128,7 @@ def show_rows(
     from flows.explore import open_bank, version_of
 
     opened = open_bank(resolved(recipe, set, store), bank, version_of(at))
-    names = [name for name in opened.columns if name != "snippet"]
-    _answer(opened.rows(numbers(ids, "--ids"), names), sheet, json)
+    _answer(opened.rows(numbers(ids, "--ids"), [*DRAWN]), sheet, json)
 
 
 def _answer(found: pa.Table, sheet: Path, json: bool) -> None:

@@ -160,7 +160,7 @@ class _Measure:
     def nearest(self, ids: NDArray[np.int64]) -> Pictures:
         """The training picture whose snippet comes nearest to that of each row."""
         condition = f"{equals('split', TRAIN)} AND origin = 'dataset' AND NOT flipped"
-        rows = [self.bank.search(int(row), 1, condition)["id"][0].as_py() for row in ids]
+        rows = [self.bank.search(int(row), 1, condition, columns=["id"])["id"][0].as_py() for row in ids]
         return _dataset_pictures(self.recipe, np.array(rows))
 
     def _decoded(self, pictures: Pictures) -> Pictures:

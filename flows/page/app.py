@@ -187,14 +187,15 @@ def _answer_questions(app: FastAPI, explorer: Explorer, network: str | None) -> 
     def search(
         text: str | None = None, row: int | None = None, where: str | None = None, k: int = 32, at: str | None = None
     ) -> list[dict[str, Any]]:
-        query = text or row
-        return _rows(explorer.bank(at).search(row if text is None else query, min(max(k, 1), 500), where or None))
+        asked = row if text is None else text
+        return _rows(explorer.bank(at).search(asked, min(max(k, 1), 500), where or None, columns=SHOWN))
 
     @app.post("/api/near")
     async def near(request: Request, at: str | None = None, k: int = 32) -> list[dict[str, Any]]:
         data = await _uploaded(request)
         opened = explorer.bank(at)
-        return _rows(opened.search(_with_file(data, lambda path: encode_picture(path, recipe, opened)), min(k, 500)))
+        snippet = _with_file(data, lambda path: encode_picture(path, recipe, opened))
+        return _rows(opened.search(snippet, min(k, 500), columns=SHOWN))
 
 
 def _generate(app: FastAPI, explorer: Explorer, network: str | None) -> None:

@@ -90,7 +90,7 @@ def _others(bank: BankReader, mine: int, neighbours: int, where: str | None) -> 
     (standing,) = memory.standing(np.array([mine]))
     asked = neighbours + 2  # it comes along itself, and its mirror image
     while True:
-        near = bank.search(standing, asked, where)["id"].to_numpy()
+        near = bank.search(standing, asked, where, columns=["id"])["id"].to_numpy()
         others: NDArray[np.int64] = near[memory.keeps(near) & ~same_picture(near, standing)]
         if len(others) >= neighbours or len(near) < asked:
             return others[:neighbours]

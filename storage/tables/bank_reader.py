@@ -113,11 +113,6 @@ class BankReader:
         return [*self.names, *(field.name for field in LATER_COLUMNS if field.name not in self.names)]
 
     @property
-    def described(self) -> list[str]:
-        """All columns but the snippet."""
-        return [name for name in self.columns if name != "snippet"]
-
-    @property
     def encoder(self) -> dict[str, Any]:
         return schema_entry(self.schema, ENCODER, dict[str, Any], self.artifact)
 
@@ -191,7 +186,7 @@ class BankReader:
         """As `scan`, some rows at a time in the order in which they are stored, for those who want more than memory holds
         twice."""
         names = list(dict.fromkeys(["id", *columns]))
-        stored = [name for name in names if name in self.names]
+        stored = self.stored(names)
         with said_of(where, self.columns):
             wanted = condition(where, self.names)
             for batch in self.dataset.scanner(columns=stored, filter=wanted).to_batches():
@@ -224,8 +219,9 @@ class BankReader:
         where: str | None = None,
         exact: bool = False,
         effort: tuple[int, int] | None = None,
+        columns: Sequence[str] = bank_search.FOUND,
     ) -> pa.Table:
-        """Up to `k` rows, all columns but the snippet.
+        """Up to `k` rows.
 
         Args:
             query: a snippet [D] or the id of a row, itself included: the nearest by cosine, with `_distance` =
@@ -236,21 +232,22 @@ class BankReader:
             exact: past the index over snippets.
             effort: partitions of the index looked into, and how many times `k` rows are compared exactly; none: as
                 was measured to be enough when the index was made.
+            columns: what is told of each row.
 
         Raises:
-            Refused: a snippet of another dimension, zero or not finite, no words, or a wrong condition.
+            Refused: a snippet of another dimension, zero or not finite, no words, a wrong condition, or no such column.
         """
         if isinstance(query, str):
-            return bank_search.with_words(self, query, k, where)
+            return bank_search.with_words(self, query, k, where, columns)
         if query is None:
-            return self.where(self.described, where, k)
+            return self.where([*columns], where, k)
         vector = self.matrix([int(query)])[0] if isinstance(query, int | np.integer) else query
         vector = np.asarray(vector, np.float32).reshape(-1)
         if len(vector) != self.dim:
             raise Refused(f"the query has {len(vector)} numbers, the bank's snippets have {self.dim}; same encoder?")
         if not np.isfinite(vector).all() or not vector.any():
             raise Refused("the query is zero or not finite and so has no direction; check the encoder")
-        return bank_search.near(self, vector, k, where, exact, effort)
+        return bank_search.near(self, vector, k, where, exact, effort, columns)
 
     def near(self, snippet: NDArray[np.floating], similarity: float) -> NDArray[np.int64]:
         """Sorted ids of all rows whose cosine with a snippet [D] is at least `similarity`; every row is read."""
@@ -280,10 +277,15 @@ class BankReader:
 
     # --- how ---------------------------------------------------------------------------------------------------------
 
+    def stored(self, names: Sequence[str]) -> list[str]:
+        """Those of the columns that this table has; the others are of a later release. Refused names one of no release."""
+        if unknown := [name for name in names if name not in self.columns]:
+            raise Refused(f"the bank has no column {unknown[0][:80]!r}; its columns are {', '.join(self.columns)}")
+        return [name for name in names if name in self.names]
+
     def read(self, names: list[str], where: str | None = None, limit: int | None = None) -> pa.Table:
         """Columns of the rows that Lance's condition holds for."""
-        stored = [name for name in names if name in self.names]
-        rows = self.dataset.to_table(columns=stored or ["id"], filter=where, limit=limit)
+        rows = self.dataset.to_table(columns=self.stored(names) or ["id"], filter=where, limit=limit)
         return with_later_columns(rows, names).select(names)
 
     def where(self, names: list[str], where: str | None, limit: int | None = None) -> pa.Table:

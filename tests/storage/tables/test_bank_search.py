@@ -55,6 +55,17 @@ def test_among_few_rows_nothing_is_overlooked(large: Bank) -> None:
     assert large.recall(where=RARE) == 1
 
 
+@pytest.mark.parametrize("where", [None, RARE, "split = 'held_out'"])
+def test_what_is_told_of_a_row_can_be_chosen(large: Bank, where: str | None) -> None:
+    query = snippets(7, 1)[0]
+    told = large.search(query, 3, where)
+    assert told.column_names == [*bank_search.FOUND, "_distance"]
+    more = large.search(query, 3, where, columns=["thumbnail", "key"])
+    assert more.column_names[:2] == ["thumbnail", "key"] and more["key"] == told["key"]
+    with pytest.raises(Refused, match="no column 'colour'; its columns are id, key"):
+        large.search(query, 3, where, columns=["colour"])
+
+
 def test_few_rows_are_read_once_and_anew_when_the_bank_has_changed(large: Bank) -> None:
     query = snippets(7, 1)[0]
     first, second = exact(large, query, RARE)[:2]
