@@ -13,7 +13,7 @@ from flows.cluster.address import address_of
 from flows.cluster.connection import warm_up
 from flows.console import tell
 from flows.engine.stage import Stage
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 
 
 def _start_prefect() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 from storage.addresses import without_userinfo
 from storage.errors import Refused
 

@@ -20,7 +20,7 @@ from flows.cluster.errors import ClusterError
 from flows.cluster.limits import limits, object_store
 from flows.cluster.resources import Resources
 from flows.cluster.workers import actors
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 from storage.addresses import without_userinfo
 
 # Set before Ray's processes start: nothing is sent to the outside, our own virtual environment is used, and workers are

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 
 UNLIMITED = 1 << 60
 """Bytes; what version 1 of control groups says where there is no limit is more."""

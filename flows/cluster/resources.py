@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flows.recipe.model import Cluster, Reserved
+from flows.recipe.cluster import Cluster, Reserved
 
 READER_CPUS = 0.5
 """Reserved by a task that reads a shard for the encoders."""

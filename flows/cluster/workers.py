@@ -14,7 +14,7 @@ import ray
 
 from flows.cluster.address import address_of
 from flows.cluster.resources import Resources
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 
 RESTARTS = 20
 """How often a host may die, by what it works on or with its node. Its task runs again each time, and as often as Ray tries

@@ -22,7 +22,9 @@ from flows.console import new_table, show
 from storage.errors import Refused, StoreError
 
 if TYPE_CHECKING:
-    from flows.recipe.model import Cluster, Named, Recipe
+    from flows.recipe.cluster import Cluster
+    from flows.recipe.model import Recipe
+    from flows.recipe.section import Named
 
 PACKAGES = (
     "torch",

@@ -14,7 +14,8 @@ from flows.cluster.resources import Resources, Rule, one_actor_per_device, resou
 from flows.engine.context import Context, Made, Result
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
-from flows.recipe.model import Cluster, Recipe
+from flows.recipe.cluster import Cluster
+from flows.recipe.model import Recipe
 from storage.images.sources import Listing, list_source
 from storage.manifest import Manifest
 from storage.store import Artifact, Store, fingerprint

@@ -8,89 +8,18 @@ Each field either changes what a stage produces, and is then part of the artifac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from typing_extensions import Doc
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flows.recipe import STORE
+from flows.recipe.cluster import Cluster, Tracking
+from flows.recipe.section import Names, Section, operational
 from gmem import settings
-from gmem.weights import WeightsRef, absolute
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """Sources that come with the package."""
-
-Named = Literal["pictures", "weights", "network", "guide", "bank", "file"]
-
-
-@dataclass(frozen=True)
-class Names:
-    """Marks a field that names something by a path, a URI or a name of its own; a list names several."""
-
-    kind: Named
-    needed: bool = False
-    """Whether nothing can be made without it."""
-
-
-def operational(default: Any, description: str, **constraints: Any) -> Any:
-    """A field that changes how a stage works, not what it produces."""
-    return Field(default, description=description, json_schema_extra={"operational": True}, **constraints)
-
-
-class Section(BaseModel):
-    """Fields that gmem reads are declared there (gmem/settings.py): such a section inherits them, and is what gmem takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    LATER: ClassVar[tuple[str, ...]] = ()
-    """Fields that are younger than stores: at their defaults they are no part of an identity."""
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_options: Any) -> None:
-        for field in cls.model_fields.values():
-            told = (each.documentation for each in field.metadata if isinstance(each, Doc))
-            field.description = field.description or next(told, None)
-
-    @classmethod
-    def names(cls) -> dict[str, Names]:
-        """The fields that name something, with what."""
-        marks = {name: [m for m in field.metadata if isinstance(m, Names)] for name, field in cls.model_fields.items()}
-        return {name: mark for name, found in marks.items() for mark in found}
-
-    def named(self, field: str) -> list[str]:
-        """What one of these fields names, the same from whatever folder."""
-        value = getattr(self, field)
-        sources = value if isinstance(value, list) else [value] if value else []
-        if self.names()[field].kind == "weights":
-            return [str(WeightsRef.parse(source).absolute()) for source in sources]
-        return [absolute(source) for source in sources]
-
-    def in_full(self) -> Self:
-        """The same with every path in full."""
-        paths = {name: self.named(name) for name in self.names()}
-        several = {name for name in paths if isinstance(getattr(self, name), list)}
-        return self.model_copy(update={n: p if n in several else p[0] for n, p in paths.items() if p})
-
-    def model_post_init(self, _context: Any) -> None:
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, int) and abs(value) >= 2**63:
-                raise ValueError(f"{name} is {settings.shown(value)}, which no machine counts; give less than 2^63")
-        if isinstance(self, settings.Settings):
-            self.check()
-
-    def identity(self, *without: str) -> dict[str, Any]:
-        """The fields that decide what a stage produces, for its fingerprint."""
-        kept = {
-            name
-            for name, field in type(self).model_fields.items()
-            if name not in without
-            and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational"))
-            and not (name in self.LATER and getattr(self, name) == field.default)
-        }
-        return self.model_dump(mode="json", include=kept)
 
 
 class Data(Section):
@@ -325,77 +254,6 @@ class Selection(Section):
                 "selection.of_class goes with prior; of the bank's own rows, where \"class = '…'\" chooses"
             )
         return self
-
-
-class Reserved(Section):
-    """What each actor, task or training worker of one stage reserves, and how long an attempt at it may take."""
-
-    cpus: float | None = operational(
-        None, "CPUs; none: cluster.actor_cpus (ingest and training: 1; training with GPUs: its share, less one)", gt=0
-    )
-    gpus: float | None = operational(
-        None, "GPUs; none: cluster.actor_gpus (ingest: 0; training: 1 where there are any)", ge=0
-    )
-    memory_gib: float = operational(0, "memory; 0: not counted", ge=0)
-    labels: dict[str, str] = operational({}, "labels its node must have, such as {ray.io/accelerator-type: H100}")
-    minutes: float | None = operational(
-        None, "an attempt that takes longer is ended, and another goes on from what is committed; none: no limit", gt=0
-    )
-
-
-class Cluster(Section):
-    """Where the jobs run. Everything here is operational."""
-
-    address: str | None = operational(
-        None,
-        "a Ray cluster: http(s)://HOST:8265 (its jobs API), or HOST:PORT or auto to join it; none: embedded, or RAY_ADDRESS",
-    )
-    cpus: int | None = operational(None, "CPUs of the embedded Ray; none: all", ge=1)
-    share: float = operational(
-        1.0, "share of the CPUs and GPUs there are that a run counts on, and leaves the rest to others", gt=0, le=1
-    )
-    actors: int | None = operational(None, "encoder and sampler actors; none: one a GPU, or one a two CPUs", ge=1)
-    actor_cpus: float = operational(1, "CPUs reserved by an encoder or sampler", gt=0)
-    actor_gpus: float | None = operational(
-        None, "GPUs reserved by an encoder or sampler; none: 1 where there are any", ge=0
-    )
-    train_workers: int | None = operational(None, "training workers; none: one a GPU, or one", ge=1)
-    train_workers_min: int | None = operational(
-        None, "go on with as few as these when nodes are lost, and grow again; none: wait for all", ge=1
-    )
-    train_failures: int = operational(3, "workers or nodes that may be lost in one training", ge=0)
-    cache: str = operational(
-        "~/.cache/gmem",
-        "folder on each node's disk for what its processes share: copies from an object store, and data held in memory",
-    )
-    object_store_gib: float | None = operational(
-        None, "memory of the embedded Ray's object store; none: a share of what is free here", ge=0.1
-    )
-    profile: bool = operational(
-        False, "leave in MLflow where the time goes: of Ray's tasks, and of a few training steps"
-    )
-    ingest: Reserved = Reserved()
-    latents: Reserved = Reserved()
-    bank: Reserved = Reserved()
-    prior: Reserved = Reserved()
-    train: Reserved = Reserved()
-    sample: Reserved = Reserved()
-    evaluate: Reserved = Reserved()
-
-    @field_validator("address")
-    @classmethod
-    def _jobs_or_join(cls, address: str | None) -> str | None:
-        if address and address.startswith("ray://"):
-            raise ValueError(
-                f"cluster.address {address[:80]} is for Ray's client, whose work ends with the process that began it; "
-                f"give the cluster's jobs API, such as http://{address.removeprefix('ray://').split(':')[0][:80]}:8265"
-            )
-        return address
-
-
-class Tracking(Section):
-    uri: str | None = operational(None, "MLflow's address; none: MLFLOW_TRACKING_URI, or SQLite in the store")
-    lease_wait: float = operational(0, "seconds to wait for another run that builds the same artifact", ge=0)
 
 
 class Recipe(Section):

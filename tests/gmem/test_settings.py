@@ -8,7 +8,7 @@ import pytest
 
 from flows.recipe.files import RecipeError, load
 from flows.recipe.form import Overrides
-from flows.recipe.model import Section
+from flows.recipe.section import Section
 from gmem.settings import LearnerConfig, MemoryConfig, NetworkChoices, NetworkConfig, SamplerConfig, Settings
 
 SECTIONS = {"bank": MemoryConfig, "network": NetworkChoices, "train": LearnerConfig, "sample": SamplerConfig}

@@ -16,8 +16,8 @@ from flows.cluster.connection import connected
 from flows.engine.build import build
 from flows.engine.progress import Terminal
 from flows.engine.stage import Plan
+from flows.recipe.cluster import Cluster
 from flows.recipe.files import load
-from flows.recipe.model import Cluster
 from flows.stages.ingest.stage import IMAGES, STAGE
 from storage.images.shards import index_shards, read_index, read_shard
 from storage.store import StoreError

@@ -28,8 +28,8 @@ from PIL import Image
 from flows.cluster.connection import EMBEDDED
 from flows.engine.progress import MARK
 from flows.engine.stage import Plan, Stage
+from flows.recipe.cluster import Reserved
 from flows.recipe.files import load
-from flows.recipe.model import Reserved
 from flows.remote.job import REQUEST, Request
 from flows.stages.bank.stage import BANK, PATCHES
 from flows.stages.chain import STAGES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flows.cluster.address import jobs_address
+from flows.recipe.cluster import Cluster
 from flows.recipe.files import RecipeError, load
-from flows.recipe.model import Cluster
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001"])

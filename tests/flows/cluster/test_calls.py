@@ -12,7 +12,7 @@ import ray
 from flows.cluster.calls import spread
 from flows.cluster.resources import one_actor_per_device, resources
 from flows.cluster.workers import pool
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 
 EMBEDDED = Cluster(cpus=3)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests

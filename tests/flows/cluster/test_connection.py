@@ -13,7 +13,7 @@ import pytest
 from flows.cluster import connection
 from flows.cluster.connection import connected
 from flows.cluster.errors import ClusterError
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ WAITING = """
 import signal, sys, time
 import ray
 from flows.cluster.connection import connected, interruptible
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 
 class Termination(BaseException):
     "What a flow's own handler raises."

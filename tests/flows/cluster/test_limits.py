@@ -15,7 +15,7 @@ import pytest
 from flows.cluster import limits as module
 from flows.cluster.limits import Limits, bound_threads, limits, object_store
 from flows.commands import doctor
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 
 GIB = 1 << 30
 HERE = Limits(affinity=8, quota=math.inf, machine=64 * GIB, memory=64 * GIB, free=40 * GIB, shared=32 * GIB)
@@ -124,7 +124,7 @@ import os
 import ray
 from flows.cluster.connection import connected
 from flows.cluster.resources import one_actor_per_device, one_worker_per_gpu, resources
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 from flows.commands.doctor import _cpus
 from flows.cluster.limits import limits
 

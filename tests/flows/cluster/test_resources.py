@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.cluster.resources import READER_CPUS, Available, one_actor_per_device, one_worker_per_gpu
-from flows.recipe.model import Cluster, Reserved
+from flows.recipe.cluster import Cluster, Reserved
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])

@@ -12,7 +12,7 @@ import ray
 from flows.cluster.errors import explained
 from flows.cluster.resources import Resources, one_actor_per_device, resources
 from flows.cluster.workers import make_room, pool
-from flows.recipe.model import Cluster
+from flows.recipe.cluster import Cluster
 from storage.errors import Refused
 
 EMBEDDED = Cluster(cpus=3)

@@ -12,7 +12,7 @@ from flows.cli import app
 from flows.commands.doctor import LOOKS, Finding, examine_named
 from flows.engine.stage import Plan
 from flows.recipe.files import load
-from flows.recipe.model import Named
+from flows.recipe.section import Named
 from storage.errors import Refused
 
 NEEDED = ("data.source", "tokenizer.source", "encoder.source")
