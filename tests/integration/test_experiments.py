@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -34,24 +35,31 @@ class Bench:
     def __init__(self, gmem: Gmem, folder: Path, pictures: Path) -> None:
         self.gmem, self.folder = gmem, folder
         self.settings = [part for pair in (*SMALL, f"data.source={pictures}") for part in ("--set", pair)]
-        (folder / "two.yaml").write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.gmem(*arguments, *self.settings, "--store", "store", cwd=self.folder)
 
 
 @pytest.fixture(scope="module")
-def bench(gmem: Gmem, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(gmem, tmp_path_factory.mktemp("experiments"), pictures)
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experiments")
+    (folder / "two.yaml").write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def compared(bench: Bench) -> dict[str, Any]:
-    done = bench("compare-arms", "emoji", "two.yaml", "--out", "out", "--json")
+def compared(gmem: Gmem, pictures: Path, made: Path) -> dict[str, Any]:
+    done = Bench(gmem, made, pictures)("compare-arms", "emoji", "two.yaml", "--out", "out", "--json")
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+@pytest.fixture
+def bench(gmem: Gmem, pictures: Path, made: Path, compared: dict[str, Any], tmp_path: Path) -> Bench:
+    """A test's own copy of the folder in which the experiment was made."""
+    return Bench(gmem, shutil.copytree(made, tmp_path / "experiments"), pictures)
 
 
 def _runs(bench: Bench) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -242,8 +243,15 @@ def test_bad_input_gets_one_sentence_and_exit_code_two(
 
 
 def test_an_interrupted_training_leaves_a_checkpoint_and_no_process_and_goes_on_exactly(
-    ask: Gmem, gmem: Gmem, pictures: Path, store: Path, surroundings: dict[str, str], first: dict[str, dict[str, Any]]
+    ask: Gmem,
+    gmem: Gmem,
+    pictures: Path,
+    store: Path,
+    surroundings: dict[str, str],
+    first: dict[str, dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
+    store = shutil.copytree(store, tmp_path / "runs")  # others tell the runs and models of theirs
     slow = options(pictures, store, "train.steps=4000", "train.checkpoint_every=100000", "train.seed=5")
     process = subprocess.Popen(
         [GMEM, "stage", "train", "emoji", *slow],

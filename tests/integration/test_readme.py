@@ -105,12 +105,10 @@ def runnable(commands: list[list[str]], first_words: tuple[str, ...]) -> list[li
     return [block for block in mine if block]
 
 
-@pytest.fixture(scope="module")
-def folder(
-    first: dict[str, dict[str, Any]], pictures: Path, store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+@pytest.fixture
+def folder(first: dict[str, dict[str, Any]], pictures: Path, store: Path, tmp_path: Path) -> Path:
     """Where a reader types: the store, some more pictures, a published network, and the recipes with a small demo."""
-    root = tmp_path_factory.mktemp("reader")
+    root = tmp_path / "reader"
     shutil.copytree(store, root / "runs")
     shutil.copytree(ROOT / "infra", root / "infra", ignore=shutil.ignore_patterns("__pycache__", ".env"))
     (root / "recipes").mkdir()

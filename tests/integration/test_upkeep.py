@@ -36,13 +36,19 @@ print(json.dumps([added, again, gone, after, kept]))
 
 
 @pytest.fixture(scope="module")
-def folder(gmem: Gmem, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(gmem: Gmem, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose `store` has images and a bank."""
     folder = tmp_path_factory.mktemp("upkeep")
     for stage in ("ingest", "bank"):
         done = gmem("stage", stage, "emoji", *options(pictures, Path("store")), cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A test's own copy of it."""
+    return shutil.copytree(made, tmp_path / "upkeep")
 
 
 def test_pictures_come_and_go_and_the_bank_is_kept_in_order(
