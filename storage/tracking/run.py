@@ -12,27 +12,24 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from storage.addresses import without_userinfo
+from storage.tracking import models
 from storage.tracking.access import client, cut, flatten, patiently, problems
 from storage.tracking.lane import Lane, Point
+from storage.tracking.models import Data, Package
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
     from mlflow.tracking import MlflowClient
 
     from storage.checkpoints import Checkpoint
     from storage.store import Store
 
 log = logging.getLogger(__name__)
-
-LOSS, CHOSEN = "held_out_loss", "chosen"
-
-Package = Callable[[Path, Path], None]
 
 
 class Run:
@@ -91,13 +88,9 @@ class Run:
         self, name: str, uri: str, fingerprint: str, version: int | None, context: str, rows: int | None = None
     ) -> None:
         """An input: the artifact at `uri`, relative to its store, a table in this version, used for `context` (training,
-        evaluation, …).
-
-        MLflow takes two of one name and digest for the same, so the digest is the fingerprint with the version.
-        """
-        digest = fingerprint if version is None else f"{fingerprint}@{version}"
-        source = json.dumps({"uri": uri, "version": version})
-        self._entries.put(lambda mlflow: _log_dataset(mlflow, self.id, name, digest, source, context, rows))
+        evaluation, …)."""
+        data, source = Data.of(name, fingerprint, version), json.dumps({"uri": uri, "version": version})
+        self._entries.put(lambda mlflow: _log_dataset(mlflow, self.id, data, source, context, rows))
 
     def system_metrics(self, every: float = 10.0, node: str = "") -> None:
         """Measures this machine's processors, memory, disk, network and GPUs until the run is closed."""
@@ -115,7 +108,7 @@ class Run:
     ) -> int | None:
         """Makes the checkpoint's averaged weights a version of a registered model, linked to latents and bank.
 
-        It is a logged model of the run too, with its loss. Weights smaller than `copy_below` bytes are copied; larger
+        It is a logged model of the run too, as `keep` makes it. Weights smaller than `copy_below` bytes are copied; larger
         ones stay where they are, and the version says where, with their hash. The same weights are registered once, or
         once for each way in which they were `chosen`. The newest that was chosen has the alias `best`; while none was,
         that with the smallest held-out loss. None (and a warning) on failure.
@@ -129,7 +122,9 @@ class Run:
         try:
             mlflow = client(self.uri)
             return patiently(
-                lambda: _register(mlflow, self.id, model, checkpoint, store, package, copy_below, average, chosen),
+                lambda: models.register(
+                    mlflow, self.id, model, checkpoint, store, package, copy_below, average, chosen
+                ),
                 "registering a model",
             )
         except problems() as problem:
@@ -137,9 +132,22 @@ class Run:
             log.warning("The weights of %s were not registered in MLflow: %s", checkpoint.uri, reason)
             return None
 
-    def judge(self, sha256: str, values: Mapping[str, float], step: int) -> None:
-        """What was measured of weights becomes metrics of the logged models that hold them, and of the runs those are of."""
-        self._entries.put(lambda mlflow: _judge(mlflow, self.id, sha256, values, step))
+    def keep(self, model: str, there: Sequence[Checkpoint], store: Store, average: str = "ema") -> None:
+        """Makes each of a training's checkpoints a logged model of the run, unless it is one already; its weights stay
+        where they are. Those of checkpoints that were superseded go, unless they were registered.
+
+        Args:
+            model: the registered model of which one will be a version.
+            there: all checkpoints that are kept.
+            store: which they are named relative to.
+            average: the group of tensors by whose hash they are known.
+        """
+        self._entries.put(lambda mlflow: models.keep(mlflow, self.id, model, there, store, average))
+
+    def judge(self, sha256: str, values: Mapping[str, float], step: int, pictures: Data | None = None) -> None:
+        """What this run measured of weights, beside these pictures, becomes metrics of the logged models that hold them,
+        and of the runs those are of."""
+        self._entries.put(lambda mlflow: models.judge(mlflow, self.id, sha256, values, step, pictures))
 
     def flush(self, timeout: float = 60.0) -> bool:
         """Waits until everything is with MLflow; False if it is not yet."""
@@ -219,108 +227,10 @@ def _log_image(mlflow: MlflowClient, run: str, key: str, data: bytes, step: int)
         mlflow.log_image(run, image.convert("RGB"), key=key, step=step, synchronous=True)
 
 
-def _log_dataset(
-    mlflow: MlflowClient, run: str, name: str, digest: str, source: str, context: str, rows: int | None
-) -> None:
+def _log_dataset(mlflow: MlflowClient, run: str, data: Data, source: str, context: str, rows: int | None) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     profile = json.dumps({"num_rows": rows}) if rows is not None else None
-    dataset = Dataset(name=cut(name, 500), digest=digest, source_type="lance", source=source, profile=profile)
+    dataset = Dataset(name=data.name, digest=data.digest, source_type="lance", source=source, profile=profile)
     tag = InputTag(key="mlflow.data.context", value=context)
     mlflow.log_inputs(run, [DatasetInput(dataset=dataset, tags=[tag])])
-
-
-def _register(
-    mlflow: MlflowClient,
-    run: str,
-    model: str,
-    checkpoint: Checkpoint,
-    store: Store,
-    package: Package | None,
-    copy_below: int,
-    average: str,
-    chosen: str,
-) -> int:
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.exceptions import MlflowException
-
-    from storage.checkpoints import export  # brings torch along, which logging does not need
-    from storage.retention.checkpoints import pin
-
-    about, weights, lies = checkpoint.manifest, checkpoint.weights(average), store.relative(checkpoint.uri)
-    if weights.bytes >= copy_below:  # else the registry has a copy, whatever becomes of the checkpoint
-        pin(checkpoint, "registered")
-    try:
-        mlflow.create_registered_model(model)
-    except MlflowException as problem:
-        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    for version in mlflow.search_model_versions(f"name = '{model}'"):
-        if (version.tags.get("sha256"), version.tags.get(CHOSEN, "")) == (weights.sha256, chosen):
-            _set_best(mlflow, model, int(version.version), chosen)
-            return int(version.version)
-    tags = _told_of(checkpoint, lies, weights.sha256, chosen)
-    with tempfile.TemporaryDirectory(prefix="gmem-") as scratch:
-        folder, packaged = Path(scratch) / "network", Path(scratch) / "model"
-        folder.mkdir()
-        if weights.bytes < copy_below:
-            export(checkpoint, str(folder), average)
-        else:
-            (folder / "manifest.json").write_text(about.model_dump_json(indent=2))
-            (folder / "checkpoint.txt").write_text(lies)
-        if package:
-            package(folder, packaged)
-        logged = _log_model(mlflow, run, f"{model}-step-{about.step}", packaged if package else folder, tags)
-    mlflow.log_outputs(run, [LoggedModelOutput(logged.model_id, about.step)])
-    if about.held_out_loss is not None:
-        mlflow.log_metric(run, LOSS, about.held_out_loss, step=about.step, model_id=logged.model_id)
-    where = logged.artifact_location
-    made = mlflow.create_model_version(model, where, run_id=run, tags=tags, model_id=logged.model_id)
-    _set_best(mlflow, model, int(made.version), chosen)
-    return int(made.version)
-
-
-def _log_model(mlflow: MlflowClient, run: str, name: str, folder: Path, tags: dict[str, str]) -> LoggedModel:
-    """A model of MLflow's with these files, which the run made; it is marked FAILED where they cannot be kept."""
-    experiment = mlflow.get_run(run).info.experiment_id
-    logged = mlflow.create_logged_model(experiment, name, source_run_id=run, tags=tags)
-    try:
-        mlflow.log_model_artifacts(logged.model_id, str(folder))
-    except Exception:
-        mlflow.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    return mlflow.finalize_logged_model(logged.model_id, "READY")
-
-
-def _judge(mlflow: MlflowClient, run: str, sha256: str, values: Mapping[str, float], step: int) -> None:
-    experiment = mlflow.get_run(run).info.experiment_id
-    for logged in mlflow.search_logged_models([experiment], f"tags.sha256 = '{sha256}'"):
-        known = {(each.key, each.step, each.value) for each in logged.metrics or []}
-        for key, value in values.items():
-            if logged.source_run_id and (key, step, value) not in known:
-                mlflow.log_metric(logged.source_run_id, key, value, step=step, model_id=logged.model_id)
-
-
-def _told_of(checkpoint: Checkpoint, lies: str, sha256: str, chosen: str) -> dict[str, str]:
-    """What the tags of a registered checkpoint say: of what it was made, and where it lies in its store."""
-    about = checkpoint.manifest
-    tags = {"step": str(about.step), "checkpoint": lies, "sha256": sha256}
-    for role in ("latents", "bank", "patches"):
-        if (made_of := getattr(about, role)) is not None:
-            tags |= {role: made_of.uri, f"{role}_version": str(made_of.version)}
-    tags |= {f"{role}_sha256": str(getattr(about, role).get("sha256", "")) for role in ("tokenizer", "encoder")}
-    if about.held_out_loss is not None:
-        tags |= {LOSS: f"{about.held_out_loss:.6g}"}
-    return tags | ({CHOSEN: chosen} if chosen else {})
-
-
-def _set_best(mlflow: MlflowClient, model: str, version: int, chosen: str) -> None:
-    """The alias goes to what was chosen; else to the smallest held-out loss, unless somebody's choice has it."""
-    if chosen:
-        mlflow.set_registered_model_alias(model, "best", str(version))
-        return
-    there = mlflow.search_model_versions(f"name = '{model}'")
-    measured = [each for each in there if LOSS in each.tags]
-    if measured and not any(CHOSEN in each.tags for each in there):
-        best = min(measured, key=lambda each: (float(each.tags[LOSS]), -int(each.version)))
-        mlflow.set_registered_model_alias(model, "best", best.version)

@@ -146,6 +146,11 @@ def test_mlflow_has_a_parent_run_a_child_for_each_stage_and_the_model(
         if reference
     }
     assert len(client.search_model_versions("name='gmem-emoji'")) == 1
+    models = client.search_logged_models([experiment.experiment_id], f"source_run_id = '{train.info.run_id}'")
+    kept = all_checkpoints(first["train"]["artifacts"]["training"])
+    assert sorted(int(each.tags["step"]) for each in models) == [each.step for each in kept]
+    told = {(each.dataset_name, each.dataset_digest) for each in models[0].metrics if each.key == "held_out_loss"}
+    assert told == set(inputs.items()), "MLflow shows them as the model's datasets"
     assert any(name.startswith("train/samples/fd-") for name in children["evaluate"].data.metrics)
     (grid,) = (file.path for file in client.list_artifacts(train.info.run_id, "images") if file.path.endswith(".png"))
     assert grid.startswith("images/samples+step+6+"), "MLflow's slider goes by step"

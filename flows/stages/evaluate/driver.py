@@ -27,6 +27,7 @@ from gmem.metrics import Memorisation, Nearest, Overlaps, Sums, memorisation, ov
 from storage.ids import sample_of
 from storage.images.shards import HELD_OUT, TRAIN, read_index
 from storage.tables.bank import Bank
+from storage.tracking.models import Data
 
 SPLITS = (TRAIN, HELD_OUT)
 VARIED = 8
@@ -209,7 +210,8 @@ def _made(found: Found, plans: dict[str, NDArray[np.int64]]) -> dict[str, Made]:
     figures = drawing.figures(context, list(plans), found.memorised)
     metrics = {f"{place}/{result.metric}": result.value for place, part in results.items() for result in part}
     weights = found.checkpoint.weights(average_of(found.checkpoint, context.recipe))
-    context.run.judge(weights.sha256, metrics, found.checkpoint.step)
+    images = Data.of(f"{context.recipe.name}-images", context.fingerprints["images"], context.versions.get("images"))
+    context.run.judge(weights.sha256, metrics, found.checkpoint.step, images)
     counts = {"rows": sum(len(ids) for ids in plans.values())} | {split: len(ids) for split, ids in plans.items()}
     record = record_of(context, found.checkpoint, found.guide, found.bank)
     lines = report.lines(results, report.sampled(found))

@@ -10,13 +10,14 @@ from typing import Any
 import ray
 
 from flows.engine.context import Context
+from flows.models.resolve import average_of
 from flows.stages.train.clock import Clock
 from flows.stages.train.preview import Preview
 from flows.stages.train.setup import batch_of, open_data
 from gmem.batch import draw
 from gmem.flow import Losses
 from gmem.learner import Learner
-from storage.checkpoints import AVERAGES, CheckpointManifest, save
+from storage.checkpoints import AVERAGES, CheckpointManifest, all_checkpoints, save
 from storage.errors import LeaseLost, StoreError
 from storage.retention.checkpoints import prune
 from storage.tables.training_data import TrainingTable
@@ -150,6 +151,8 @@ class Observer:
         named = {*self.recipe.train.checkpoint_at, *(() if earlier is None else (earlier,))}
         prune(self.artifact, self.recipe.train.keep, named | {self.learner.steps})
         self.owed, self.saved = False, time.monotonic()
+        there, model = all_checkpoints(self.artifact), f"gmem-{self.recipe.name}"
+        self.context.run.keep(model, there, self.context.store, average_of(there[-1], self.recipe))
 
     def _manifest(self) -> CheckpointManifest:
         inputs = {kind: self.context.artifact(kind).reference(version) for kind, version in self.data.versions.items()}

@@ -27,17 +27,10 @@ from werkzeug.serving import make_server
 from storage import checkpoints
 from storage.addresses import without_userinfo
 from storage.checkpoints import CheckpointManifest
-from storage.retention.checkpoints import prune
 from storage.store import Input, Store
 from storage.tracking.access import client, create_database, cut, flatten
 from storage.tracking.run import Run
 from storage.tracking.tracking import Tracking, TrackingError
-
-
-@pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return Tracking.open(None, Store(str(tmp_path_factory.mktemp("runs"))), "emoji")
 
 
 @pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
@@ -185,71 +178,6 @@ with pickle.loads({pickle.dumps(run)!r}) as run:
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     (point,) = client(tracking.uri).get_metric_history(run.id, "loss")
     assert (point.value, point.step) == (0.25, 7)
-
-
-def test_the_weights_become_a_model_version_with_its_links(tracking: Tracking, tmp_path: Path) -> None:
-    about = CheckpointManifest(
-        step=5,
-        network={"depth": 1},
-        latents=Input(uri="latents/emoji-x", version=4),
-        bank=Input(uri="bank/emoji-y", version=9),
-        encoder={"sha256": "cd"},
-    )
-    store, weights = Store(str(tmp_path)), {"ema.a": torch.ones(4), "network.a": torch.zeros(4)}
-    small = checkpoints.save(str(tmp_path), 5, weights, {}, about)
-    large = checkpoints.save(
-        str(tmp_path), 6, {"ema.a": torch.ones(5)}, {}, about.model_copy(update={"held_out_loss": 0.25})
-    )
-    with tracking.stage_run("train", None, {}) as run:
-        assert run.register("gmem-emoji", small, store) == 1
-        assert run.register("gmem-emoji", small, store) == 1  # the same weights, once
-        assert run.register("gmem-emoji", large, store, copy_below=0) == 2
-        bare = checkpoints.save(
-            str(tmp_path), 7, {"network.a": torch.ones(5)}, {}, about.model_copy(update={"held_out_loss": 0.2})
-        )
-        assert run.register("gmem-emoji", bare, store) is None
-    mlflow = client(tracking.uri)
-    first, second = mlflow.get_model_version("gmem-emoji", "1"), mlflow.get_model_version("gmem-emoji", "2")
-    assert first.run_id == run.id and first.tags["bank"] == "bank/emoji-y" and first.tags["bank_version"] == "9"
-    assert first.tags["latents_version"] == "4" and first.tags["encoder_sha256"] == "cd"
-    assert first.tags["sha256"] == small.manifest.files["ema.safetensors"].sha256
-    copied = checkpoints.open_checkpoint(str(first.source).removeprefix("file://"))
-    assert torch.equal(checkpoints.load(copied)[0]["ema.a"], torch.ones(4))
-    (kept,) = (each.model_id for each in mlflow.get_run(run.id).outputs.model_outputs if each.step == 6)
-    files = [Path(file.path).name for file in mlflow.list_logged_model_artifacts(kept)]
-    assert files == ["checkpoint.txt", "manifest.json"]
-    logged = mlflow.get_logged_model(kept)
-    assert (logged.status, logged.tags["bank_version"], logged.source_run_id) == ("READY", "9", run.id)
-    assert {(each.key, each.value, each.step) for each in logged.metrics} == {("held_out_loss", 0.25, 6)}
-    assert second.tags["checkpoint"] == "checkpoints/step-00000006"
-    with tracking.stage_run("evaluate", None, {}) as evaluation:
-        for _ in range(2):  # evaluated again it is the same
-            evaluation.judge(logged.tags["sha256"], {"fd": 4.5}, 6)
-    judged = mlflow.get_logged_model(kept).metrics
-    assert sorted((each.key, each.value, each.step) for each in judged) == [("fd", 4.5, 6), ("held_out_loss", 0.25, 6)]
-    assert mlflow.get_run(run.id).data.metrics["fd"] == 4.5
-    assert prune(str(tmp_path), keep=1) == [5], "what was not copied stays"
-
-
-def test_the_alias_goes_to_what_was_chosen_else_to_the_smallest_loss(tracking: Tracking, tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-
-    def saved(step: int, loss: float) -> checkpoints.Checkpoint:
-        about = CheckpointManifest(step=step, network={}, held_out_loss=loss)
-        weights = {"ema.a": torch.full((2,), float(step)), "ema_9.a": torch.full((2,), -float(step))}
-        return checkpoints.save(str(tmp_path), step, weights, {}, about)
-
-    def best() -> str:
-        return str(client(tracking.uri).get_model_version_by_alias("gmem-chosen", "best").version)
-
-    with tracking.stage_run("train", None, {}) as run:
-        first = saved(1, 0.5)
-        assert run.register("gmem-chosen", first, store) == 1 and run.register("gmem-chosen", saved(2, 0.7), store) == 2
-        assert best() == "1"
-        assert run.register("gmem-chosen", first, store, average="ema_9", chosen="a") == 3 and best() == "3"
-        assert run.register("gmem-chosen", first, store, chosen="b") == 4 and best() == "4"
-        assert run.register("gmem-chosen", first, store, average="ema_9", chosen="a") == 3 and best() == "3"
-        assert run.register("gmem-chosen", saved(4, 0.1), store) == 5 and best() == "3"
 
 
 def test_passwords_in_addresses_are_not_shown(tracking: Tracking, caplog: pytest.LogCaptureFixture) -> None:

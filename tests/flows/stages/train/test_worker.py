@@ -167,6 +167,11 @@ def test_checkpoints_at_named_steps_stay_and_count_the_seconds_of_all_attempts(t
     seconds = [each.manifest.details["seconds"] for each in there]
     assert seconds[0] > 0 and seconds == sorted(seconds)
     assert all(each.manifest.held_out_loss is not None for each in there if each.step in (1, 3, 8))
+    mlflow = client(context.tracking_uri)
+    models = mlflow.search_logged_models(
+        [mlflow.get_run(context.run_id).info.experiment_id], f"source_run_id = '{context.run_id}'"
+    )
+    assert {each.tags["checkpoint"] for each in models} == {context.store.relative(each.uri) for each in there}
 
 
 def test_micro_batches_only_round_differently(trainings, whole: Context) -> None:
