@@ -38,7 +38,7 @@ def emit_made(result: Result, stage: Stage, plan: Plan, page: str) -> None:
             downstream_assets=set(made.values()),
             direct_asset_dependencies={Asset(key=key_of(uri)) for uri in _made_of(stage, plan)},
             materialized_by="gmem",
-            materialization_metadata={made[kind].key: _numbers(result, uri) for kind, uri in result.artifacts.items()},
+            materialization_metadata={made[kind].key: _numbers(result, kind) for kind in result.artifacts},
         )
         context.emit_events(Completed())
     except Exception as error:  # noqa: BLE001 - whatever Prefect makes of it, the work is done
@@ -63,10 +63,10 @@ def _made_of(stage: Stage, plan: Plan) -> set[str]:
     return {plan.artifact(needed).uri for needed in read - set(outputs)} or {recipe.source}
 
 
-def _numbers(result: Result, uri: str) -> dict[str, Any]:
+def _numbers(result: Result, kind: str) -> dict[str, Any]:
     about = {
-        "uri": uri,
-        "version": result.version,
+        "uri": result.artifacts[kind],
+        "version": result.versions.get(kind),
         "rows": result.rows,
         "unit": result.unit,
         "seconds": round(result.seconds, 1),

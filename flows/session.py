@@ -160,7 +160,10 @@ def publish(result: Result, tracking: Tracking) -> None:
         "made": "now" if result.fresh else "earlier",
         "about": result.about,
     }
-    table = [row | {"artifact": kind, "uri": uri, "version": result.version} for kind, uri in result.artifacts.items()]
+    table = [
+        row | {"artifact": kind, "uri": uri, "version": result.versions.get(kind)}
+        for kind, uri in result.artifacts.items()
+    ]
     about = f"What stage {result.stage} made (MLflow: {tracking.page(result.run_id)})"
     create_table_artifact(table, key=f"{result.stage}-artifacts", description=about)
     if result.metrics:

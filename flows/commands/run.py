@@ -142,8 +142,8 @@ def summary(results: list[Result], seconds: float, mlflow_command: str, say: Cal
     say(table)
     say(f"artifacts below {results[0].store}:")
     for r in results:
-        for uri in r.artifacts.values():
-            version = f", version {r.version}" if r.version is not None else ""
+        for kind, uri in r.artifacts.items():
+            version = f", version {r.versions[kind]}" if kind in r.versions else ""
             say(f"  {'/'.join(uri.split('/')[-2:])}{version}")
     for line in results[-1].details.get("lines", []):
         say(line)

@@ -70,7 +70,8 @@ class Result:
     seconds: float
     rows: int
     artifacts: dict[str, str]
-    version: int | None
+    versions: dict[str, int]
+    """Of each artifact that is a table, or goes on as one does."""
     run_id: str | None
     store: str
     details: dict[str, Any]

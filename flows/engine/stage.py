@@ -232,13 +232,20 @@ def result_of(stage: Stage, plan: Plan, fresh: bool, seconds: float) -> Result:
         seconds=seconds or manifest.times.get("seconds", 0.0),
         rows=manifest.counts.get("rows", 0),
         artifacts={output.kind: plan.artifact(output).uri for output in outputs},
-        version=manifest.details.get("version"),
+        versions=_versions([plan.artifact(output) for output in outputs]),
         run_id=manifest.mlflow_run,
         store=plan.store.root,
         details=manifest.details | {"lines": _lines(manifest)},
         about=stage.about(plan),
         pictures=_figures(last, manifest),
     )
+
+
+def _versions(artifacts: list[Artifact]) -> dict[str, int]:
+    """What each artifact's manifest names as its version, by kind."""
+    manifests = {artifact.kind: artifact.manifest() for artifact in artifacts}
+    named = {kind: manifest.details.get("version") for kind, manifest in manifests.items() if manifest}
+    return {kind: version for kind, version in named.items() if version is not None}
 
 
 def _figures(artifact: Artifact, manifest: Manifest) -> dict[str, str]:

@@ -29,7 +29,7 @@ def result(plan: Plan, fresh: bool = True, **more: Any) -> Result:
         seconds=2.04,
         rows=40,
         artifacts=artifacts,
-        version=10,
+        versions={"bank": 10, "patches": 5},
         run_id="ab",
         store=plan.store.root,
         details={"metrics": {"fd": 7.5}},
@@ -58,6 +58,7 @@ def test_artifacts_are_assets_with_what_they_were_made_of(plan: Plan, told: list
         "uri": plan.artifact(BANK).uri, "version": 10, "rows": 40, "unit": "rows", "seconds": 2.0, "mlflow_run": "ab",
         "fd": 7.5,
     }  # fmt: skip
+    assert made[key_of(plan.artifact(PATCHES).uri)]["payload"]["version"] == 5
     assert bank["resource"]["prefect.resource.name"] == "bank of emoji"
     assert bank["resource"]["prefect.asset.url"] == PAGE
     assert {each["prefect.resource.id"] for each in bank["related"]} == {key_of(plan.artifact(IMAGES).uri), "gmem"}

@@ -70,6 +70,14 @@ def test_mlflow_names_files_in_full_only_where_they_are_corrected(first: dict[st
     assert {("runs", "artifact_uri"), ("model_versions", "source")} <= naming
 
 
+def test_each_artifact_is_told_with_its_own_version(first: dict[str, dict[str, Any]]) -> None:
+    newest = latest(first["train"]["artifacts"]["training"])
+    assert newest is not None and newest.manifest.bank and newest.manifest.patches
+    read = {"bank": newest.manifest.bank.version, "patches": newest.manifest.patches.version}
+    assert first["bank"]["versions"] == read and first["train"]["versions"] == {"training": 6}
+    assert first["ingest"]["versions"] == {}
+
+
 def test_every_output_has_counts_of_its_own(first: dict[str, dict[str, Any]]) -> None:
     artifacts = first["evaluate"]["artifacts"]
     counts = {kind: json.loads(Path(uri, "manifest.json").read_text())["counts"] for kind, uri in artifacts.items()}

@@ -194,7 +194,7 @@ def test_a_runs_table_says_of_each_stage_what_is_there(capsys: pytest.CaptureFix
         seconds=1.0,
         rows=40,
         artifacts={},
-        version=None,
+        versions={},
         run_id=None,
         store="runs",
         details={},
