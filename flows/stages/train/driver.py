@@ -198,7 +198,8 @@ def _made(context: Context, artifact: Artifact) -> Made:
         {
             "step": last.step,
             "best_step": least.step,
-            "held_out": least.manifest.held_out_loss,
+            "best_held_out": least.manifest.held_out_loss,
+            "held_out": last.manifest.held_out_loss,
             "model_version": model_version,
             # by its address, which keeps it from being cleaned up
             "start_from": start and context.store.relative(start),
