@@ -153,7 +153,7 @@ def _answer(found: pa.Table, sheet: Path, json: bool) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:z.4f}" if isinstance(value, float) else str(value)
 
 
 def draw(found: pa.Table, path: Path) -> None:
