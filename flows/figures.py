@@ -13,6 +13,16 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:
     from storage.tables.bank import Bank
 
+ABOUT = {
+    "pairs": "Pictures of the data, each above a sample of its snippet",
+    "samples": "Samples of snippets that are no picture's",
+    "seeds": "A snippet's picture above samples that differ by their noise alone",
+    "nearest": "The samples that lie nearest to a training picture, each above it; below 1 it counts as a copy",
+    "training": "Samples of a few fixed snippets as the training ended",
+    "first": "The first samples, below the pictures of their snippets",
+}
+"""What a figure shows, by the first word of its title."""
+
 COLUMNS, GAP, BAND, PAPER, INK = 8, 4, 14, (255, 255, 255), (70, 70, 70)
 BLANK = (230, 230, 230)
 """Stands for a picture that the bank does not have."""

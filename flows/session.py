@@ -23,6 +23,7 @@ from flows.engine.build import build, found
 from flows.engine.context import Result
 from flows.engine.progress import shown
 from flows.engine.stage import Plan, Stage, require_wanted
+from flows.figures import ABOUT
 from flows.lineage import emit_made
 from flows.recipe.files import load
 from flows.recipe.form import overrides_of
@@ -164,7 +165,7 @@ def publish(result: Result, tracking: Tracking) -> None:
         row | {"artifact": kind, "uri": uri, "version": result.versions.get(kind)}
         for kind, uri in result.artifacts.items()
     ]
-    about = f"What stage {result.stage} made (MLflow: {tracking.page(result.run_id)})"
+    about = f"What stage {result.stage} made (MLflow: {_linked(tracking, result.run_id)})"
     create_table_artifact(table, key=f"{result.stage}-artifacts", description=about)
     if result.metrics:
         create_markdown_artifact(_measured(result), key=f"{result.stage}-measured", description="What was measured")
@@ -178,10 +179,17 @@ def summarise(results: list[Result], current: Session) -> None:
         for r in results
     )
     table = f"| stage | | time | |\n|---|---:|---:|---|\n{rows}"
-    where = f"MLflow: {current.tracking.page(current.parent)}" if current.parent else ""
+    where = f"MLflow: {_linked(current.tracking, current.parent)}" if current.parent else ""
     measured = [_measured(result) for result in results if result.metrics]
-    create_markdown_artifact("\n\n".join([f"Store: `{results[0].store}`", where, table, *measured]), key="summary")
+    told = "\n\n".join([f"Store: `{results[0].store}`", where, table, *measured])
+    create_markdown_artifact(told, key="summary", description="Stages, times, and what was measured")
     _show_pictures(results[-1])
+
+
+def _linked(tracking: Tracking, run_id: str | None) -> str:
+    """A run's page, or the command that shows it, in markdown."""
+    page = tracking.page(run_id)
+    return page if page.startswith("http") else f"`{page}`"
 
 
 def _measured(result: Result) -> str:
@@ -196,8 +204,9 @@ def _show_pictures(result: Result) -> None:
 
 def show_picture(png: bytes, key: str, title: str) -> None:
     """The picture itself as a data URL, so that it shows wherever the server runs."""
+    said = ABOUT.get(title.partition("-")[0], title)
     inline = "data:image/png;base64," + base64.b64encode(png).decode()
-    create_image_artifact(image_url=inline, key=key, description=title)
+    create_image_artifact(image_url=inline, key=key, description=said)
 
 
 def _read(uri: str) -> bytes:

@@ -15,6 +15,7 @@ from flows.engine.progress import Progress
 from flows.engine.stage import Output, Plan, Stage, check_inputs, result_of
 from storage.manifest import Manifest
 from storage.store import Artifact, Lease
+from storage.tracking.models import NOTE
 from storage.tracking.tracking import Run, Tracking
 
 
@@ -41,6 +42,8 @@ def build(stage: Stage, plan: Plan, tracking: Tracking, parent: str | None, prog
             return found(stage, plan, tracking, parent)
         continued = plan.artifact(missing[0]).folder if stage.continues else None
         run = stack.enter_context(tracking.stage_run(stage.name, parent, _parameters(stage, plan), continued))
+        made_here = ", ".join(f"`{plan.artifact(output).folder}`" for output in missing)
+        run.tags({NOTE: f"{stage.description}\n\nMakes {made_here}."})
         run.system_metrics()
         context = Context(
             recipe=recipe,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from storage.checkpoints import Checkpoint
 
-LOSS, CHOSEN, REGISTERED = "held_out_loss", "chosen", "mlflow.modelVersions"
+LOSS, CHOSEN, REGISTERED, NOTE = "held_out_loss", "chosen", "mlflow.modelVersions", "mlflow.note.content"
 
 Package = Callable[[Path, Path], None]
 
@@ -90,7 +90,9 @@ def register(
             package(folder, packaged)
         _fill(mlflow, logged, packaged if package else folder)
     where = logged.artifact_location
-    made = mlflow.create_model_version(model, where, run_id=run, tags=tags, model_id=logged.model_id)
+    made = mlflow.create_model_version(
+        model, where, run_id=run, tags=tags, model_id=logged.model_id, description=_described(tags)
+    )
     version_of = [{"name": model, "version": str(made.version)}]  # a server says so itself, a database does not
     mlflow.set_logged_model_tags(logged.model_id, {REGISTERED: json.dumps(version_of)})
     _set_best(mlflow, model, int(made.version), chosen)
@@ -127,6 +129,14 @@ def told_of(checkpoint: Checkpoint, lies: str, sha256: str) -> dict[str, str]:
     return tags
 
 
+def _described(tags: Mapping[str, str]) -> str:
+    """The tags of a checkpoint's model as a person reads them, in markdown."""
+    loss = f", held-out loss {tags[LOSS]}" if LOSS in tags else ""
+    made_of = [f"`{tags[role]}`, version {tags[f'{role}_version']}" for role in ("latents", "bank") if role in tags]
+    trained = f"\n\nTrained on {' and '.join(made_of)}." if made_of else ""
+    return f"Averaged weights at step {tags['step']}{loss}: `--network {tags['checkpoint']}`{trained}"
+
+
 def _logged(mlflow: MlflowClient, runs: Iterable[str]) -> list[LoggedModel]:
     """All logged models that runs of one experiment, of which the first is there, made of checkpoints."""
     sources = [run for run in dict.fromkeys(runs) if run]
@@ -148,7 +158,8 @@ def _begun(mlflow: MlflowClient, run: str, model: str, checkpoint: Checkpoint, t
 
     about, now = checkpoint.manifest, int(time.time() * 1000)
     experiment = mlflow.get_run(run).info.experiment_id
-    logged = mlflow.create_logged_model(experiment, f"{model}-step-{about.step}", source_run_id=run, tags=tags)
+    name, told = f"{model}-step-{about.step}", tags | {NOTE: _described(tags)}
+    logged = mlflow.create_logged_model(experiment, name, source_run_id=run, tags=told)
     mlflow.log_outputs(run, [LoggedModelOutput(logged.model_id, about.step)])
     if about.held_out_loss is not None:
         # MLflow tells values of one metric and step apart by their times alone.

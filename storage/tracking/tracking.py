@@ -20,7 +20,8 @@ import psutil
 
 from storage.addresses import without_userinfo
 from storage.store import Store
-from storage.tracking.access import ARTIFACTS, SQLITE, TrackingError, client, cut, flatten, patiently, problems, warm_up
+from storage.tracking.access import ARTIFACTS, SQLITE, TrackingError, client, flatten, patiently, problems, warm_up
+from storage.tracking.models import NOTE
 from storage.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ EXPERIMENT = "experiment"
 PROCESS = "gmem.process"
 """Tag of a run: the process that writes it, by which others see that it was killed."""
 NAME_LENGTH = 120
+ELSEWHERE = ("store", "tracking.", "cluster.")
+"""Parameters that decide where and how, and nothing of what is made: a run's name does without."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Tracking:
         if self.uri.startswith("http") and run_id:
             with suppress_problems("asking for a run's experiment"):
                 experiment = client(self.uri).get_run(run_id).info.experiment_id
-                return f"{without_userinfo(self.uri)}/#/experiments/{experiment}/runs/{run_id}"
+                return f"{without_userinfo(self.uri)}/{_place(experiment, run_id)}"
         return f"run {run_id}, {self.command}"
 
     def registered(self, uri: str) -> str:
@@ -118,13 +121,13 @@ class Tracking:
             tags: further ones.
         """
         differing = flatten(dict(changed)) if changed else {}
-        told = ", ".join(f"{key}={value}" for key, value in differing.items())
+        told = ", ".join(f"{key}={value}" for key, value in differing.items() if not key.startswith(ELSEWHERE))
         said = (
             {f"gmem.set.{key}": value for key, value in differing.items()}
             | dict(tags or {})
             | {"gmem.kind": "pipeline"}
         )
-        with self._run(cut(f"pipeline {self.experiment} {told}".rstrip(), NAME_LENGTH), parameters, said) as run:
+        with self._run(_short(f"pipeline {self.experiment} {told}".rstrip()), parameters, said) as run:
             yield run.id
 
     @contextmanager
@@ -133,7 +136,7 @@ class Tracking:
     ) -> Iterator[Run]:
         """A run of a whole experiment, below which others hang, or of another kind, such as one of its trials."""
         tags = {"gmem.kind": kind} | ({"mlflow.parentRunId": parent} if parent else {})
-        with self._run(cut(name, NAME_LENGTH), parameters, tags) as run:
+        with self._run(_short(name), parameters, tags) as run:
             yield run
 
     def latest(self, kind: str = EXPERIMENT) -> dict[str, str]:
@@ -183,9 +186,9 @@ class Tracking:
             mlflow = client(self.uri)
             mlflow.set_tag(parent, f"gmem.reused.{stage}", run_id)
             experiment = mlflow.get_run(run_id).info.experiment_id
-            note = mlflow.get_run(parent).data.tags.get("mlflow.note.content", "")
-            line = f"- {stage}: made earlier by [this run](#/experiments/{experiment}/runs/{run_id})"
-            mlflow.set_tag(parent, "mlflow.note.content", f"{note}\n{line}".strip())
+            note = mlflow.get_run(parent).data.tags.get(NOTE, "")
+            line = f"- {stage}: made earlier by [this run]({_place(experiment, run_id)})"
+            mlflow.set_tag(parent, NOTE, f"{note}\n{line}".strip())
 
     @contextmanager
     def _run(self, name: str, parameters: Mapping[str, Any], tags: dict[str, str]) -> Iterator[Run]:
@@ -286,6 +289,15 @@ def _commit() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": commit.strip(), "gmem.git.dirty": str(bool(changes.strip())).lower()}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def _place(experiment: str, run_id: str) -> str:
+    """A run's page, as MLflow shows what belongs to training, and not to agents."""
+    return f"#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def _user() -> str:

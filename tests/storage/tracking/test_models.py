@@ -59,6 +59,10 @@ def test_each_kept_checkpoint_is_a_logged_model_with_its_loss_and_what_it_was_tr
     best = there["gmem-kept-step-20"]
     assert {(each.key, each.value, each.step) for each in points_of(best)} == {("held_out_loss", 0.3, 20)}
     assert {(each.dataset_name, each.dataset_digest) for each in points_of(best)} == DATA
+    assert best.tags["mlflow.note.content"] == (
+        "Averaged weights at step 20, held-out loss 0.3: `--network checkpoints/step-00000020`\n\n"
+        "Trained on `latents/emoji-0123456789ab`, version 4 and `bank/emoji-ba9876543210`, version 9."
+    )
     assert best.tags["checkpoint"] == "checkpoints/step-00000020" and best.status == "READY"
     assert not points_of(there["gmem-kept-step-40"]), "nothing was measured of it"
     mlflow = client(tracking.uri)

@@ -96,7 +96,7 @@ def test_parent_and_child_runs_with_everything_in_them(tracking: Tracking, tmp_p
 
 
 def test_runs_are_told_apart_and_compared_in_one_table(tracking: Tracking) -> None:
-    changed = {"train": {"steps": 60, "start_from": None}}
+    changed = {"store": "elsewhere", "train": {"steps": 60, "start_from": None}, "cluster": {"cpus": 2}}
     with tracking.pipeline_run({"train": {"steps": 60}}, changed, {"prefect.flow_run": "ab"}) as parent:
         tracking.conclude(parent, {"train/fd": 7.5}, 60)
         tracking.conclude(parent, {}, None)
@@ -109,6 +109,9 @@ def test_runs_are_told_apart_and_compared_in_one_table(tracking: Tracking) -> No
     assert (point.value, point.step) == (7.5, 60)
     about = mlflow.get_experiment(run.info.experiment_id).tags
     assert about["mlflow.experimentKind"] == "custom_model_development"
+    with tracking.pipeline_run({}, {"data": {"source": "x" * 200}}) as other:
+        name = mlflow.get_run(other).info.run_name
+    assert name is not None and len(name) == 120 and name.endswith("x…")
     assert tracking.page(parent) == f"run {parent}, {tracking.command}"
     assert replace(tracking, uri="http://127.0.0.1:9").page(parent).startswith("run ")  # nobody there
 
