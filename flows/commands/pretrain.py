@@ -94,7 +94,8 @@ class Pictures:
         import torch
 
         from gmem.pixels import channels_first
-        from storage.images.shards import ShardPlan, index_shards, read_shard, write_index, write_shard
+        from storage.images.index import index_shards, read_index
+        from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
         from storage.images.sources import list_source
 
         data = recipe.data
@@ -105,8 +106,8 @@ class Pictures:
         with tempfile.TemporaryDirectory(prefix="gmem-") as folder:
             for n in range(shards):
                 write_shard(folder, n, listing.slice(n * data.shard_size, (n + 1) * data.shard_size), plan)
-            index = write_index(folder, shards, plan)
-            pictures = [picture for shard in index_shards(index) for picture in read_shard(folder, shard)]
+            write_index(folder, shards, plan)
+            pictures = [picture for shard in index_shards(read_index(folder)) for picture in read_shard(folder, shard)]
         images = channels_first(np.stack([p.image for p in pictures])).contiguous()
         labels = torch.tensor([-1 if p.label is None else p.label for p in pictures])
         held = torch.tensor([p.split == "held_out" for p in pictures])

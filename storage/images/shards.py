@@ -1,11 +1,11 @@
 """Image shards in and out: WebDataset tars of square pictures, and the index that accounts for every input.
 
 A worker writes one shard from one slice of the listing, the tar first, then a part of the index beside it; the part
-makes the shard count. One process then numbers the kept pictures and writes `index.parquet`. An artifact's folder:
+makes the shard count. When all are there the kept pictures are numbered (index.py). An artifact's folder:
 
     shard-000000.tar    <key>.<webp|png|jpg> and <key>.json for each kept picture
     parts/shard-000000.parquet
-    index.parquet       every input in the order of the listing
+    index.parquet/      every input in the order of the listing, a part a shard
 """
 
 from __future__ import annotations
@@ -15,52 +15,25 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import Refused, StoreError, StoreRefused
 from storage.files import open_files
 from storage.images.decoding import MAX_PIXELS, WHITE, Decoded, Rejected, centre_crop, decode, lossless_webp
+from storage.images.index import Counts, Spread, done_shards, number_parts, read_index, shard_name, write_part
 from storage.images.isolation import Care, Crashed, Isolated, Watched
 from storage.images.sources import Entry, read_entries, require_usable
 
 TRAIN, HELD_OUT = "train", "held_out"
-READERS = 8
 
 GUARDS: dict[Care, Callable[..., Any]] = {"none": nullcontext, "watched": Watched, "isolated": Isolated}
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("source", pa.string()),
-        ("key", pa.string()),
-        ("sample", pa.int64()),
-        ("label", pa.int32()),
-        ("label_name", pa.string()),
-        ("class", pa.string()),
-        ("caption", pa.large_string()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-        ("shard", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("kept", pa.bool_()),
-        ("reason", pa.string()),
-    ]
-)
-"""`width` and `height` are those of the original, upright; `sample`, `split`, `shard` are null where not kept.
-
-`label` is a number, `label_name` what the source said, `class` the name behind it. Release 0.1 knew no `class`, which is
-then `label_name`, and no `caption`.
-"""
 
 
 @dataclass(frozen=True)
@@ -90,10 +63,6 @@ class Picture(NamedTuple):
     image: NDArray[np.uint8]
     class_name: str | None = None
     caption: str | None = None
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}"
 
 
 def split_of(group: str, held_out: float) -> str:
@@ -127,66 +96,28 @@ def write_shard(root: str, number: int, entries: list[Entry], plan: ShardPlan, c
     kept = sum(row["kept"] for row in rows)
     if kept:
         files.write(f"{root}/{shard}.tar", buffer.getvalue())
-    part = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), part)
-    files.write(f"{root}/parts/{shard}.parquet", part.getvalue())
+    write_part(root, number, rows)
     return ShardResult(kept, len(rows) - kept)
 
 
-def done_shards(root: str) -> set[int]:
-    """Numbers of the shards that are completely written."""
-    names = open_files(root).names(f"{root}/parts")
-    return {int(name[len("shard-") : -len(".parquet")]) for name in names if name.endswith(".parquet")}
-
-
-def write_index(root: str, shards: int, plan: ShardPlan) -> pa.Table:
-    """Numbers the kept pictures of shards 0 to `shards` - 1 in order and writes `index.parquet`; returns it.
+def write_index(root: str, shards: int, plan: ShardPlan, spread: Spread[Any] = map) -> Counts:
+    """Numbers the kept pictures of shards 0 to `shards` - 1 in order and writes `index.parquet`; says what is in it.
 
     Refused when nothing was kept, or a shard is missing.
     """
-    files = open_files(root)
     missing = set(range(shards)) - done_shards(root)
     if missing:
         raise Refused(f"shards {sorted(missing)[:5]} are not written yet; run ingest again")
-    names = [f"{root}/parts/{shard_name(number)}.parquet" for number in range(shards)]
-    with ThreadPoolExecutor(READERS) as pool:
-        index = pa.concat_tables(_complete(pq.read_table(io.BytesIO(part))) for part in pool.map(files.read, names))
-    require_usable(plan.source, index["reason"])
-    kept = index["kept"].to_numpy()
-    sample = pa.array(np.cumsum(kept) - 1, pa.int64(), mask=~kept)
-    index = index.set_column(index.schema.get_field_index("sample"), INDEX_SCHEMA.field("sample"), sample)
-    index = index.replace_schema_metadata({"classes": json.dumps(plan.classes), "size": str(plan.size)})
-    buffer = io.BytesIO()
-    pq.write_table(index, buffer, row_group_size=max(1, -(-len(index) // shards)))
-    files.write(f"{root}/index.parquet", buffer.getvalue())
-    return index
-
-
-def read_index(root: str, shard: str | None = None) -> pa.Table:
-    """The index, or its kept rows of one shard. Schema metadata: `classes` (JSON list of names) and `size`."""
-    files = open_files(root)
-    filters = [("shard", "=", shard)] if shard else None
-    with files.filesystem.open(f"{root}/index.parquet", "rb") as handle:
-        return _complete(pq.read_table(handle, filters=filters))
-
-
-def _complete(index: pa.Table) -> pa.Table:
-    """With the columns that an earlier release did not know."""
-    earlier = {"class": index["label_name"], "caption": pa.nulls(len(index), INDEX_SCHEMA.field("caption").type)}
-    for name, values in earlier.items():
-        if name not in index.column_names:
-            index = index.add_column(INDEX_SCHEMA.get_field_index(name), INDEX_SCHEMA.field(name), values)
-    return index
-
-
-def index_shards(index: pa.Table) -> list[str]:
-    """Names of the shards that hold pictures, in order."""
-    return sorted(name for name in index["shard"].unique().to_pylist() if name)
+    about = {"classes": json.dumps(plan.classes), "size": str(plan.size)}
+    counts = number_parts(root, shards, about, spread)
+    if not counts.kept:
+        require_usable(plan.source, pa.array(counts.reasons.elements(), pa.string()))
+    return counts
 
 
 def read_pictures(root: str, samples: Sequence[int]) -> NDArray[np.uint8]:
     """Pictures uint8 [N, H, W, 3] by their sample numbers, in the order of these; of each shard no other is decoded."""
-    index = read_index(root)
+    index = read_index(root, columns=["sample", "shard"])
     place = dict(zip(index["sample"].to_pylist(), index["shard"].to_pylist(), strict=True))
     found: dict[int, NDArray[np.uint8]] = {}
     for shard in {place[sample] for sample in samples}:

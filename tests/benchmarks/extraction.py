@@ -25,7 +25,8 @@ from flows.stages.extraction import Block, extract, read_block, tensor
 from flows.stages.latents.driver import LatentEncoder
 from flows.stages.latents.stage import STAGE as LATENTS
 from gmem.pixels import channels_first
-from storage.images.shards import ShardPlan, shard_name, write_index, write_shard
+from storage.images.index import shard_name
+from storage.images.shards import ShardPlan, write_index, write_shard
 from storage.images.sources import list_source
 from storage.tables.latents import LatentsWriter
 

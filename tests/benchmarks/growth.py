@@ -1,4 +1,4 @@
-"""How cost grows with the number of rows: tables written, checked, opened, read and searched at several sizes.
+"""How cost grows with the number of rows: indices and tables written, checked, opened, read and searched at several sizes.
 
 Seconds of this process' own, as the machine may be busy with others', are fitted by a power of the number of rows. What is
 told is one over it: 1 is linear growth, less is worse, and 0.95 is a power of 1.05.
@@ -20,6 +20,7 @@ import psutil
 from measured import Measured
 
 from storage.files import open_files
+from storage.images.index import number_parts, read_index, shard_name, write_part
 from storage.tables import latents
 from storage.tables.bank import Bank
 from storage.tables.bank_rows import make_rows
@@ -50,10 +51,28 @@ class Costs:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.process_time() - begun
 
     def measure(self) -> None:
+        self._index()
         self._write()
         self._train()
         self._search()
         self.counts["MB resident"] = psutil.Process().memory_info().rss / 1e6
+
+    def _index(self) -> None:
+        root, shards = str(self.folder / "images"), -(-self.rows // SHARD)
+        for shard in range(shards):
+            about = {"source": "pictures", "label_name": "label", "split": "train", "shard": shard_name(shard)}
+            places = range(shard * SHARD, min((shard + 1) * SHARD, self.rows))
+            rows = [{"path": f"{place:09d}.jpg", "key": f"{place:09d}", "kept": True, **about} for place in places]
+            with self.timed("leave the parts of the index"):
+                write_part(root, shard, rows)
+        with self.timed("number the pictures"):
+            number_parts(root, shards, {})
+        with self.timed("read the index for encoding"):
+            read_index(root, columns=["sample", "shard"])
+        with self.timed("read the index shard by shard"):
+            for shard in range(shards):
+                read_index(root, shard_name(shard))
+        self.counts["bytes a row of the index"] = open_files(root).size(f"{root}/index.parquet") / self.rows
 
     def _write(self) -> None:
         random, ids = np.random.default_rng(0), 2 * np.arange(self.rows)

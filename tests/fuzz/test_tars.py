@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from storage.errors import Refused
-from storage.images.shards import ShardPlan, index_shards, read_shard, write_index, write_shard
+from storage.images.index import index_shards, read_index
+from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
 from storage.images.sources import list_source
 from tests.fuzz.mutation import given_many, mutated, within_memory
 
@@ -71,7 +72,8 @@ def ingested(data: bytes, folder: Path) -> int:
     assert sum(result) == len(entries)
     if not result.kept:
         return 0
-    index = write_index(root, 1, plan)
+    write_index(root, 1, plan)
+    index = read_index(root)
     read = [each for shard in index_shards(index) for each in read_shard(root, shard)]
     assert len(read) == result.kept and all(each.image.shape == (16, 16, 3) for each in read)
     return result.kept

@@ -13,7 +13,8 @@ from PIL import Image
 from storage.errors import LeaseLost
 from storage.files import open_files
 from storage.ids import FIRST_FOREIGN_ID
-from storage.images.shards import ShardPlan, done_shards, index_shards, read_index, read_shard, write_index, write_shard
+from storage.images.index import done_shards, index_shards, read_index
+from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
 from storage.images.sources import list_source
 from storage.tables import latents
 from storage.tables.bank import Bank

@@ -19,7 +19,8 @@ from flows.engine.stage import Plan
 from flows.recipe.cluster import Cluster
 from flows.recipe.files import load
 from flows.stages.ingest.stage import IMAGES, STAGE
-from storage.images.shards import index_shards, read_index, read_shard
+from storage.images.index import index_shards, read_index
+from storage.images.shards import read_shard
 from storage.store import StoreError
 from storage.tracking.tracking import Tracking
 

@@ -39,7 +39,7 @@ from flows.stages.latents.stage import LATENTS
 from flows.stages.train.stage import TRAINING
 from infra.processes import HOST, Processes, free_ports, listens
 from storage.checkpoints import latest
-from storage.images.shards import read_index
+from storage.images.index import read_index
 from storage.tables.latents import Latents
 from storage.tracking.tracking import Tracking
 

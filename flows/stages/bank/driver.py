@@ -21,7 +21,7 @@ from flows.stages.extraction import Block, expected_ids, extract, read_block, te
 from gmem.encoder import load_encoder
 from gmem.memory import Components, Covariance
 from storage.images.decoding import thumbnail
-from storage.images.shards import index_shards, read_index
+from storage.images.index import index_shards, read_index
 from storage.tables import bank_rows, patches
 from storage.tables.bank import Bank
 from storage.tables.bank_rows import make_rows
@@ -125,9 +125,9 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
 def _encoded(context: Context, progress: Progress) -> dict[str, Made]:
     """Encodes the shards that are not committed yet to every table that is missing."""
     recipe, images = context.recipe, context.artifact("images").uri
-    index = read_index(images)
+    index = read_index(images, columns=["sample", "shard"])
     targets = Targets(*(context.artifact(kind).uri if kind in context.leases else None for kind in ("bank", "patches")))
-    expected = expected_ids(index.filter(index["kept"])["sample"].to_numpy(), recipe.data.mirror)
+    expected = expected_ids(index["sample"].drop_null().to_numpy(), recipe.data.mirror)
     with pool(recipe.cluster, STAGE.resources(recipe.cluster), SnippetEncoder, recipe, targets) as workers:
         encoder, tokens = ray.get(workers[0].call(SnippetEncoder.describe))
         writers: dict[str, BankWriter | PatchesWriter] = {}

@@ -25,7 +25,8 @@ from flows.stages.evaluate.worker import CHUNK, SEEDS, Chunk, Evaluator, Shares
 from flows.stages.sampling import kept_with_guide, record_of, subject_of
 from gmem.metrics import Memorisation, Nearest, Overlaps, Sums, memorisation, overlap
 from storage.ids import sample_of
-from storage.images.shards import HELD_OUT, TRAIN, read_index
+from storage.images.index import read_index
+from storage.images.shards import HELD_OUT, TRAIN
 from storage.tables.bank import Bank
 from storage.tracking.models import Data
 
@@ -40,7 +41,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     recipe = context.recipe
     checkpoint, bank = subject_of(context, "samples")
     guide = kept_with_guide(context, checkpoint, "report")
-    index = read_index(context.artifact("images").uri)
+    index = read_index(context.artifact("images").uri, columns=["sample", "shard", "split"])
 
     # How much there is to do: pictures of each split, their samples with floor and ceiling, several of a few snippets.
     file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None

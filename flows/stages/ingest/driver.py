@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from flows.cluster.calls import under_way
+from flows.cluster.resources import READER_CPUS
 from flows.cluster.workers import reserve_alongside
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
 from flows.engine.progress import Progress
 from flows.stages.ingest.stage import STAGE, shipped_content
+from storage.images.index import Counts, done_shards
 from storage.images.isolation import Care
-from storage.images.shards import ShardPlan, done_shards, write_index, write_shard
+from storage.images.shards import ShardPlan, write_index, write_shard
 from storage.images.sources import list_source
 
-REASONS_SHOWN = 5
+REASONS_SHOWN, REASONS_KEPT = 5, 50
 CRASHES = (WorkerCrashedError, OutOfMemoryError)
 """How a task ends, after Ray's retries, when a picture takes down whoever decodes it, or takes minutes."""
 
@@ -53,22 +55,31 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
         progress.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
     for result in under_way((start(n, "isolated") for n in crashed), 2 * reserved.actors):
         progress.advance(result.kept + result.rejected)
-    index = write_index(root, shards, plan)
-    return _made(index, progress)
+    counts = write_index(root, shards, plan, _on_the_cluster)
+    return _made(counts, progress)
 
 
-def _made(index: pa.Table, progress: Progress) -> dict[str, Made]:
-    kept = index.filter(index["kept"])
-    splits = {row["values"]: row["counts"] for row in kept["split"].value_counts().to_pylist()}
-    refused = len(index) - len(kept)
-    reasons = sorted(index["reason"].drop_null().value_counts().to_pylist(), key=lambda row: -row["counts"])
-    for row in reasons[:REASONS_SHOWN]:
-        progress.note(f"{row['counts']} left out: {row['values']}")
+def _on_the_cluster(function: Callable[[Any], Any], blocks: Sequence[Any]) -> Iterable[Any]:
+    """As `map` does, in a task for each block; one alone is not worth sending away."""
+    if len(blocks) == 1:
+        return map(function, blocks)
+    results: list[Any] = ray.get([_applied.remote(function, block) for block in blocks])
+    return results
+
+
+@ray.remote(num_cpus=READER_CPUS, max_retries=3)
+def _applied(function: Callable[[Any], Any], block: Any) -> Any:
+    return function(block)
+
+
+def _made(index: Counts, progress: Progress) -> dict[str, Made]:
+    for reason, count in index.reasons.most_common(REASONS_SHOWN):
+        progress.note(f"{count} left out: {reason}")
     counts = {
-        "rows": len(kept),
-        "inputs": len(index),
-        "refused": refused,
-        "shards": len(kept["shard"].unique()),
-    } | splits
-    details = {"reasons": {row["values"]: row["counts"] for row in reasons[:50]}}
-    return {"images": Made(counts, details=details, metrics={"pictures": len(kept), "refused": refused})}
+        "rows": index.kept,
+        "inputs": index.kept + index.refused,
+        "refused": index.refused,
+        "shards": index.shards,
+    } | index.splits
+    details = {"reasons": dict(index.reasons.most_common(REASONS_KEPT))}
+    return {"images": Made(counts, details=details, metrics={"pictures": index.kept, "refused": index.refused})}

@@ -16,7 +16,7 @@ from flows.recipe.model import Recipe
 from flows.stages.extraction import Block, expected_ids, extract, read_block, tensor, views
 from flows.stages.latents.stage import STAGE
 from gmem.tokenizer import load_tokenizer
-from storage.images.shards import index_shards, read_index
+from storage.images.index import index_shards, read_index
 from storage.tables.latents import LatentsWriter, write_fragments
 
 
@@ -50,8 +50,8 @@ class LatentEncoder:
 def run(context: Context, progress: Progress) -> dict[str, Made]:
     """Encodes the shards that are not committed yet."""
     recipe, images, artifact = context.recipe, context.artifact("images").uri, context.artifact("latents")
-    index = read_index(images)
-    samples = index.filter(index["kept"])["sample"].to_numpy()
+    index = read_index(images, columns=["sample", "shard"])
+    samples = index["sample"].drop_null().to_numpy()
     expected = expected_ids(samples, recipe.data.mirror)
     with pool(recipe.cluster, STAGE.resources(recipe.cluster), LatentEncoder, recipe, artifact.uri) as workers:
         tokenizer = ray.get(workers[0].call(LatentEncoder.describe))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from storage.images.index import read_index
 from storage.images.isolation import Crashed, Isolated
-from storage.images.shards import ShardPlan, read_index, read_shard, write_index, write_shard
+from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
 from storage.images.sources import list_source
 
 FAULT = """

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,16 +13,8 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from storage.images.shards import (
-    ShardPlan,
-    done_shards,
-    index_shards,
-    read_index,
-    read_shard,
-    split_of,
-    write_index,
-    write_shard,
-)
+from storage.images.index import done_shards, index_shards, read_index
+from storage.images.shards import ShardPlan, read_shard, split_of, write_index, write_shard
 from storage.images.sources import list_source
 
 SIZE = 16
@@ -126,10 +119,14 @@ def test_equal_inputs_give_equal_bytes(source: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         ingest(source, tmp_path / name)
     digests = [
-        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((tmp_path / name).rglob("*.*"))}
+        {
+            str(path.relative_to(tmp_path / name)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
         for name in ("one", "two")
     ]
-    assert digests[0] == digests[1] and len(digests[0]) == 3 + 3 + 1
+    assert digests[0] == digests[1] and len(digests[0]) == 3 + 3 + 3
 
 
 def test_a_killed_ingest_goes_on_where_it_was(source: Path, tmp_path: Path) -> None:
@@ -186,13 +183,20 @@ def test_the_shipped_emoji_are_whole() -> None:
     assert len(listing.classes()) == 10
 
 
+def as_release_01_wrote_it(root: Path, rows_a_group: int = 4) -> None:
+    """The index in one file, without the columns that came later."""
+    new, index = ["class", "caption"], read_index(str(root)).drop_columns(["class", "caption"])
+    shutil.rmtree(root / "index.parquet")
+    pq.write_table(index, root / "index.parquet", row_group_size=rows_a_group)
+    for path in (root / "parts").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(new), path)
+
+
 def test_an_earlier_index_names_classes_by_their_labels_and_has_no_captions(source: Path, tmp_path: Path) -> None:
     root = tmp_path / "images"
     ingest(source, root)
-    new = ["class", "caption"]
     assert read_index(str(root))["class"].to_pylist().count("cats") == 3
-    for path in (root / "index.parquet", *(root / "parts").iterdir()):
-        pq.write_table(pq.read_table(path).drop_columns(new), path)
+    as_release_01_wrote_it(root)
     index = read_index(str(root))
     assert index["class"].to_pylist() == index["label_name"].to_pylist()
     assert index["caption"].null_count == len(index)
@@ -200,5 +204,18 @@ def test_an_earlier_index_names_classes_by_their_labels_and_has_no_captions(sour
     named = dict(zip(index["sample"].to_pylist(), index["label_name"].to_pylist(), strict=True))
     assert all(picture.class_name == named[picture.sample] for picture in read_shard(str(root), shard))
     ingest_parts = len(list((root / "parts").iterdir()))
-    plan = ShardPlan(str(source), SIZE, 0.3, ("cats", "dogs"))
-    assert write_index(str(root), ingest_parts, plan)["caption"].null_count == len(index)
+    write_index(str(root), ingest_parts, ShardPlan(str(source), SIZE, 0.3, ("cats", "dogs")))
+    assert read_index(str(root)).equals(index)
+
+
+def test_an_index_of_one_file_is_read_as_one_of_parts_is(source: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    ingest(source, root)
+    whole, shards = read_index(str(root)), index_shards(read_index(str(root)))
+    parts = [read_index(str(root), shard) for shard in shards]
+    few = read_index(str(root), columns=["sample", "shard"])
+    shutil.rmtree(root / "index.parquet")
+    pq.write_table(whole, root / "index.parquet", row_group_size=4)
+    assert read_index(str(root)).equals(whole) and read_index(str(root), columns=["sample", "shard"]).equals(few)
+    assert [read_index(str(root), shard).equals(part) for shard, part in zip(shards, parts, strict=True)] == [True] * 3
+    assert json.loads(read_index(str(root)).schema.metadata[b"classes"]) == ["cats", "dogs"]

@@ -33,7 +33,8 @@ from flows.stages.train.stage import TRAINING
 from gmem.metrics import aligned_similarity, overlap, random_inception, read_adm
 from gmem.network import Network
 from gmem.settings import NetworkConfig
-from storage.images.shards import ShardPlan, read_index, read_shard, write_index, write_shard
+from storage.images.index import read_index
+from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
 from storage.samples import read_samples
 from storage.store import Store
 from storage.tracking.tracking import Tracking
@@ -292,7 +293,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sampled(plan: Plan, hom
     from flows.stages.evaluate.driver import _plans
     from flows.stages.evaluate.references import open_adm
     from flows.stages.sampling import subject_of
-    from storage.images.shards import read_index
+    from storage.images.index import read_index
 
     def context(**changes: Any) -> Context:
         evaluate = plan.recipe.evaluate.model_copy(update=changes.pop("evaluate", {}))
@@ -387,7 +388,7 @@ def test_only_wanted_pictures_are_decoded_and_both_splits_in_one_pass(
     from flows.stages import sampling
     from flows.stages.evaluate.worker import Evaluator
     from flows.stages.extraction import read_block
-    from storage.images.shards import read_index
+    from storage.images.index import read_index
 
     uri = plan.artifact(IMAGES).uri
     splits = {row["sample"]: row["split"] for row in read_index(uri).to_pylist()}

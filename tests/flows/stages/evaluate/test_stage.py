@@ -31,7 +31,8 @@ from flows.stages.train.stage import TRAINING
 from storage.checkpoints import CheckpointManifest, save
 from storage.errors import StoreError
 from storage.ids import id_of
-from storage.images.shards import ShardPlan, read_index, write_index, write_shard
+from storage.images.index import read_index
+from storage.images.shards import ShardPlan, write_index, write_shard
 from storage.tables import bank_rows
 from storage.tables.bank import Bank
 from storage.tables.bank_rows import make_rows

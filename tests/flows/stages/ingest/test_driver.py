@@ -11,7 +11,10 @@ from flows.engine.context import Context
 from flows.engine.errors import StageError
 from flows.engine.stage import Plan
 from flows.recipe.files import load
+from flows.stages.ingest.driver import _on_the_cluster
 from flows.stages.ingest.stage import IMAGES, STAGE
+from storage.images import index
+from storage.images.index import number_parts, read_index, shard_name, write_part
 
 
 class Silent:
@@ -59,3 +62,13 @@ def test_a_doubt_about_the_classes_is_said(tmp_path: Path) -> None:
     assert "train, val" in note and "data.label=parent" in note
     chosen = load("emoji", {"store": str(tmp_path / "runs"), "data": {"source": str(tmp_path), "label": "parent"}})
     assert Plan(chosen).listing.classes() == ["n01", "n02"] and Plan(chosen).listing.notes == ()
+
+
+def test_tasks_number_the_pictures_of_many_shards(a_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "BLOCK", 2)
+    for number in range(5):
+        usable = {"path": "", "kept": True, "split": "train", "shard": shard_name(number)}
+        write_part(str(tmp_path), number, [usable] * (number + 1) + [{"path": "", "kept": False, "reason": "broken"}])
+    counts = number_parts(str(tmp_path), 5, {}, _on_the_cluster)
+    assert (counts.kept, counts.refused, counts.shards) == (15, 5, 5)
+    assert read_index(str(tmp_path))["sample"].drop_null().to_pylist() == list(range(15))

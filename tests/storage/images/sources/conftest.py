@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from storage.images.shards import ShardPlan, index_shards, read_shard, write_index, write_shard
+from storage.images.index import index_shards, read_index
+from storage.images.shards import ShardPlan, read_shard, write_index, write_shard
 from storage.images.sources import Entry, list_source
 
 Members = Mapping[str, bytes] | list[tuple[str, bytes]]
@@ -56,7 +57,8 @@ class Seen:
         """The index of its pictures made shards, each kept one read back."""
         plan = ShardPlan(self.source, 16, 0.0, tuple(self.classes))
         write_shard(str(root), 0, self.entries, plan)
-        index = write_index(str(root), 1, plan)
+        write_index(str(root), 1, plan)
+        index = read_index(str(root))
         kept = sum(index["kept"].to_pylist())
         assert sum(1 for shard in index_shards(index) for _ in read_shard(str(root), shard)) == kept
         return index.to_pylist()
