@@ -1,7 +1,7 @@
-"""What training reads: latents, snippets and patch tokens joined by id, and the order in which it reads them.
+"""What training reads: latents, snippets and patch tokens joined by id.
 
-Both halves are made so that a step's batch is a pure function of the seed and the step: `BatchOrder` says which
-pictures, `TrainingTable` fetches them, from memory when everything fits, else from disk.
+A step's batch is a pure function of the seed and the step: `BatchOrder` says which pictures, `TrainingTable` fetches
+them, from memory when everything fits, else from disk.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.errors import Refused
-from storage.ids import id_of
 from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
 from storage.tables.fragments import open_table, to_matrix
@@ -29,6 +28,7 @@ from storage.tables.held import held
 from storage.tables.latents import Latents
 from storage.tables.memory import Memory
 from storage.tables.metadata import schema_entry
+from storage.tables.order import BatchOrder
 from storage.tables.patches import Patches
 
 MEMORY_LIMIT = 8 << 30  # bytes
@@ -75,7 +75,7 @@ class TrainingTable:
         self.ids = np.sort(chosen.to_numpy())
         if not len(self.ids) and split == "train":
             raise Refused(f"the bank in {bank} has no training rows; ingest more pictures or hold out fewer")
-        self.pictures = np.unique(self.ids >> 1)
+        self.pictures = _compact(np.unique(self.ids >> 1))
         self.drawn_from = self.ids[memory.keeps(self.ids)] if memory else self.ids
         """Ids of the rows whose own snippets condition: those that samples are drawn from."""
         self._sources = self._open_sources(memory)
@@ -166,13 +166,13 @@ class _Source:
         there = known["id"].to_numpy()
         order = np.argsort(there, kind="stable")
         found = np.searchsorted(there, ids, sorter=order)
-        self.offsets = order[np.minimum(found, len(there) - 1)]
+        self.offsets = _compact(order[np.minimum(found, len(there) - 1)])
         missing = ids[there[self.offsets] != ids]
         if len(missing):
             raise Refused(
                 f"{dataset.uri} lacks {len(missing)} rows of the bank, first id {missing[0]}; rerun its stage"
             )
-        self._single = {name: _labels(known[name])[torch.from_numpy(self.offsets)] for name in single}
+        self._single = {name: _labels(known[name], self.offsets) for name in single}
 
     def load(self, cache: str | None = None) -> None:
         """Keeps all rows, [N, *shape] for each column; with a folder, once for all processes of the node."""
@@ -200,8 +200,8 @@ class _Source:
     def take(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
         """Rows at these places."""
         rows = torch.from_numpy(place)
-        kept = self._single | (self.memory or {})
-        there = {name: values.index_select(0, rows) for name, values in kept.items()}
+        there = {name: values.index_select(0, rows).long() for name, values in self._single.items()}
+        there |= {name: values.index_select(0, rows) for name, values in (self.memory or {}).items()}
         return there if self.memory is not None else there | self._read(place)
 
     def _read(self, place: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -241,38 +241,14 @@ class _Kept(_Source):
         return torch.from_numpy(self._kept.stored(to_matrix(column)))
 
 
-def _labels(column: pa.ChunkedArray) -> Tensor:
-    """int64 [N]; -1: none."""
-    return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int64))
+def _labels(column: pa.ChunkedArray, rows: NDArray[np.integer]) -> Tensor:
+    """int32 [N], of these rows of a table; -1: none."""
+    return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int32)[rows])
 
 
-class BatchOrder:
-    """Which pictures each step trains on: every picture once an epoch in random order, its orientation drawn.
-
-    A pure function of (seed, step), whatever came before; a batch may straddle epochs.
-    """
-
-    def __init__(self, seed: int, pictures: NDArray[np.int64], global_batch: int, mirrored: bool = False) -> None:
-        """`pictures`: the sample numbers to go through; `mirrored`: whether mirror images are drawn as well."""
-        if not len(pictures) or global_batch < 1:
-            raise Refused(f"{len(pictures)} pictures in batches of {global_batch} cannot be trained on; give some")
-        self.seed, self.samples, self.global_batch, self.mirrored = seed, pictures, global_batch, mirrored
-
-    def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Sample numbers [B] and whether each is mirrored [B], for the step counted from 0."""
-        place = step * self.global_batch + np.arange(self.global_batch)
-        epoch, within = np.divmod(place, len(self.samples))
-        chosen = np.empty(self.global_batch, np.int64)
-        for number in np.unique(epoch):
-            ours = epoch == number
-            chosen[ours] = self.samples[_permutation(self.seed, int(number), len(self.samples))[within[ours]]]
-        coins = _stream(self.seed, 1, step).random(self.global_batch) < 0.5
-        return chosen, coins & self.mirrored
-
-    def ids(self, step: int) -> Tensor:
-        """int64 [B], of the step's pictures in their orientations."""
-        samples, flipped = self.pictures(step)
-        return torch.from_numpy(id_of(samples, flipped))
+def _compact(numbers: NDArray[np.int64]) -> NDArray[np.integer]:
+    """What every worker holds of all rows, in half the memory where there are fewer than four billion."""
+    return numbers.astype(np.uint32) if numbers.max(initial=0) < 1 << 32 else numbers
 
 
 class StepReader:
@@ -299,13 +275,3 @@ class StepReader:
             self._read = [{name: values[place] for name, values in columns.items()} for place in range(self.steps)]
             self._first = step
         return self._read[step - self._first]
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.integer]:
-    places = _stream(seed, 0, epoch).permutation(count)
-    return places.astype(np.uint32) if count < 1 << 32 else places  # half the memory, which every worker holds
-
-
-def _stream(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -27,7 +27,8 @@ from storage.tables.bank_rows import make_rows
 from storage.tables.bank_rows import write_fragments as write_bank
 from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import LatentsWriter
-from storage.tables.training_data import BatchOrder, StepReader, TrainingTable
+from storage.tables.order import BatchOrder
+from storage.tables.training_data import StepReader, TrainingTable
 
 SHAPE, DIM, SHARD, GROUP, BATCH = (12, 8, 8), 192, 1024, 8, 256
 """As in the demo; a commit takes eight shards."""

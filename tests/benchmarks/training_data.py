@@ -31,7 +31,8 @@ from storage.tables.bank_rows import make_rows
 from storage.tables.bank_rows import write_fragments as write_bank
 from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import LatentsWriter
-from storage.tables.training_data import BatchOrder, StepReader, TrainingTable
+from storage.tables.order import BatchOrder
+from storage.tables.training_data import StepReader, TrainingTable
 
 SHAPE, DIM, BATCH, SHARD = (32, 16, 16), 768, 256, 4096
 BATCHES = 32

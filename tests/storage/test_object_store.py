@@ -21,7 +21,8 @@ from storage.tables.bank import Bank
 from storage.tables.bank_rows import make_rows, write_fragments
 from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import Latents, LatentsWriter
-from storage.tables.training_data import BatchOrder, TrainingTable
+from storage.tables.order import BatchOrder
+from storage.tables.training_data import TrainingTable
 
 SHAPE, DIM, ENCODER = (2, 4, 4), 6, {"name": "vit", "sha256": "ab"}
 

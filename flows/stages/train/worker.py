@@ -27,7 +27,8 @@ from gmem.learner import Learner, told
 from gmem.network import Network
 from gmem.parallel import Replicated, Sharded
 from storage.errors import Refused
-from storage.tables.training_data import BatchOrder, StepReader
+from storage.tables.order import BatchOrder
+from storage.tables.training_data import StepReader
 
 
 def loop(config: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ def test_a_few_steps_of_training_from_it(trainings: Any, tmp_path: Path) -> None
     )
     from gmem.batch import draw
     from gmem.learner import Learner
-    from storage.tables.training_data import BatchOrder
+    from storage.tables.order import BatchOrder
 
     job = trainings.job()
     data = open_data(job, "train")

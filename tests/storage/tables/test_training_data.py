@@ -13,8 +13,9 @@ from storage.tables.bank_rows import write_fragments as write_bank
 from storage.tables.bank_writer import BankWriter
 from storage.tables.latents import LatentsWriter
 from storage.tables.memory import Memory
+from storage.tables.order import BatchOrder
 from storage.tables.patches import PatchesWriter
-from storage.tables.training_data import BatchOrder, StepReader, TrainingTable
+from storage.tables.training_data import StepReader, TrainingTable
 
 SHAPE, DIM, TOKENS, RANK = (2, 2, 2), 5, 4, 3
 PICTURES, PER_SHARD = 30, 10
@@ -109,34 +110,6 @@ def test_a_row_without_its_latent_is_told(artifacts: dict[str, str], tmp_path: P
     writer.finish_latents(ids)
     with pytest.raises(ValueError, match=r"lacks .* rows of the bank"):
         TrainingTable(short, artifacts["bank"])
-
-
-def test_every_picture_once_an_epoch_whatever_the_batch() -> None:
-    samples = np.array([3, 5, 8, 13, 21, 34, 55])
-    for batch in (1, 3, 7, 10, 20):
-        order = BatchOrder(1, samples, batch)
-        seen = np.concatenate([order.pictures(step)[0] for step in range(42 // batch + 1)])
-        for epoch in range(len(seen) // 7):
-            assert sorted(seen[7 * epoch : 7 * epoch + 7]) == samples.tolist()
-    first, second = (np.concatenate([BatchOrder(1, samples, 7).pictures(step)[0]]) for step in (0, 1))
-    assert first.tolist() != second.tolist()
-
-
-def test_the_order_is_a_function_of_seed_and_step() -> None:
-    samples = np.arange(100)
-    ahead = BatchOrder(7, samples, 32, mirrored=True)
-    history = [ahead.ids(step) for step in range(9)]
-    resumed = BatchOrder(7, samples, 32, mirrored=True)
-    assert torch.equal(resumed.ids(8), history[8])
-    assert not torch.equal(BatchOrder(8, samples, 32, mirrored=True).ids(8), history[8])
-
-
-def test_orientations_are_drawn_evenly_and_never_where_there_are_no_mirror_images() -> None:
-    flipped = np.concatenate([BatchOrder(0, np.arange(50), 64, mirrored=True).pictures(s)[1] for s in range(100)])
-    assert abs(flipped.mean() - 0.5) < 0.03
-    assert not (BatchOrder(0, np.arange(50), 64).ids(0) % 2).any()
-    with pytest.raises(ValueError, match="cannot be trained"):
-        BatchOrder(0, np.array([], np.int64), 4)
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 20], ids=["disk", "memory"])
