@@ -1,4 +1,5 @@
-"""What this machine's GPU gives the method: `make bench-gpu`, or this file alone where nothing but torch, timm and gmem is.
+"""What this machine's GPU gives the method: `make bench-gpu`, or this file and float8.py where nothing but torch, timm and
+gmem is.
 
 Rates of matrix products and copies are measured first, in the same run: every other figure is to be seen beside them.
 A row that fails says why and ends nothing else.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from float8 import in_float8
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -198,6 +200,36 @@ class Bench:
         seconds = self.seconds(lambda: learner.step(batch, draws, count))
         self.add(f"{size}/1 step, blocks computed again", count / seconds, "pictures/s", note=self._peak())
 
+    def float8_layers(self, size: SizeName, count: int) -> None:
+        """The same step where the layers that tokens pass go by float8, forward and backward."""
+        config = self.config(size)
+        batch, draws = self.batch(config, count)
+        torch.manual_seed(0)
+        network = Network(config)
+        layers = in_float8(network)
+        learner = Learner(network, LearnerConfig(), self.device, compile=self.scale.compiled)
+        self._forget_peak()
+        seconds = self.seconds(lambda: learner.step(batch, draws, count))
+        self.add(f"{size}/1 step, {layers} layers by float8", count / seconds, "pictures/s", note=self._peak())
+
+    def graphs(self, size: SizeName, count: int) -> None:
+        """The same step where each compiled block is one launch, a CUDA graph."""
+        if self.device.type != "cuda":
+            raise RuntimeError("CUDA graphs are a GPU's")
+        config = self.config(size)
+        batch, draws = self.batch(config, count)
+        learner = self.learner(config)
+        for block in learner.network.blocks:
+            block.compile(mode="reduce-overhead")
+
+        def step() -> None:
+            torch.compiler.cudagraph_mark_step_begin()
+            learner.step(batch, draws, count)
+
+        self._forget_peak()
+        seconds = self.seconds(step)
+        self.add(f"{size}/1 step, CUDA graphs", count / seconds, "pictures/s", note=self._peak())
+
     def sharded(self, size: SizeName, count: int) -> None:
         """The same step under FSDP2 with one rank: what sharding itself costs."""
         config = self.config(size)
@@ -299,6 +331,8 @@ class Bench:
             self.attempt(
                 f"{size}/1 step, blocks computed again", lambda size=size, count=count: self.recomputing(size, count)
             )  # type: ignore[misc]
+            self.attempt(f"{size}/1 step, float8", lambda size=size, count=count: self.float8_layers(size, count))  # type: ignore[misc]
+        self.attempt("CUDA graphs", lambda: self.graphs(*sizes[0]))
         self.attempt("FSDP2 with one rank", lambda: self.sharded(*sizes[0]))
         self.attempt("resume", lambda: self.resume(sizes[0][0]))
         self.attempt("sampling", lambda: self.sampling(sizes[0][0]))
