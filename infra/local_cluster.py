@@ -106,7 +106,7 @@ class LocalCluster:
             self.environment["PREFECT_API_AUTH_STRING"],
         )
         self.processes.start("worker", ["prefect", "worker", "start", "--pool", "gmem"], self.environment, cwd=ROOT)
-        self.command("prefect", "--no-prompt", "deploy", "--name", "pipeline/emoji")
+        self.command("prefect", "--no-prompt", "deploy", "--name", "emoji")
         self.seconds["all"] = time.monotonic() - start
 
     def begin_prefect(self) -> Wait:
