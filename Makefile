@@ -68,7 +68,7 @@ lint: setup
 	$(VENV)/bin/mypy
 
 lock: setup
-	$(VENV)/bin/uv pip compile --quiet pyproject.toml --extra dev --extra servers --universal --python-version 3.11 --generate-hashes --no-emit-index-url --output-file requirements.lock
+	$(VENV)/bin/uv pip compile --quiet pyproject.toml --extra dev --extra onnx --extra servers --universal --python-version 3.11 --generate-hashes --no-emit-index-url --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV)

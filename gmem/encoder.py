@@ -116,6 +116,11 @@ def load_encoder(source: str, device: str | torch.device = "cpu", image_size: in
     Raises ValueError in one sentence when there is nothing there or it does not fit.
     """
     ref = WeightsRef.parse(source)
+    if ref.kind == "onnx":
+        raise InputError(
+            f"'{source}' can measure, and makes no snippets and patch tokens; name it in evaluate.copy_detector or "
+            "evaluate.further_encoders"
+        )
     if ref.kind == "timm":
         name = ref.name
     elif (ref.folder() / "config.json").is_file():

@@ -113,7 +113,7 @@ def load_tokenizer(source: str, device: str | torch.device = "cpu", dtype: torch
 def _load_model(ref: WeightsRef) -> Any:
     from diffusers import AutoencoderKL
 
-    if ref.kind == "timm":
+    if ref.kind in ("timm", "onnx"):
         raise InputError(f"'{ref}' is an encoder; give a tokenizer's folder, 'shipped:NAME' or a hub id")
     folder = ref.folder()
     local = folder.is_dir()

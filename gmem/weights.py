@@ -2,6 +2,7 @@
 
 shipped:NAME         comes with the package, in gmem/assets
 timm:MODEL           timm's own from its hub; timm:MODEL@FILE: the same network with the weights of a file
+onnx:FILE            a network that measures; onnx:FILE?NAME=VALUE&...: with settings (gmem/onnx.py)
 FOLDER               whatever its path holds, '@', '#', ':' or a blank
 ORGANISATION/NAME    anything else: a hub id
 """
@@ -30,11 +31,13 @@ BOOKKEEPING = {"provenance.json"}  # says how the weights came about, and does n
 class WeightsRef:
     """Weights as somebody names them. `str` gives the text back that `parse` takes."""
 
-    kind: Literal["shipped", "timm", "folder", "hub"]
+    kind: Literal["shipped", "timm", "onnx", "folder", "hub"]
     name: str
-    """NAME, MODEL, the folder's path, or the hub id."""
+    """NAME, MODEL, the ONNX file's or the folder's path, or the hub id."""
     file: str = ""
     """Path of the file whose weights a timm network is given; empty: timm's own."""
+    settings: str = ""
+    """What stands behind the question mark of an ONNX file."""
 
     @classmethod
     def parse(cls, text: str) -> WeightsRef:
@@ -45,26 +48,33 @@ class WeightsRef:
         if prefix == "timm":
             model, _, file = rest.partition("@")
             return cls("timm", model, file)
+        if prefix == "onnx":
+            path, _, settings = rest.rpartition("?")
+            return cls("onnx", path, settings=settings) if path and "=" in settings else cls("onnx", rest)
         local = text.startswith(("/", ".", "~")) or (text and Path(text).exists())
         return cls("folder" if local else "hub", text)
 
     def __str__(self) -> str:
+        if self.settings:
+            return f"{self.network}?{self.settings}"
         return f"{self.network}@{self.file}" if self.file else self.network
 
     @property
     def network(self) -> str:
-        """The same without the file."""
-        return f"{self.kind}:{self.name}" if self.kind in ("shipped", "timm") else self.name
+        """The same without a timm network's file and an ONNX network's settings."""
+        return self.name if self.kind in ("folder", "hub") else f"{self.kind}:{self.name}"
 
     @property
     def label(self) -> str:
         """A short name for metrics and figures: the last part, in characters that MLflow takes."""
         last = re.split("[/:]", self.name.rstrip("/"))[-1]
+        if self.kind == "onnx":
+            last = last.removesuffix(".onnx")
         return re.sub(r"[^\w .-]", "-", last)
 
     def absolute(self) -> WeightsRef:
         """The same from whatever folder."""
-        if self.kind == "folder":
+        if self.kind in ("folder", "onnx"):
             return replace(self, name=absolute(self.name))
         return replace(self, file=absolute(self.file)) if self.file else self
 
@@ -87,6 +97,8 @@ class WeightsRef:
         """
         if self.file:
             return f"{self.network}@{content_identity(self.file)}"
+        if self.kind == "onnx":
+            return str(replace(self, name=content_identity(self.name)))
         if self.kind == "shipped":
             return content_identity(self.folder())
         return str(self) if self.kind == "timm" else identity(self.name)

@@ -173,6 +173,10 @@ def _weights(named: str, _recipe: Recipe) -> str:
     weights = WeightsRef.parse(named)
     if weights.kind == "folder" and not weights.folder().exists():
         raise Refused(f"there is no folder {named}; name an existing one, shipped:NAME or a hub id")
+    if weights.kind == "onnx":
+        from gmem.onnx import OnnxNetwork
+
+        return f"{named} ({OnnxNetwork(named).preprocessing})"
     found = weights.identity()
     return f"{named} ({'fetched from the hub when first used' if found == named else found})"
 

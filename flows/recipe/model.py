@@ -180,7 +180,7 @@ class Sample(Section, settings.SamplerConfig):
 
 
 class Evaluate(Section):
-    LATER = ("snippets",)
+    LATER = ("snippets", "copy_detector")
 
     network: Annotated[str | None, Names("network")] = Field(
         None, description="URI of a checkpoint or imported network; none: the recipe's training"
@@ -215,6 +215,11 @@ class Evaluate(Section):
         "pictures of the recipe as there are samples, which gives other values",
     )
     memorisation: bool = Field(True, description="search the nearest training picture of every sample")
+    copy_detector: Annotated[str, Names("weights")] = Field(
+        "",
+        description="a network made to know copies, such as onnx:sscd.onnx, in whose features they are also searched; "
+        "onnx:FILE?size=320 gives it pictures of another size (gmem/onnx.py has all settings)",
+    )
     batch: int = operational(64, "pictures encoded at once", ge=1)
 
 

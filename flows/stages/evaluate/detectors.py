@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flows.recipe.model import Recipe
-from flows.stages.evaluate.stage import INCEPTION, named_encoders
+from flows.stages.evaluate.stage import INCEPTION, copy_detector, named_encoders
 from gmem.encoder import load_encoder
 from gmem.metrics import FeatureSums, Sums, load_inception
+from gmem.onnx import OnnxNetwork
 from gmem.pixels import from_bytes
+from gmem.weights import WeightsRef
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A network whose features are compared. `identity`: detector, detector_hash, resize, as a protocol names them."""
+    """A network whose features are compared. `identity`: detector, detector_hash, resize, as a protocol names them.
+
+    One without `moments` measures no distance of sets, and is only asked for the nearest pictures.
+    """
 
     identity: dict[str, str]
     features: Callable[[Tensor], dict[str, Tensor]]
@@ -30,15 +35,21 @@ class Detector:
 
 
 def load_detectors(recipe: Recipe, device: str) -> dict[str, Detector]:
-    """The recipe's evaluation encoders, and the FID Inception network where the recipe names its weights."""
-    found = {name: _encoder(name, source, recipe, device) for name, source in named_encoders(recipe.evaluate).items()}
-    if recipe.evaluate.inception:
-        inception = load_inception(recipe.evaluate.inception, device)
+    """The recipe's evaluation encoders, the FID Inception network where the recipe names its weights, and its copy
+    detector."""
+    evaluate = recipe.evaluate
+    found = {name: _encoder(name, source, recipe, device) for name, source in named_encoders(evaluate).items()}
+    if evaluate.inception:
+        inception = load_inception(evaluate.inception, device)
         found[INCEPTION] = Detector(inception.identity, inception, ("pool", "spatial"), ("pool", "logits"))
+    for name, source in copy_detector(evaluate).items():
+        found[name] = replace(_encoder(name, source, recipe, device), moments=())
     return found
 
 
 def _encoder(name: str, source: str, recipe: Recipe, device: str) -> Detector:
+    if WeightsRef.parse(source).kind == "onnx":
+        return _onnx(name, OnnxNetwork(source))
     encoder = load_encoder(source, device, recipe.data.image_size)
     about = {
         "detector": name,
@@ -46,6 +57,11 @@ def _encoder(name: str, source: str, recipe: Recipe, device: str) -> Detector:
         "resize": f"{encoder.preprocessing.interpolation} to {encoder.preprocessing.size} px",
     }
     return Detector(about, lambda images: {"pool": encoder(from_bytes(images)).snippet}, ("pool",), ("pool",))
+
+
+def _onnx(name: str, network: OnnxNetwork) -> Detector:
+    about = {"detector": name, "detector_hash": network.sha256, "resize": network.preprocessing}
+    return Detector(about, lambda images: {"pool": network(images)}, ("pool",), ("pool",))
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from flows.stages.evaluate import drawing, references, report
 from flows.stages.evaluate.likeness import pixel_copies_of
 from flows.stages.evaluate.references import open_adm
 from flows.stages.evaluate.report import Found
-from flows.stages.evaluate.stage import STAGE, memorisation_detector, sources_known
+from flows.stages.evaluate.stage import STAGE, memorisation_detector, searched, sources_known
 from flows.stages.evaluate.worker import CHUNK, SEEDS, Chunk, Evaluator, Shares
 from flows.stages.sampling import kept_with_guide, record_of, subject_of
 from gmem.metrics import Memorisation, Nearest, Overlaps, Sums, memorisation, overlap
@@ -47,12 +47,12 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     file = open_adm(recipe.evaluate.reference) if recipe.evaluate.reference else None
     plans = _plans(recipe, bank, index)
     pictures = {split: len(ids) for split, ids in plans.items()}
-    searched = _searched(recipe, index)
-    if searched:
+    training = _searched(recipe, index)
+    if training:
         pictures.setdefault(HELD_OUT, min(recipe.evaluate.samples, _count(index, HELD_OUT)))
     varied = {split: ids[:VARIED] for split, ids in plans.items()}
     sampled = sum(3 * len(ids) + SEEDS * len(varied[split]) for split, ids in plans.items())
-    progress.total(sum(pictures.values()) + sampled + searched)
+    progress.total(sum(pictures.values()) + sampled + training)
 
     with pool(recipe.cluster, STAGE.resources(recipe.cluster), Evaluator, context, checkpoint) as workers:
         # Features, on the workers.
@@ -62,12 +62,13 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
         seeds = _over_seeds(varied, workers, progress)
 
         # Copies: the training pictures nearest to samples, in features and then in pixels.
-        memorised = _memorised(context, index, plans, shares, seen, workers, progress) if searched else {}
+        found = _memorised(context, index, plans, shares, seen, workers, progress) if training else {}
+        memorised = found.pop(memorisation_detector(recipe.evaluate), {})
         pixels = pixel_copies_of(context, index, memorised, seen) if memorised else {}
 
         # Numbers and figures, here, and what needs a GPU still on the workers.
         detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
-        found = Found(
+        measured = Found(
             context=context,
             checkpoint=checkpoint,
             guide=guide,
@@ -77,13 +78,14 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
             shares=shares,
             seeds=seeds,
             memorised=memorised,
+            copies=found,
             pixels=pixels,
-            searched=searched,
+            searched=training,
             detectors=detectors,
             tokenizer=tokenizer,
             overlaps=_overlaps(recipe, workers),
         )
-        return _made(found, plans)
+        return _made(measured, plans)
 
 
 def _overlaps(recipe: Recipe, workers: list[Worker]) -> Overlaps:
@@ -177,21 +179,26 @@ def _memorised(
     seen: dict[str, Sums],
     workers: list[Worker],
     progress: Progress,
-) -> dict[str, Memorisation]:
-    """Samples of every split and held-out pictures, each with its nearest training picture."""
-    name = memorisation_detector(context.recipe.evaluate)
-    queries = [each.samples[name].features("pool") for each in shares.values()]
-    queries.append(seen[HELD_OUT][name].features("pool"))
-    nearest = references.nearest_of(context, index, np.concatenate(queries), workers, progress)
-    parts = _split(nearest, [len(part) for part in queries])
-    if np.median(parts[-1].distance) == 0:
-        progress.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
-        return {}
-    known = sources_known(context.recipe.evaluate)
-    return {
-        split: memorisation(part, parts[-1], sample_of(ids) if known and split == TRAIN else None)
-        for part, (split, ids) in zip(parts, plans.items(), strict=False)
-    }
+) -> dict[str, dict[str, Memorisation]]:
+    """Samples of every split and held-out pictures, each with its nearest training picture: by detector and split."""
+    evaluate = context.recipe.evaluate
+    asked = {name: [each.samples[name] for each in shares.values()] for name in searched(evaluate)}
+    for name, sums in asked.items():
+        sums.append(seen[HELD_OUT][name])
+    queries = {name: np.concatenate([each.features("pool") for each in sums]) for name, sums in asked.items()}
+    nearest = references.nearest_of(context, index, queries, workers, progress)
+    known = sources_known(evaluate)
+    found = {}
+    for name, sums in asked.items():
+        *parts, held_out = _split(nearest[name], [each.count for each in sums])
+        if np.median(held_out.distance) == 0:
+            progress.note("most held-out pictures are copies of training pictures, so memorisation cannot be measured")
+            return {}
+        found[name] = {
+            split: memorisation(part, held_out, sample_of(ids) if known and split == TRAIN else None)
+            for part, (split, ids) in zip(parts, plans.items(), strict=True)
+        }
+    return found
 
 
 def _split(nearest: Nearest, lengths: list[int]) -> list[Nearest]:

@@ -148,13 +148,18 @@ def _file_features(context: Context, file: AdmReference, workers: list[Worker]) 
 
 
 def nearest_of(
-    context: Context, index: pa.Table, queries: NDArray[np.floating], workers: list[Worker], progress: Progress
-) -> Nearest:
-    """The nearest training picture (its sample number) of every query [Q, D], in the first detector's features.
+    context: Context,
+    index: pa.Table,
+    queries: dict[str, NDArray[np.floating]],
+    workers: list[Worker],
+    progress: Progress,
+) -> dict[str, Nearest]:
+    """The nearest training picture (its sample number) of every query [Q, D], in each searched detector's features.
 
     Features of the training pictures are kept, a file a shard: the next evaluation only searches.
     """
-    images, total, asked = context.artifact("images").uri, Nearest(queries), ray.put(queries)
+    images, asked = context.artifact("images").uri, ray.put(queries)
+    total = {name: Nearest(each) for name, each in queries.items()}
     pictures = by_shard(index.filter(pc.equal(index["split"], TRAIN)))
 
     def calls() -> Iterator[Any]:
@@ -163,7 +168,8 @@ def nearest_of(
             block = None if context.store.files.exists(path) else read_block.remote(images, shard, samples)
             yield workers[i % len(workers)].call(Evaluator.nearest, path, block, asked)
 
-    for distance, numbers, count in under_way(calls(), 2 * len(workers)):
-        total.keep(distance, numbers)
+    for found, count in under_way(calls(), 2 * len(workers)):
+        for name, (distance, numbers) in found.items():
+            total[name].keep(distance, numbers)
         progress.advance(count)
     return total

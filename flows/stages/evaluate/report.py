@@ -51,6 +51,9 @@ class Found:
     seeds: dict[str, Sums]
     """Features of `SEEDS` samples of each of some snippets, by split."""
     memorised: dict[str, Memorisation]
+    """By split, in the first detector's features."""
+    copies: dict[str, dict[str, Memorisation]]
+    """By the copy detector's name, and by split."""
     pixels: dict[str, PixelCopies]
     searched: int
     """Training pictures among which the nearest were searched."""
@@ -80,7 +83,7 @@ def results_of(found: Found) -> dict[str, list[Result]]:
         for kind in KINDS:
             sums: Sums = getattr(shares, kind)
             subject = f"{kind} of {split}, {sampled(found)}"
-            numbers = [each for name, one in sums.items() for each in _measured(found, split, name, one)]
+            numbers = [r for name, one in sums.items() if one.moments for r in _measured(found, split, name, one)]
             results[f"{split}/{kind}"] = [replace(each, subject=subject) for each in numbers]
         results[f"{split}/samples"] += _over_seeds(found, split)
         results[f"{split}/samples"] += _against_training(found, split)
@@ -112,10 +115,17 @@ def _against_training(found: Found, split: str) -> list[Result]:
     if split not in found.memorised:
         return []
     recipe, subject = found.context.recipe, f"samples of {split}, {sampled(found)}"
-    protocol = _protocol(found, split, memorisation_detector(recipe.evaluate), found.shares[split].count)
-    whole = replace(protocol, reference=f"all training pictures {_of(recipe)}", reference_count=found.searched)
-    results = memorisation_results(found.memorised[split], whole, subject)
-    return [*results, pixel_copies_result(found.pixels[split], whole, subject)]
+
+    def searched(detector: str) -> Protocol:
+        protocol = _protocol(found, split, detector, found.shares[split].count)
+        return replace(protocol, reference=f"all training pictures {_of(recipe)}", reference_count=found.searched)
+
+    first = searched(memorisation_detector(recipe.evaluate))
+    results = memorisation_results(found.memorised[split], first, subject)
+    results.append(pixel_copies_result(found.pixels[split], first, subject))
+    for name, by_split in found.copies.items():
+        results += memorisation_results(by_split[split], searched(name), subject)
+    return results
 
 
 def _over_seeds(found: Found, split: str) -> list[Result]:
@@ -236,14 +246,21 @@ def _beside(split: str, mind: Result, values: dict[str, Result]) -> str:
 
 
 def _memorised(split: str, results: Iterable[Result]) -> list[str]:
-    parts = {_family(result.metric).removeprefix("memorisation_"): result for result in results}
-    if "ratio" not in parts or split != TRAIN:
+    found: dict[str, dict[str, Result]] = {}
+    for result in results:
+        family = _family(result.metric)
+        if family.startswith("memorisation_"):
+            found.setdefault(result.protocol.detector, {})[family.removeprefix("memorisation_")] = result
+    if not found or split != TRAIN:
         return []
+    parts, *others = found.values()
     source = (
         f"; the nearest is the snippet's own for {parts['from_source'].value:.0%}" if "from_source" in parts else ""
     )
+    shares = (other["copied"] for other in others)
+    elsewhere = "".join(f", by {share.protocol.detector} {share.value:.0%}" for share in shares)
     ratio, closer, copied, in_pixels = (parts[name].value for name in ("ratio", "closer", "copied", "copied_pixels"))
     return [
         f"nearest training pictures: {ratio:.2f} times as far as from held-out pictures; {closer:.0%} of the samples are "
-        + f"nearer than 95 % of those, {copied:.0%} nearer than 99 % (copies; in pixels {in_pixels:.0%}){source}"
+        + f"nearer than 95 % of those, {copied:.0%} nearer than 99 % (copies; in pixels {in_pixels:.0%}{elsewhere}){source}"
     ]

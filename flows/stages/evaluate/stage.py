@@ -35,6 +35,24 @@ def memorisation_detector(evaluate: Evaluate) -> str:
     return next(iter(named_encoders(evaluate)), INCEPTION)
 
 
+def copy_detector(evaluate: Evaluate) -> dict[str, str]:
+    """Source of the network that only tells copies, by the name its metrics bear; empty where none is named, or nothing
+    is searched."""
+    if not (evaluate.copy_detector and evaluate.memorisation):
+        return {}
+    name = WeightsRef.parse(evaluate.copy_detector).label
+    if name in named_encoders(evaluate):
+        raise StageError(
+            f"evaluate.copy_detector and another encoder of evaluate bear the name {name}; name one of them"
+        )
+    return {name: evaluate.copy_detector}
+
+
+def searched(evaluate: Evaluate) -> list[str]:
+    """The detectors in whose features the nearest training pictures are searched, the most important first."""
+    return [memorisation_detector(evaluate), *copy_detector(evaluate)]
+
+
 def distance_metric(evaluate: Evaluate) -> str:
     """The Fréchet distance by which networks are ranked: in the features of that detector."""
     detector = memorisation_detector(evaluate)
@@ -43,9 +61,13 @@ def distance_metric(evaluate: Evaluate) -> str:
 
 def _detectors(evaluate: Evaluate) -> dict[str, Any]:
     return {
-        "encoders": {name: WeightsRef.parse(source).identity() for name, source in named_encoders(evaluate).items()},
+        "encoders": _identities(named_encoders(evaluate)),
         "inception": identity(evaluate.inception) if evaluate.inception else None,
     }
+
+
+def _identities(sources: dict[str, str]) -> dict[str, str]:
+    return {name: WeightsRef.parse(source).identity() for name, source in sources.items()}
 
 
 def sources_known(evaluate: Evaluate) -> bool:
@@ -68,7 +90,9 @@ def _sampling(plan: Plan) -> dict[str, Any]:
 def _statistics(plan: Plan) -> dict[str, Any]:
     evaluate = plan.recipe.evaluate
     reference = identity(evaluate.reference) if evaluate.reference else None
-    return _detectors(evaluate) | {"samples": evaluate.samples, "reference": reference}
+    described = _detectors(evaluate) | {"samples": evaluate.samples, "reference": reference}
+    copies = _identities(copy_detector(evaluate))
+    return described | {"copies": copies} if copies else described
 
 
 def _reported(plan: Plan) -> dict[str, Any]:

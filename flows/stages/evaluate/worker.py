@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from flows.engine.context import Context
 from flows.models.snippets import NOBODY, Snippets, of_nobody, of_rows
 from flows.stages.evaluate.detectors import Detector, features_of, load_detectors, merge
-from flows.stages.evaluate.stage import memorisation_detector
+from flows.stages.evaluate.stage import searched
 from flows.stages.extraction import Block
 from flows.stages.sampling import Sampler
-from gmem.metrics import FeatureSums, Nearest, Overlap, Sums, overlap, read_sums, write_sums
+from gmem.metrics import Nearest, Overlap, Sums, overlap, read_sums, write_sums
 from gmem.pixels import channels_first, from_bytes
 from gmem.sampler import noise_for
 from gmem.tokenizer import standardise
 from storage.checkpoints import Checkpoint
+from storage.images.shards import TRAIN
 from storage.samples import read_samples
 from storage.tables.bank_where import equals
 from storage.tables.training_data import TrainingTable
@@ -33,6 +34,10 @@ NEIGHBOURS = 8
 """Of so many rows nearest to it, a row is mixed with one."""
 SEEDS = 4
 """Samples of one snippet, to see how much of a sample the noise decides."""
+
+
+Finds = dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
+"""Distances and sample numbers of the nearest training pictures, by detector."""
 
 
 def samples_path(context: Context, split: str, number: int) -> str:
@@ -82,11 +87,16 @@ class Evaluator(Sampler):
     def __init__(self, threads: int, context: Context, checkpoint: Checkpoint) -> None:
         super().__init__(threads, context, checkpoint)
         self.tables: dict[str, TrainingTable] = {}
-        self.search: Nearest | None = None
+        self.search: dict[str, Nearest] = {}
 
     @cached_property
     def detectors(self) -> dict[str, Detector]:
         return load_detectors(self.recipe, self.device)
+
+    @property
+    def measuring(self) -> dict[str, Detector]:
+        """Those that compare sets of pictures."""
+        return {name: each for name, each in self.detectors.items() if each.moments}
 
     def identities(self) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
         """Those of the detectors by name, and the tokenizer's."""
@@ -104,7 +114,8 @@ class Evaluator(Sampler):
         found = {}
         for split in sorted(set(block.splits)):
             rows = [i for i, each in enumerate(block.splits) if each == split]
-            found[split] = self._sums(images[rows], block.samples[rows])
+            asked = self.measuring if reconstructed or split == TRAIN else self.detectors
+            found[split] = self._sums(images[rows], block.samples[rows], asked)
         return found
 
     def inception(self, images: NDArray[np.uint8], index: NDArray[np.int64]) -> Sums:
@@ -113,29 +124,27 @@ class Evaluator(Sampler):
         pictures = channels_first(images.copy())
         return features_of(detectors, pictures, index, self.recipe.evaluate.batch, self.device)
 
-    def nearest(
-        self, path: str, block: Block | None, queries: NDArray[np.floating]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-        """Distance [Q] of each query [Q, D] to the nearest training picture of this shard and those before, its sample
-        number [Q], and how many pictures the shard has.
+    def nearest(self, path: str, block: Block | None, queries: dict[str, NDArray[np.floating]]) -> tuple[Finds, int]:
+        """By detector the distance [Q] of each query [Q, D] to the nearest training picture of this shard and those
+        before, and its sample number [Q]; and how many pictures the shard has.
 
         The pictures' features are in the file at `path`, or are written to it when a block is given. Queries are
         prepared once: every call of a worker comes with the same.
         """
-        name, store = memorisation_detector(self.recipe.evaluate), self.context.store
+        store = self.context.store
         if block is not None:
-            store.write_bytes(path, write_sums({name: self._training_features(name, block)}))
-        features = read_sums(store.read_bytes(path))[name]
-        self.search = self.search or Nearest(queries, self.device)
-        self.search.update(features.features("pool"), features.index)
-        return self.search.distance, self.search.id, features.count
+            store.write_bytes(path, write_sums(self._training_features(block)))
+        found, features = {}, read_sums(store.read_bytes(path))
+        for name, asked in queries.items():
+            search = self.search[name] = self.search.get(name) or Nearest(asked, self.device)
+            search.update(features[name].features("pool"), features[name].index)
+            found[name] = search.distance, search.id
+        return found, next(iter(features.values())).count
 
-    def _training_features(self, name: str, block: Block) -> FeatureSums:
-        images, one = channels_first(block.images), {name: self.detectors[name]}
-        found = features_of(one, images, block.samples, self.recipe.evaluate.batch, self.device)[name]
-        sums = FeatureSums((), ("pool",))
-        sums.update({"pool": found.features("pool")}, found.index)
-        return sums
+    def _training_features(self, block: Block) -> Sums:
+        asked = {name: self.detectors[name] for name in searched(self.recipe.evaluate)}
+        alone = {name: replace(detector, moments=(), kept=("pool",)) for name, detector in asked.items()}
+        return self._sums(channels_first(block.images), block.samples, alone)
 
     def overlap(self, samples: NDArray, reference: NDArray) -> Overlap:
         """Precision, recall, density and coverage of features [N, D] against [M, D], on this worker's device."""
@@ -165,18 +174,18 @@ class Evaluator(Sampler):
         indices = self.recipe.evaluate.samples + np.arange(SEEDS * len(ids))
         images, calls = self.generate(indices, snippets)
         self.keep(seeds_path(self.context, split), indices, snippets, images, calls)
-        return self._sums(images, indices)
+        return self._sums(images, indices, self.measuring)
 
     def _shares(self, chunk: Chunk, images: Tensor, calls: int, latents: Tensor | None) -> Shares:
-        shares = Shares(self._sums(images, chunk.indices), calls=calls, count=len(chunk.ids))
+        shares = Shares(self._sums(images, chunk.indices, self.detectors), calls=calls, count=len(chunk.ids))
         if latents is not None:
             standard = standardise(latents, self.generator.mean, self.generator.std)
-            shares.floor = self._sums(self._decoded(standard), chunk.indices)
+            shares.floor = self._sums(self._decoded(standard), chunk.indices, self.measuring)
         if chunk.ceiling:
             noise = noise_for(
                 self.recipe.sample.seed, chunk.indices.tolist(), self.generator.network.config.latent_shape
             )
-            shares.ceiling = self._sums(self._decoded(noise), chunk.indices)
+            shares.ceiling = self._sums(self._decoded(noise), chunk.indices, self.measuring)
         return shares
 
     def _snippets(self, chunk: Chunk) -> tuple[Snippets, Tensor | None]:
@@ -232,6 +241,6 @@ class Evaluator(Sampler):
             [self.generator.decode(part.to(self.device)).cpu() for part in latents.split(self.recipe.tokenizer.batch)]
         )
 
-    def _sums(self, images: Tensor, index: NDArray[np.int64]) -> Sums:
-        """Features of uint8 [N, 3, H, W] for every detector."""
-        return features_of(self.detectors, images, index, self.recipe.evaluate.batch, self.device)
+    def _sums(self, images: Tensor, index: NDArray[np.int64], detectors: dict[str, Detector]) -> Sums:
+        """Features of uint8 [N, 3, H, W] for each of the detectors."""
+        return features_of(detectors, images, index, self.recipe.evaluate.batch, self.device)

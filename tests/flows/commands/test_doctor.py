@@ -14,6 +14,7 @@ from flows.engine.stage import Plan
 from flows.recipe.files import load
 from flows.recipe.section import Named
 from storage.errors import Refused
+from tests.onnx_files import write_means
 
 NEEDED = ("data.source", "tokenizer.source", "encoder.source")
 
@@ -50,6 +51,7 @@ def test_what_is_missing_is_told_key_by_key(tmp_path: Path) -> None:
             "network": "weights/none-000000000000",
             "bank": "bank/none-000000000000",
             "further_encoders": ["shipped:none"],
+            "copy_detector": "onnx:none.onnx",
             "inception": str(tmp_path / "inception.pth"),
             "reference": str(tmp_path / "reference.npz"),
         },
@@ -68,6 +70,14 @@ def test_a_source_of_which_nothing_can_be_used_is_told_as_a_plan_tells_it(tmp_pa
     with pytest.raises(Refused, match=r"\(3 inputs, mostly: .*\); correct data\.source") as refusal:
         Plan(load("emoji", {"store": str(tmp_path), "data": source})).listing  # noqa: B018
     assert looked(tmp_path, data=source)["data.source"] == ("data.source", False, str(refusal.value))
+
+
+def test_an_onnx_network_is_opened(tmp_path: Path) -> None:
+    named = f"onnx:{write_means(tmp_path / 'means.onnx')}"
+    told = f"{named} (bilinear to 288 px, bytes, output vector)"
+    assert looked(tmp_path, evaluate={"copy_detector": named})["evaluate.copy_detector"][1:] == (True, told)
+    _, there, told = looked(tmp_path, evaluate={"copy_detector": f"{named}?size=9"})["evaluate.copy_detector"]
+    assert not there and told == "size=9 is not possible; give a value such as size=288"
 
 
 @pytest.mark.parametrize("key", NEEDED)

@@ -27,10 +27,10 @@ from flows.recipe.model import Recipe
 from flows.stages.bank.stage import BANK
 from flows.stages.evaluate.comparison import read_report, side_by_side
 from flows.stages.evaluate.report import Found
-from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, named_encoders
+from flows.stages.evaluate.stage import REPORT, SAMPLES, STAGE, STATISTICS, named_encoders, searched
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.train.stage import TRAINING
-from gmem.metrics import aligned_similarity, overlap, random_inception, read_adm
+from gmem.metrics import aligned_similarity, overlap, random_inception, read_adm, read_sums
 from gmem.network import Network
 from gmem.settings import NetworkConfig
 from storage.images.index import read_index
@@ -38,6 +38,7 @@ from storage.images.shards import ShardPlan, read_shard, write_index, write_shar
 from storage.samples import read_samples
 from storage.store import Store
 from storage.tracking.tracking import Tracking
+from tests.onnx_files import write_means
 
 COUNT, SHARD, SEED = 10, 30, 3
 CONFIG = NetworkConfig(2, 32, 2, latent_channels=12, latent_size=8, snippet_dim=16)
@@ -111,9 +112,10 @@ def recipe(home: Path, **evaluate: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def plan(home: Path, uris: dict[str, str]) -> Plan:
-    """Guided by a smaller network, measured by two detectors, one of them against a file."""
+    """Guided by a smaller network, measured by two detectors, one of them against a file, and copies by a third."""
     inception = {"inception": str(home / "inception.pth"), "reference": str(home / "reference.npz")}
-    chosen = recipe(home, network=uris["large"], bank=uris["bank"], **inception)
+    copies = {"copy_detector": f"onnx:{write_means(home / 'means.onnx')}?size=64"}
+    chosen = recipe(home, network=uris["large"], bank=uris["bank"], **inception, **copies)
     guided = chosen.sample.model_copy(update={"guide": uris["small"], "guidance": 1.5})
     plan = Plan(chosen.model_copy(update={"sample": guided}))
     artifact, shards = plan.artifact(IMAGES), ShardPlan(plan.recipe.source, 64, 0.4)
@@ -149,6 +151,7 @@ def test_every_metric_is_in_the_report(results: dict[str, dict[str, Any]], told:
     inception = {"fid", "sfid", "fidr", "kid", "inception_score"} | features
     encoder = {f"{name}-emoji-evaluator" for name in {"fd", "fdr", "kd"} | features}
     memorised = {f"memorisation_{name}-emoji-evaluator" for name in ("ratio", "closer", "copied", "copied_pixels")}
+    memorised |= {f"memorisation_{name}-means" for name in ("ratio", "closer", "copied")}
     assert set(results) == {"samples of train", "floor of train", "ceiling of train"}
     assert set(results["samples of train"]) == inception | encoder | memorised | {
         "diversity",
@@ -283,6 +286,9 @@ def test_what_the_samples_are_made_of_decides_what_is_there(home: Path, uris: di
         )
     }
     assert len(fingerprints) == 3
+    copies = Plan(recipe(home, copy_detector=f"onnx:{write_means(home / 'means.onnx')}"))
+    assert copies.fingerprint(SAMPLES) == own.fingerprint(SAMPLES), "samples are there already"
+    assert all(copies.fingerprint(each) != own.fingerprint(each) for each in (STATISTICS, REPORT))
     # the same network by the artifact's name in the store
     folder = uris["large"].removeprefix(f"{home}/runs/").partition("/checkpoints")[0]
     assert Plan(recipe(home, network=folder)).fingerprint(SAMPLES) in fingerprints
@@ -353,6 +359,7 @@ def found(plan: Plan, uris: dict[str, str]) -> Found:
         shares={"train": Shares(sums(15, 3), calls=2, count=15)},
         seeds={},
         memorised={},
+        copies={},
         pixels={},
         searched=0,
         detectors={"inception": identity},
@@ -482,6 +489,11 @@ def test_detectors_bear_the_names_of_their_weights(home: Path) -> None:
     assert list(named_encoders(evaluate)) == ["emoji-evaluator", "vit_small_patch14_dinov2.lvd142m"]
     with pytest.raises(StageError, match="same name"):
         named_encoders(evaluate.model_copy(update={"further_encoders": ["/elsewhere/emoji-evaluator"]}))
+    copies = evaluate.model_copy(update={"copy_detector": "onnx:sscd.onnx"})
+    assert searched(copies) == ["emoji-evaluator", "sscd"]
+    assert searched(copies.model_copy(update={"memorisation": False})) == ["emoji-evaluator"]
+    with pytest.raises(StageError, match="another encoder of evaluate bear the name sscd"):
+        searched(copies.model_copy(update={"further_encoders": ["onnx:/elsewhere/sscd.onnx"]}))
     with pytest.raises(StageError, match="nothing to measure with"):
         named_encoders(evaluate.model_copy(update={"encoder": "", "further_encoders": []}))
 
@@ -502,6 +514,41 @@ def test_copies_in_pixels_are_of_the_kept_samples_and_their_nearest(
     training = [pictures[row["sample"]] for row in index if row["split"] == "train"]
     most = [aligned_similarity(np.stack([each] * len(training)), np.stack(training)).max() for each in held_out]
     assert 0 < measured["details"]["similarity"] <= max(most) + 1e-9
+
+
+def test_copies_by_a_detector_of_its_own_are_those_nearest_in_its_vectors(
+    result: Result, plan: Plan, results: dict[str, Any]
+) -> None:
+    """Its vector is the picture's mean colour."""
+    index = read_index(plan.artifact(IMAGES).uri).to_pylist()
+    pictures = {p.sample: _colour(p.image) for p in read_shard(plan.artifact(IMAGES).uri, "shard-000000")}
+    training = np.stack([pictures[row["sample"]] for row in index if row["split"] == "train"])
+    sums = {
+        split: read_sums(Path(result.artifacts["statistics"], f"{split}.npz").read_bytes())
+        for split in ("train", "held_out")
+    }
+    assert set(sums["held_out"]) - set(sums["train"]) == {"means"}, (
+        "it compares no sets, so of training pictures no few"
+    )
+    held_out = np.stack([pictures[number] for number in sums["held_out"]["means"].index])
+    rows = read_samples(plan.store, f"{result.artifacts['samples']}/train-000000.tar")
+    samples = np.stack([_colour(row.image) for row in rows])
+    numbers = results["samples of train"]
+    ratio, copied = numbers["memorisation_ratio-means"], numbers["memorisation_copied-means"]
+    assert ratio["value"] == pytest.approx(np.median(_to(training, samples)) / np.median(_to(training, held_out)), 1e-3)
+    expected = (_to(training, samples) < copied["details"]["distance"]).mean()
+    assert copied["value"] == expected and copied["protocol"]["resize"] == "bilinear to 64 px, bytes, output vector"
+    [line] = [line for line in result.details["lines"] if line.startswith("nearest training pictures")]
+    assert f", by means {expected:.0%})" in line
+
+
+def _colour(image: np.ndarray) -> np.ndarray:
+    return image.reshape(-1, 3).mean(axis=0)
+
+
+def _to(training: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distance of each to the nearest."""
+    return np.linalg.norm(others[:, None] - training, axis=-1).min(axis=1)
 
 
 def _small(image: np.ndarray) -> np.ndarray:
