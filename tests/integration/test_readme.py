@@ -44,6 +44,7 @@ ELSEWHERE = {
     "make test": MAKE,
     "make cluster": MAKE,
     "make trials": MAKE,
+    "make results": MAKE,
     ". .venv/bin/activate": "made by make demo",
     "export PREFECT_SERVER_ANALYTICS_ENABLED=false": SERVERS,
     "prefect server start &": SERVERS,
