@@ -10,7 +10,7 @@ FAISS := 1.15.1
 LITDATA := 0.2.76
 ROWS ?= 50000 100000 200000 1000000
 
-.PHONY: setup demo cluster test results bench bench-bank bench-data bench-gpu trials lint lock clean
+.PHONY: setup demo cluster test results encoders bench bench-bank bench-data bench-gpu trials lint lock clean
 
 setup: $(READY)
 
@@ -43,6 +43,13 @@ results: setup
 	$(VENV)/bin/gmem compare-arms emoji emoji-budget $(ARGS)
 	test ! -e twitter.tar || $(VENV)/bin/gmem adapt emoji twitter.tar --name twitter --network shipped:emoji-network $(ARGS)
 	$(VENV)/bin/gmem results emoji $(ARGS)
+
+# What `gmem compare-arms emoji emoji-encoders` asks for; about ten minutes of two CPU cores.
+encoders: setup
+	$(VENV)/bin/gmem pretrain encoder emoji --out build/encoders/barlow --with method=barlow --with seed=2 --with steps=500
+	$(VENV)/bin/gmem pretrain encoder emoji --out build/encoders/narrow --with width=64 --with heads=2
+	$(VENV)/bin/gmem pretrain encoder emoji --out build/encoders/brief --with steps=100
+	$(VENV)/bin/gmem pretrain encoder emoji --out build/encoders/untrained --with steps=1
 
 bench: setup
 	PYTHONPATH=. $(VENV)/bin/python tests/benchmarks/bench.py $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flows.stages.bank.stage import BANK, MEMORY
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.latents.stage import LATENTS
 from flows.stages.train.stage import TRAINING
+from gmem.weights import WeightsRef
 from storage.errors import Refused
 
 ARMS = {
@@ -58,6 +60,15 @@ def test_shipped_experiments_change_what_recipes_have(name: str) -> None:
     for trial in experiment.trials():
         for step in experiment.steps:
             load_recipe("emoji", trial.at(step))
+
+
+def test_the_folders_of_other_encoders_are_those_that_make_trains() -> None:
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text()
+    trained = re.findall(r"pretrain encoder emoji --out (\S+)", makefile)
+    arms = load("emoji-encoders").arms
+    named = [changes["encoder.source"] for changes in arms.values() if "encoder.source" in changes]
+    assert named == [f"./{folder}" for folder in trained] and len(named) == len(arms) - 2
+    assert {WeightsRef.parse(each).kind for each in named} == {"folder"}, "there or not, and never looked for in a hub"
 
 
 @pytest.mark.parametrize(
