@@ -39,6 +39,7 @@ from flows.stages.evaluate.stage import STAGE as EVALUATE
 from flows.stages.evaluate.stage import distance_metric
 from flows.stages.ingest.stage import IMAGES
 from flows.stages.train.stage import TRAINING
+from gmem.weights import WeightsRef
 from storage.checkpoints import all_checkpoints, at
 from storage.errors import Refused
 from storage.images.shards import HELD_OUT, TRAIN
@@ -143,6 +144,7 @@ def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any], sharin
             if source and source[0] == plan.recipe.data:
                 plan.source_fingerprint = source[1]  # listed once, for a source may have millions of files
             source = plan.recipe.data, plan.source_fingerprint
+            _require_encoder(trial, plan)
             _require_checkpoint(trial, plan)
             plans.append(plan)
         made.append((trial, plans))
@@ -152,6 +154,16 @@ def _trials(recipe: str, chosen: design.Experiment, base: dict[str, Any], sharin
             f"the arms would be measured by {' and '.join(metrics)}; name one encoder for all to evaluate with"
         )
     return made
+
+
+def _require_encoder(trial: Trial, plan: Plan) -> None:
+    """Before the arms ahead of it are trained. What a cluster's nodes have cannot be seen from here."""
+    named = WeightsRef.parse(plan.recipe.encoder.source)
+    if named.kind == "folder" and not named.folder().exists() and not jobs_address(plan.recipe.cluster):
+        raise Refused(
+            f"arm {trial.arm} takes its snippets from {named}, and there is no such folder; train it by 'gmem pretrain "
+            "encoder', or those of emoji-encoders by 'make encoders'"
+        )
 
 
 def _require_checkpoint(trial: Trial, plan: Plan) -> None:

@@ -163,6 +163,10 @@ def test_shipped_arms_of_a_class_and_of_a_small_bank_train_and_are_measured(benc
         (["compare-arms", "emoji", "other-steps.yaml"], "only those at steps 2, 3, 6, not at 4"),
         (["compare-arms", "emoji", "eyes.yaml"], "measured by fd-emoji-encoder and fd-emoji-evaluator"),
         (["compare-arms", "emoji", "two.yaml", "--at-once", "2"], "side by side as jobs of a cluster"),
+        (
+            ["compare-arms", "emoji", "emoji-encoders"],
+            "takes its snippets from ./build/encoders/barlow, and there is no",
+        ),
         (["sweep", "emoji"], "name what to vary"),
         (["sweep", "emoji", "--grid", "sample.steps"], "not of the form"),
     ],
