@@ -141,7 +141,8 @@ def test_arms_of_an_experiment_share_the_cluster_and_what_they_rest_on(
     """The second waits for the first where both need the same, and both train at the same time."""
     arms = {"plain": {"train.lr": 1e-3}, "slower": {"train.lr": 1e-4}}
     (tmp_path / "two.yaml").write_text(json.dumps({"arms": arms, "seeds": [21]}))  # which is YAML too
-    small = options(cluster, source, steps=150)
+    # A checkpoint every third step, as of the trials that kill, would be most of the time.
+    small = options(cluster, source, steps=150, checkpoint_every=75, held_out_every=75)
     before = len(attempts(cluster, "train"))
     done = gmem(cluster, "compare-arms", "emoji", str(tmp_path / "two.yaml"), "--at-once", "2", "--json", *small)
     assert [point["arm"] for point in last_json(done)["points"]] == list(arms)
