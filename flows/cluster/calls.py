@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from typing import Any
 
-import ray
-
 from flows.cluster.workers import Worker
+
+
+def result(call: Any) -> Any:
+    """What a remote call returns, or raises.
+
+    The main thread waits in Python, where it hears signals whatever becomes of Ray: whoever cancels a process often ends
+    Ray's as well, and what asks those waits in vain.
+    """
+    return call.future().result()
+
+
+def _first(calls: Iterable[Any]) -> Any:
+    """One of the futures of remote calls that has ended."""
+    return next(iter(wait(calls, return_when=FIRST_COMPLETED).done))
 
 
 def under_way(starts: Iterable[Any], limit: int, passing: tuple[type[Exception], ...] = ()) -> Iterator[Any]:
@@ -17,18 +30,18 @@ def under_way(starts: Iterable[Any], limit: int, passing: tuple[type[Exception],
 
     `starts` is lazy: at most `limit` calls are under way at a time.
     """
-    pending: set[Any] = set()
-    remaining = iter(starts)
+    pending: set[Future[Any]] = set()
+    remaining = (start.future() for start in starts)
     pending.update(islice(remaining, limit))
     while pending:
-        ready, _ = ray.wait(list(pending), num_returns=1)
-        pending.difference_update(ready)
+        ended = _first(pending)
+        pending.remove(ended)
         pending.update(islice(remaining, 1))
         try:
-            result = ray.get(ready[0])
+            found = ended.result()
         except passing:
             continue
-        yield result
+        yield found
 
 
 def spread(
@@ -41,13 +54,13 @@ def spread(
     """
     waiting = iter(blocks)
     free = deque(worker for _ in range(depth) for worker in workers)
-    busy: dict[Any, Worker] = {}
+    busy: dict[Future[Any], Worker] = {}
     while True:
         for block in islice(waiting, len(free)):
             worker = free.popleft()
-            busy[worker.call(run, block, *args)] = worker
+            busy[worker.call(run, block, *args).future()] = worker
         if not busy:
             return
-        ready, _ = ray.wait(list(busy), num_returns=1)
-        free.append(busy.pop(ready[0]))
-        yield ray.get(ready[0])
+        ended = _first(busy)
+        free.append(busy.pop(ended))
+        yield ended.result()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from flows.cluster.calls import result
 from flows.cluster.workers import Worker, pool, set_threads_and_device
 from flows.engine.context import Context, Made
 from flows.engine.progress import Progress
@@ -129,7 +130,7 @@ def _encoded(context: Context, progress: Progress) -> dict[str, Made]:
     targets = Targets(*(context.artifact(kind).uri if kind in context.leases else None for kind in ("bank", "patches")))
     expected = expected_ids(index["sample"].drop_null().to_numpy(), recipe.data.mirror)
     with pool(recipe.cluster, STAGE.resources(recipe.cluster), SnippetEncoder, recipe, targets) as workers:
-        encoder, tokens = ray.get(workers[0].call(SnippetEncoder.describe))
+        encoder, tokens = result(workers[0].call(SnippetEncoder.describe))
         writers: dict[str, BankWriter | PatchesWriter] = {}
         basis = None
         if targets.bank:
@@ -170,7 +171,7 @@ def _basis(uri: str, images: str, shards: list[str], workers: list[Worker], rank
         workers[i % len(workers)].call(SnippetEncoder.covariance, read_block.remote(images, shard, None))
         for i, shard in enumerate(chosen)
     ]
-    total, *rest = ray.get(parts)
+    total, *rest = map(result, parts)
     for part in rest:
         total.merge(part)
     return total.principal_components(rank)

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flows.cluster.calls import result
 from flows.cluster.workers import pool, set_threads_and_device
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
@@ -109,7 +109,7 @@ def run(context: Context, progress: Progress) -> Made:
     progress.note("choosing what is kept of the bank")
     reserved = replace(STAGE.resources(context.recipe.cluster), actors=1)
     with pool(context.recipe.cluster, reserved, Keeper, context) as (worker,):
-        kept: Kept = ray.get(worker.call(Keeper.keep))
+        kept: Kept = result(worker.call(Keeper.keep))
     kept.memory.write(context.artifact("memory").uri)
     snippets = len(np.unique(kept.memory.kept)) or kept.of
     counts = {"rows": kept.of, "kept": snippets} | ({"rank": config.rank} if config.rank else {})

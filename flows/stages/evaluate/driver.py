@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from numpy.typing import NDArray
 
-from flows.cluster.calls import under_way
+from flows.cluster.calls import result, under_way
 from flows.cluster.workers import Worker, pool
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
@@ -67,7 +66,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
         pixels = pixel_copies_of(context, index, memorised, seen) if memorised else {}
 
         # Numbers and figures, here, and what needs a GPU still on the workers.
-        detectors, tokenizer = ray.get(workers[0].call(Evaluator.identities))
+        detectors, tokenizer = result(workers[0].call(Evaluator.identities))
         measured = Found(
             context=context,
             checkpoint=checkpoint,
@@ -92,7 +91,7 @@ def _overlaps(recipe: Recipe, workers: list[Worker]) -> Overlaps:
     """Neighbours are found where the GPUs are: this process has none, though it may see one that Ray gave to a worker."""
     if not STAGE.resources(recipe.cluster).gpus:
         return overlap
-    return lambda *asked: ray.get(workers[0].call(Evaluator.overlap, *asked))
+    return lambda *asked: result(workers[0].call(Evaluator.overlap, *asked))
 
 
 def _plans(recipe: Recipe, bank: Bank, index: pa.Table) -> dict[str, NDArray[np.int64]]:
@@ -166,7 +165,7 @@ def _over_seeds(varied: dict[str, NDArray[np.int64]], workers: list[Worker], pro
     }
     seeds = {}
     for split, call in calls.items():
-        seeds[split] = ray.get(call)
+        seeds[split] = result(call)
         progress.advance(SEEDS * len(varied[split]))
     return seeds
 

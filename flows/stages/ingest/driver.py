@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from flows.cluster.calls import under_way
+from flows.cluster.calls import result, under_way
 from flows.cluster.resources import READER_CPUS
 from flows.cluster.workers import reserve_alongside
 from flows.engine.context import Context, Made
@@ -49,12 +49,12 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     def start(number: int, care: Care) -> Any:
         return write.remote(root, number, listing.slice(number * size, (number + 1) * size), plan, care)
 
-    for result in under_way((start(n, "watched") for n in missing), 2 * reserved.actors, CRASHES):
-        progress.advance(result.kept + result.rejected)
+    for written in under_way((start(n, "watched") for n in missing), 2 * reserved.actors, CRASHES):
+        progress.advance(written.kept + written.rejected)
     if crashed := sorted(set(missing) - done_shards(root)):
         progress.note(f"{len(crashed)} shards killed their workers: written again, each picture apart")
-    for result in under_way((start(n, "isolated") for n in crashed), 2 * reserved.actors):
-        progress.advance(result.kept + result.rejected)
+    for written in under_way((start(n, "isolated") for n in crashed), 2 * reserved.actors):
+        progress.advance(written.kept + written.rejected)
     counts = write_index(root, shards, plan, _on_the_cluster)
     return _made(counts, progress)
 
@@ -63,8 +63,8 @@ def _on_the_cluster(function: Callable[[Any], Any], blocks: Sequence[Any]) -> It
     """As `map` does, in a task for each block; one alone is not worth sending away."""
     if len(blocks) == 1:
         return map(function, blocks)
-    results: list[Any] = ray.get([_applied.remote(function, block) for block in blocks])
-    return results
+    calls = [_applied.remote(function, block) for block in blocks]
+    return map(result, calls)
 
 
 @ray.remote(num_cpus=READER_CPUS, max_retries=3)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
+from flows.cluster.calls import result
 from flows.cluster.workers import pool, set_threads_and_device
 from flows.engine.context import Context, Made
 from flows.engine.errors import StageError
@@ -54,7 +54,7 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     samples = index["sample"].drop_null().to_numpy()
     expected = expected_ids(samples, recipe.data.mirror)
     with pool(recipe.cluster, STAGE.resources(recipe.cluster), LatentEncoder, recipe, artifact.uri) as workers:
-        tokenizer = ray.get(workers[0].call(LatentEncoder.describe))
+        tokenizer = result(workers[0].call(LatentEncoder.describe))
         _check(recipe, tokenizer)
         shape = (recipe.tokenizer.channels, recipe.grid, recipe.grid)
         writer = LatentsWriter(artifact.uri, shape, tokenizer, context.leases["latents"])

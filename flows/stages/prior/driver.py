@@ -8,10 +8,10 @@ from importlib.metadata import version as installed
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor
 
+from flows.cluster.calls import result
 from flows.cluster.workers import pool, set_threads_and_device
 from flows.engine.context import Context, Made
 from flows.engine.progress import Progress
@@ -112,16 +112,16 @@ def run(context: Context, progress: Progress) -> dict[str, Made]:
     settings, artifact = context.recipe.prior, context.artifact("prior")
     reserved = replace(STAGE.resources(context.recipe.cluster), actors=1)
     with context.run as tracked, pool(context.recipe.cluster, reserved, PriorWorker, context) as (worker,):
-        step = ray.get(worker.call(PriorWorker.steps))
+        step = result(worker.call(PriorWorker.steps))
         progress.total(settings.steps, step)
         while step < settings.steps:
             until = min(step + settings.log_every, settings.steps)
-            values = ray.get(worker.call(PriorWorker.learn, until))
+            values = result(worker.call(PriorWorker.learn, until))
             tracked.metrics(values, until)
             progress.advance(until - step, **values)
             step = until
-        quality = ray.get(worker.call(PriorWorker.judge))
-        encoder, counts = ray.get(worker.call(PriorWorker.about))
+        quality = result(worker.call(PriorWorker.judge))
+        encoder, counts = result(worker.call(PriorWorker.about))
     last = latest(artifact)
     assert last is not None, "the last step has left a checkpoint"
     metrics = {} if quality is None else asdict(quality)

@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.cluster.address import address_of
+from flows.cluster.calls import result
 from flows.cluster.errors import ClusterError, explained
 from flows.cluster.resources import GRACE_SECONDS
 from flows.cluster.workers import make_room
@@ -100,7 +101,7 @@ def _attempt(trainer: TorchTrainer, channel: Any, progress: Progress) -> None:
         raise
     except BaseException:
         progress.note("stopping after a last checkpoint")
-        ray.get(channel.ask_to_stop.remote())
+        result(channel.ask_to_stop.remote())
         _await_rest(ended, channel)
         _relay(channel, progress)
         raise
@@ -113,7 +114,7 @@ def _await_rest(ended: threading.Event, channel: Any) -> None:
     """Until the last checkpoint is there: who stops a process may not wait until Ray has ended the workers as well."""
     until = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < until and not ended.wait(POLL_SECONDS):
-        if ray.get(channel.at_rest.remote()):
+        if result(channel.at_rest.remote()):
             return
 
 
@@ -152,7 +153,7 @@ def _fit(trainer: TorchTrainer, failure: list[BaseException], ended: threading.E
 
 def _relay(channel: Any, progress: Progress) -> None:
     """Raises Refused when the workers said that nothing but another recipe or store would help."""
-    events, reason = ray.get(channel.take.remote())
+    events, reason = result(channel.take.remote())
     for event, value, values in events:
         getattr(progress, event)(value, **values)
     if reason:
