@@ -66,6 +66,8 @@ from flows.recipe.cluster import Cluster
 
 with connected(Cluster(cpus=1, object_store_gib=0.1)), interruptible():
     sleeping = ray.remote(lambda: time.sleep(100)).remote()
+    there = ray.remote(lambda: bytes(1_000_000)).remote()
+    ray.wait([there], fetch_local=False)
     for process in psutil.Process().children(recursive=True):
         if process.name() in ("raylet", "gcs_server"):
             process.suspend()
@@ -79,7 +81,7 @@ with connected(Cluster(cpus=1, object_store_gib=0.1)), interruptible():
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("name", "wait"), [("result", "result(sleeping)"), ("under_way", "list(under_way([sleeping], 1))")]
+    ("name", "wait"), [("result", "result(there)"), ("under_way", "list(under_way([sleeping], 1))")]
 )
 def test_a_signal_is_heard_while_ray_does_not_answer(name: str, wait: str) -> None:
     words = [sys.executable, "-c", WAITING.format(name=name, wait=wait)]
