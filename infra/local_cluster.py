@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -163,8 +164,11 @@ def local_cluster(logs: Path) -> Iterator[LocalCluster]:
 def some_pictures(folder: Path, count: int = PICTURES) -> Path:
     """A folder with the first pictures of the demo's."""
     with tarfile.open(ROOT / "flows" / "assets" / "emoji.tar") as tar:
-        members = [member for member in tar if member.isfile() and member.name.endswith((".png", ".webp", ".jpg"))]
-        tar.extractall(folder, members[:count], filter="data")
+        members = (member for member in tar if member.isfile() and member.name.endswith((".png", ".webp", ".jpg")))
+        for member in islice(members, count):
+            picture = tar.extractfile(member)
+            assert picture is not None, "a file"
+            (folder / member.name).write_bytes(picture.read())
     return folder
 
 

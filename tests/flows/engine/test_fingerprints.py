@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,8 +100,7 @@ def test_another_average_is_another_sample_of_the_same_training() -> None:
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that release 0.1 made elsewhere."""
     root = tmp_path_factory.mktemp("store")
-    with tarfile.open(DATA / "store-0.1.tar.xz") as tar:
-        tar.extractall(root, filter="data")
+    shutil.unpack_archive(DATA / "store-0.1.tar.xz", root)
     for manifest in root.glob("training/*/checkpoints/*/manifest.json"):
         for name, file in json.loads(manifest.read_text())["files"].items():
             if not (path := manifest.with_name(name)).exists():

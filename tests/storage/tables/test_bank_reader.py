@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,7 @@ DATA = Path(__file__).parents[2] / "data"
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The bank of a store that release 0.1 made, which knew neither class nor caption."""
     root = tmp_path_factory.mktemp("store")
-    with tarfile.open(DATA / "store-0.1.tar.xz") as tar:
-        tar.extractall(root, filter="data")
+    shutil.unpack_archive(DATA / "store-0.1.tar.xz", root)
     return str(next(root.glob("bank/*")))
 
 
@@ -59,8 +58,6 @@ def test_an_earlier_bank_is_read_as_if_its_new_columns_were_null(earlier: str) -
 
 
 def test_an_earlier_bank_is_edited_and_gets_the_new_columns(earlier: str, tmp_path: Path) -> None:
-    import shutil
-
     copy = str(shutil.copytree(earlier, tmp_path / "bank"))
     bank = Bank(copy)
     bank.build_index("IVF_PQ" if len(bank) > 256 else "auto")
