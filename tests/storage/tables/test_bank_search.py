@@ -118,3 +118,21 @@ def test_the_truth_of_a_trial_is_read_once(large: Bank, monkeypatch: pytest.Monk
     assert len(passes) == 1
     measured = bank_index.search_of(large)
     assert measured is not None and measured.filtered is not None
+
+
+@pytest.mark.parametrize("needed", [0, 5, 11, 12])
+def test_the_least_effort_that_finds_enough_is_found_in_few_trials(
+    large: Bank, monkeypatch: pytest.MonkeyPatch, needed: int
+) -> None:
+    efforts, tried = [(probes, 4) for probes in range(1, 14)], []
+
+    def found(*asked: object) -> float:
+        tried.append(asked[-1])
+        return (efforts.index(asked[-1]) + 1) / (needed + 1) * bank_index.WANTED  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bank_index, "EFFORTS", tuple(efforts))
+    monkeypatch.setattr(bank_index, "_found", found)
+    trial = bank_index.Trial.of(large)
+    plain = trial.measured(large).plain
+    assert (plain.probes, plain.refine) == efforts[needed] and plain.recall == bank_index.WANTED
+    assert len(tried) <= 4 * len(trial.conditions), "of thirteen efforts four"
