@@ -133,10 +133,10 @@ def index_shards(index: pa.Table) -> list[str]:
 
 def _count(root: str, block: range) -> Counts:
     """What some parts list."""
-    parts = _parts(root, block, ["split", "reason", "shard"])
-    columns = [pa.concat_tables(parts)[name].drop_null() for name in ("split", "reason", "shard")]
+    listed = pa.concat_tables(_parts(root, block, ["split", "reason", "shard"]))
     split, reason, shard = (
-        {row["values"]: row["counts"] for row in each.value_counts().to_pylist()} for each in columns
+        {row["values"]: row["counts"] for row in listed[name].drop_null().value_counts().to_pylist()}
+        for name in ("split", "reason", "shard")
     )
     return Counts(Counter(split), Counter(reason), len(shard))
 
