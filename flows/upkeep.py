@@ -115,7 +115,7 @@ def optimised(bank: Bank, run: Run) -> Told:
     about = bank.info()
     figures = {name: getattr(about, name) for name in ("rows", "unindexed", "fragments", "versions", "bytes")}
     run.metrics(figures)
-    for kind in ("plain", "filtered"):
+    for kind in ("plain", "filtered", "wide"):
         effort = (about.search or {}).get(kind) or {}
         run.metrics({f"search/{kind}/{name}": float(value) for name, value in effort.items()})
     return figures | {"index": about.index, "search": about.search, "version": about.version}

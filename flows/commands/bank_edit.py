@@ -157,10 +157,10 @@ def optimise(
     search = about["search"]
     found = "none is needed, every row is read"
     if search:
-        plain, filtered = search["plain"], search["filtered"]
-        found = f"{about['index']}, which finds {plain['recall']:.1%} of the 10 nearest"
-        if filtered:
-            found += f", {filtered['recall']:.1%} under a condition"
+        under = [effort["recall"] for effort in (search["filtered"], search["wide"]) if effort]
+        found = f"{about['index']}, which finds {search['plain']['recall']:.1%} of the 10 nearest"
+        if under:
+            found += f", {min(under):.1%} under a condition"
     table = new_table("rows", "index over snippets", "fragments", "version")
     table.add_row(f"{about['rows']:,}", found, f"{about['fragments']:,}", str(about["version"]))
     show(table)

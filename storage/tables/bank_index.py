@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from lance.dataset import LanceDataset
 from lancedb.index import FTS, Bitmap, BTree, HnswSq, IvfFlat, IvfPq, IvfRq
 from numpy.typing import NDArray
@@ -65,10 +66,12 @@ class Search:
 
     plain: Effort
     filtered: Effort | None
-    """Under a condition that many rows fulfil: what the rarest such split and class need, and as few rows chosen at random;
-    None where every condition leaves so few rows that they are read."""
+    """Under a condition that too many rows fulfil to be read: what the rarest such split and class need, and as few rows
+    chosen at random; None where every condition leaves so few rows that they are read."""
     rows: int
     time: str
+    wide: Effort | None = None
+    """As `filtered`, under a condition that at least half of the rows fulfil; None in banks of before it was measured."""
 
 
 def build(bank: Bank, kind: str) -> str | None:
@@ -111,7 +114,7 @@ def _over_snippets(bank: Bank, kinds: list[str], present: str) -> str | None:
         assert trial is not None, "there is a kind"
         search = trial.measured(bank)
         update_metadata(bank.artifact, partial(_noted, search), remembered=())
-        if min(effort.recall for effort in (search.plain, search.filtered) if effort) >= WANTED:
+        if min(effort.recall for effort in (search.plain, search.filtered, search.wide) if effort) >= WANTED:
             break
     return kind if kinds else None
 
@@ -159,28 +162,40 @@ class Trial(NamedTuple):
 
     queries: NDArray[np.float16]
     """Snippets [Q, D] of random rows."""
-    conditions: list[str | None]
-    """The first is none."""
-    true: list[Nearest]
+    filtered: list[str]
+    """Conditions that leave few rows, but more than are read."""
+    wide: list[str]
+    """Conditions that leave at least half of the rows."""
+    true: dict[str | None, Nearest]
+    """By condition, of which None is one."""
 
     @classmethod
     def of(cls, bank: Bank) -> Trial:
-        conditions = [None, *_conditions(bank)]
-        among = [None if where is None else bank.matching(where) for where in conditions]
+        fewest = max(rows_kept(bank), 10 * NEAREST)
+        values = bank.scan(VALUES)
+        filtered, wide = _conditions(values, fewest), _conditions(values, max(fewest, -(-len(values) // 2)))
+        every = list(dict.fromkeys([None, *filtered, *wide]))
+        among = [None if where is None else bank.matching(where) for where in every]
         queries = _asked(bank, QUERIES, 0)
-        return cls(queries, conditions, true_nearest(bank, queries, NEAREST, among))
+        true = true_nearest(bank, queries, NEAREST, among)
+        return cls(queries, filtered, wide, dict(zip(every, true, strict=True)))
 
     def measured(self, bank: Bank) -> Search:
         """The least effort that finds enough in the bank as it is, else the greatest; with and without a condition."""
-        plain, *filtered = map(partial(self._least, bank), self.conditions, self.true)
-        hardest = max(filtered, key=lambda effort: (effort.probes, effort.refine, -effort.recall), default=None)
-        return Search(plain, hardest, len(bank), datetime.now(UTC).isoformat(timespec="seconds"))
+        least = {where: self._least(bank, where) for where in self.true}
 
-    def _least(self, bank: Bank, where: str | None, true: Nearest) -> Effort:
+        def hardest(conditions: list[str]) -> Effort | None:
+            efforts = (least[where] for where in conditions)
+            return max(efforts, key=lambda effort: (effort.probes, effort.refine, -effort.recall), default=None)
+
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return Search(least[None], hardest(self.filtered), len(bank), now, hardest(self.wide))
+
+    def _least(self, bank: Bank, where: str | None) -> Effort:
         shares: dict[tuple[int, int], float] = {}
 
         def enough(effort: tuple[int, int]) -> bool:
-            shares[effort] = _found(bank, self.queries, true, where, effort)
+            shares[effort] = _found(bank, self.queries, self.true[where], where, effort)
             return shares[effort] >= WANTED
 
         # Each costs hundreds of searches, and the further one is the more it finds.
@@ -190,18 +205,16 @@ class Trial(NamedTuple):
         return Effort(*effort, shares[effort])
 
 
-def _conditions(bank: Bank) -> list[str]:
-    """The rarest split and the rarest class of more rows than are compared one and all, and little more than those at
-    random."""
-    fewest = max(rows_kept(bank), 10 * NEAREST)
-    rows, found = bank.scan(["split", "class"]), []
+def _conditions(values: pa.Table, fewest: int) -> list[str]:
+    """The rarest split and the rarest class of at least so many rows, and little more than those at random."""
+    found = []
     for column in VALUES:
-        counts = Counter(value for value in rows[column].to_pylist() if value is not None)
-        enough = [(count, value) for value, count in counts.items() if fewest < count < len(bank)]
+        counts = Counter(value for value in values[column].to_pylist() if value is not None)
+        enough = [(count, value) for value, count in counts.items() if fewest <= count < len(values)]
         if enough:
             found.append(equals(column, min(enough)[1]))
-    if len(bank) >= 2 * fewest:
-        found.append(f"id / 2 % {len(bank) // fewest} = 0")
+    if len(values) >= 2 * fewest:
+        found.append(f"id / 2 % {len(values) // fewest} = 0")
     return found
 
 

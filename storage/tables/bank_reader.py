@@ -177,7 +177,7 @@ class BankReader:
         """Sorted ids of the rows that an SQL condition on columns holds for; none: of all."""
         return self.scan(["id"], where)["id"].to_numpy()
 
-    def scan(self, columns: list[str], where: str | None = None) -> pa.Table:
+    def scan(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """These columns of the rows that an SQL condition on columns holds for (none: of all), in the order of ids; in one
         pass, for those who want many."""
         return self.where(list(dict.fromkeys(["id", *columns])), where).sort_by("id")
@@ -313,8 +313,8 @@ class BankReader:
         return bank_index.of_snippets(self)
 
     @cached_property
-    def few(self) -> dict[tuple[int, str], bank_search.Few | None]:
-        """By version and condition the rows that fulfil it, where they are few."""
+    def left(self) -> dict[tuple[int, str], bank_search.Few | int]:
+        """By version and condition the rows that fulfil it where they are few, else how many they are."""
         return {}
 
 

@@ -1,7 +1,8 @@
 """The rows near a snippet: through the index, or by reading those in question where they are few.
 
 Under a condition that few rows fulfil an index finds too little: the nearest of those lie in partitions that it does not look
-into. Their snippets are read then, and kept for the next search under the same condition.
+into. Their snippets are read then, and kept for the next search under the same condition. Where more rows fulfil it, the index
+is searched the further the fewer they are.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ def near(
     with said_of(where, bank.columns):
         if exact or bank.index is None:
             return _through(bank, snippet, k, wanted, {"use_index": False}, columns)
-        few = _few(bank, wanted) if wanted is not None and effort is None else None
-        if few is not None:
-            return _among(bank, few, snippet, k, columns)
-        probes, refine = effort or _effort(bank, wanted)
+        left = None if wanted is None or effort else _left(bank, wanted)
+        if isinstance(left, Few):
+            return _among(bank, left, snippet, k, columns)
+        probes, refine = effort or _effort(bank, left)
         return _through(bank, snippet, k, wanted, {"nprobes": probes, "refine_factor": refine}, columns)
 
 
@@ -103,32 +104,38 @@ def _among(bank: BankReader, few: Few, snippet: NDArray[np.float32], k: int, col
     return rows.append_column(DISTANCE, pa.array(1 - similarity[order], pa.float32()))
 
 
-def _few(bank: BankReader, wanted: str) -> Few | None:
-    """The rows that fulfil a condition, where an exhaustive search among them is worth it."""
-    known, key = bank.few, (bank.version, wanted)
+def _left(bank: BankReader, wanted: str) -> Few | int:
+    """The rows that fulfil a condition where it is worth it to compare all of them, else how many they are."""
+    known, key = bank.left, (bank.version, wanted)
     if key not in known:
-        few = _read(bank, wanted)
-        room = bank_index.rows_kept(bank) - _count(few)
-        while len(known) >= KEPT or sum(map(_count, known.values())) > room:
+        left = _read(bank, wanted)
+        room = bank_index.rows_kept(bank) - _kept(left)
+        while len(known) >= KEPT or sum(map(_kept, known.values())) > room:
             known.pop(next(iter(known)))
-        known[key] = few
+        known[key] = left
     return known[key]
 
 
-def _count(few: Few | None) -> int:
-    return len(few.ids) if few else 0
+def _kept(left: Few | int) -> int:
+    return len(left.ids) if isinstance(left, Few) else 0
 
 
-def _read(bank: BankReader, wanted: str) -> Few | None:
-    most = bank_index.rows_kept(bank)
-    if bank.dataset.to_table(columns=["id"], filter=wanted, limit=most + 1).num_rows > most:
-        return None
+def _read(bank: BankReader, wanted: str) -> Few | int:
+    count = bank.dataset.count_rows(wanted)
+    if count > bank_index.rows_kept(bank):
+        return count
     rows = bank.read([*FOUND, "snippet"], wanted)
     told = rows.select(FOUND).combine_chunks()
     return Few(rows["id"].to_numpy(), comparable(bank, to_matrix(rows["snippet"])), told)
 
 
-def _effort(bank: BankReader, wanted: str | None) -> tuple[int, int]:
+def _effort(bank: BankReader, left: int | None) -> tuple[int, int]:
+    """What a search takes where a condition leaves so many rows; None: without a condition."""
     known = bank.known_of_search
-    effort = (known.filtered if wanted else None) or known.plain if known else None
-    return (effort.probes, effort.refine) if effort else bank_index.EFFORTS[2]
+    if known is None:
+        return bank_index.EFFORTS[2]
+    under = None
+    if left is not None:
+        under = (known.wide if 2 * left >= known.rows else None) or known.filtered
+    effort = under or known.plain
+    return effort.probes, effort.refine

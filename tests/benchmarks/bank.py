@@ -31,7 +31,13 @@ from storage.tables.bank_writer import BankWriter
 from storage.tables.fragments import open_table
 
 NEAREST, GATHERED, ROUNDS, RANK = 10, 1_024, 20, 64
-CONDITIONS = {"": None, ", of a split": "split = 'held_out'", ", of a class": "class = 'class-3'"}
+CONDITIONS = {
+    "": None,
+    ", of a split": "split = 'held_out'",
+    ", of a class": "class = 'class-3'",
+    ", of training pictures": "split = 'train'",
+    ", of a tenth": "id / 2 % 10 = 3",
+}
 Queries = NDArray[np.float32]
 
 
@@ -130,7 +136,9 @@ class Trial:
             self.tell(f"searches a second{name}", 1 / half, "/s", note, **others)
         known = search_of(bank)
         if known:
-            self.tell("recall of the index's trial", known.plain.recall, "", f"{known.plain}, {known.filtered}")
+            self.tell(
+                "recall of the index's trial", known.plain.recall, "", f"{known.plain}, {known.filtered}, {known.wide}"
+            )
 
     def _gather(self, bank: Bank) -> None:
         draw = np.random.default_rng(2)

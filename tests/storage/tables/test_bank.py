@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
@@ -13,6 +14,7 @@ import pytest
 from storage.ids import FIRST_FOREIGN_ID
 from storage.tables import bank_index, bank_search
 from storage.tables.bank import Bank
+from storage.tables.bank_commits import update_metadata
 from storage.tables.bank_rows import make_rows, table_uri, write_fragments
 from storage.tables.bank_writer import BankWriter
 
@@ -228,9 +230,10 @@ def test_the_effort_of_a_search_is_measured_on_the_bank_itself(artifact: str) ->
     bank.build_index("IVF_HNSW_SQ")
     measured = bank_index.search_of(bank)
     assert measured is not None and (measured.plain.probes, measured.plain.refine) in bank_index.EFFORTS
-    assert measured.plain.recall >= bank_index.WANTED and measured.rows == 2000 and measured.filtered is None
+    assert measured.plain.recall >= bank_index.WANTED and measured.rows == 2000
+    assert measured.filtered is None and measured.wide is None, "the rows that any condition leaves are compared"
     assert Bank(artifact).info().search == asdict(measured)
-    assert bank_search._effort(Bank(artifact), "id > 5") == (measured.plain.probes, measured.plain.refine)
+    assert bank_search._effort(Bank(artifact), 1999) == (measured.plain.probes, measured.plain.refine)
 
 
 def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
@@ -254,8 +257,33 @@ def test_a_condition_is_measured_too(bank: Bank, monkeypatch: pytest.MonkeyPatch
     bank.append(snippets(1, 900), "external", ENCODER, splits=["train"] * 900)
     bank.build_index("IVF_PQ")
     measured = bank_index.search_of(bank)
-    assert measured is not None and measured.filtered is not None
-    assert bank_search._effort(bank, "id > 5") == (measured.filtered.probes, measured.filtered.refine)
+    assert measured is not None and measured.filtered is not None and measured.wide is not None
+    few, half = (bank_search._effort(bank, left) for left in (len(bank) // 2 - 1, -(-len(bank) // 2)))
+    assert few == (measured.filtered.probes, measured.filtered.refine)
+    assert half == (measured.wide.probes, measured.wide.refine)
+
+
+def test_a_bank_of_before_wide_conditions_were_measured_is_searched(bank: Bank) -> None:
+    bank.append(snippets(1, 900), "external", ENCODER)
+    bank.build_index("IVF_PQ")
+    hard = bank_index.Effort(64, 16, 0.96)
+    before = asdict(bank_index.Search(bank_index.Effort(8, 4, 0.97), hard, len(bank), "2026-01-01"))
+    del before["wide"]
+    update_metadata(bank.artifact, lambda _: {bank_index.SEARCH: json.dumps(before)}, remembered=())
+    assert bank_search._effort(Bank(bank.artifact), len(bank) - 1) == (64, 16)
+    assert bank_search._effort(Bank(bank.artifact), None) == (8, 4)
+
+
+def test_how_many_rows_a_condition_leaves_decides_how_it_is_searched(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EXHAUSTIVE", "OF_A_CONDITION"):
+        monkeypatch.setattr(bank_index, name, 100 * DIM)
+    bank.append(snippets(1, 900), "external", ENCODER)
+    bank.build_index("IVF_PQ")
+    assert bank_search._left(bank, "origin = 'external'") == 900
+    few = bank_search._left(bank, "id < 40")
+    assert isinstance(few, bank_search.Few) and few.ids.tolist() == bank.matching("id < 40").tolist()
 
 
 def test_the_stored_width_says_what_can_be_packed(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
