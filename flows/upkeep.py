@@ -115,9 +115,10 @@ def optimised(bank: Bank, run: Run) -> Told:
     about = bank.info()
     figures = {name: getattr(about, name) for name in ("rows", "unindexed", "fragments", "versions", "bytes")}
     run.metrics(figures)
-    for kind in ("plain", "filtered", "wide"):
-        effort = (about.search or {}).get(kind) or {}
-        run.metrics({f"search/{kind}/{name}": float(value) for name, value in effort.items()})
+    search = about.search or {}
+    wide = {f"share of {effort['share']:g}": effort for effort in search.get("wide", ())}
+    for kind, effort in {"plain": search.get("plain"), "filtered": search.get("filtered"), **wide}.items():
+        run.metrics({f"search/{kind}/{name}": float(value) for name, value in (effort or {}).items()})
     return figures | {"index": about.index, "search": about.search, "version": about.version}
 
 

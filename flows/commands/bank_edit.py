@@ -157,7 +157,7 @@ def optimise(
     search = about["search"]
     found = "none is needed, every row is read"
     if search:
-        under = [effort["recall"] for effort in (search["filtered"], search["wide"]) if effort]
+        under = [effort["recall"] for effort in (search["filtered"], *search["wide"]) if effort]
         found = f"{about['index']}, which finds {search['plain']['recall']:.1%} of the 10 nearest"
         if under:
             found += f", {min(under):.1%} under a condition"

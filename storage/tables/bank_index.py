@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -42,6 +44,8 @@ EFFORTS = (
 """Partitions looked into, and how many times the rows asked for are compared exactly: the least that finds enough is taken."""
 SEARCH = "search"
 """Key of the schema's metadata with what a search through the index takes, and found."""
+WIDE = (1 / 2, 1 / 8)
+"""Shares of the rows that a condition leaves at least, for each of which it is measured what a search takes."""
 NEVER = timedelta(days=36_500)
 """Age of versions that indexing removes: LanceDB's week would take those that results name, and fails at tagged ones."""
 TEXT = ("key", "class", "caption")
@@ -61,6 +65,12 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Wide(Effort):
+    share: float
+    """Of the rows, which a condition leaves at least."""
+
+
+@dataclass(frozen=True)
 class Search:
     """How the index is searched, and what was measured of it when it was made."""
 
@@ -70,8 +80,12 @@ class Search:
     chosen at random; None where every condition leaves so few rows that they are read."""
     rows: int
     time: str
-    wide: Effort | None = None
-    """As `filtered`, under a condition that at least half of the rows fulfil; None in banks of before it was measured."""
+    wide: tuple[Wide, ...] = ()
+    """As `filtered`, where a condition leaves a larger share; the largest share first."""
+
+    def under(self, share: float) -> Effort:
+        """Under a condition that leaves this share of the rows."""
+        return next((effort for effort in self.wide if effort.share <= share), self.filtered or self.plain)
 
 
 def build(bank: Bank, kind: str) -> str | None:
@@ -114,7 +128,7 @@ def _over_snippets(bank: Bank, kinds: list[str], present: str) -> str | None:
         assert trial is not None, "there is a kind"
         search = trial.measured(bank)
         update_metadata(bank.artifact, partial(_noted, search), remembered=())
-        if min(effort.recall for effort in (search.plain, search.filtered, search.wide) if effort) >= WANTED:
+        if min(effort.recall for effort in (search.plain, search.filtered, *search.wide) if effort) >= WANTED:
             break
     return kind if kinds else None
 
@@ -164,8 +178,8 @@ class Trial(NamedTuple):
     """Snippets [Q, D] of random rows."""
     filtered: list[str]
     """Conditions that leave few rows, but more than are read."""
-    wide: list[str]
-    """Conditions that leave at least half of the rows."""
+    wide: dict[float, list[str]]
+    """Conditions that leave at least a share of the rows, by share."""
     true: dict[str | None, Nearest]
     """By condition, of which None is one."""
 
@@ -173,8 +187,9 @@ class Trial(NamedTuple):
     def of(cls, bank: Bank) -> Trial:
         fewest = max(rows_kept(bank), 10 * NEAREST)
         values = bank.scan(VALUES)
-        filtered, wide = _conditions(values, fewest), _conditions(values, max(fewest, -(-len(values) // 2)))
-        every = list(dict.fromkeys([None, *filtered, *wide]))
+        filtered = _conditions(values, fewest)
+        wide = {share: _conditions(values, max(fewest, ceil(share * len(values)))) for share in WIDE}
+        every = list(dict.fromkeys([None, *filtered, *chain.from_iterable(wide.values())]))
         among = [None if where is None else bank.matching(where) for where in every]
         queries = _asked(bank, QUERIES, 0)
         true = true_nearest(bank, queries, NEAREST, among)
@@ -188,8 +203,14 @@ class Trial(NamedTuple):
             efforts = (least[where] for where in conditions)
             return max(efforts, key=lambda effort: (effort.probes, effort.refine, -effort.recall), default=None)
 
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Search(least[None], hardest(self.filtered), len(bank), now, hardest(self.wide))
+        wide = {share: hardest(conditions) for share, conditions in self.wide.items()}
+        return Search(
+            least[None],
+            hardest(self.filtered),
+            rows=len(bank),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            wide=tuple(Wide(share=share, **asdict(effort)) for share, effort in wide.items() if effort),
+        )
 
     def _least(self, bank: Bank, where: str | None) -> Effort:
         shares: dict[tuple[int, int], float] = {}

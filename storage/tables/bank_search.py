@@ -2,12 +2,13 @@
 
 Under a condition that few rows fulfil an index finds too little: the nearest of those lie in partitions that it does not look
 into. Their snippets are read then, and kept for the next search under the same condition. Where more rows fulfil it, the index
-is searched the further the fewer they are.
+is searched the further the fewer they are; where many do, without the condition, which the rows found are then asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -57,10 +58,18 @@ def near(
     with said_of(where, bank.columns):
         if exact or bank.index is None:
             return _through(bank, snippet, k, wanted, {"use_index": False}, columns)
-        left = None if wanted is None or effort else _left(bank, wanted)
+        left = None if wanted is None else _left(bank, wanted)
         if isinstance(left, Few):
             return _among(bank, left, snippet, k, columns)
-        probes, refine = effort or _effort(bank, left)
+        share = None if left is None else left / bank.dataset.count_rows()
+        probes, refine = effort or _effort(bank, share)
+        if share is not None and share >= min(bank_index.WIDE):
+            # To tell Lance beforehand which rows those are costs more than all the rest of the search.
+            more = ceil((k + 3 * sqrt(k)) / share)
+            how = {"nprobes": probes, "refine_factor": ceil(refine * k / more)}
+            rows = _through(bank, snippet, more, wanted, how, columns, prefilter=False)
+            if len(rows) >= k:
+                return rows.slice(0, k)
         return _through(bank, snippet, k, wanted, {"nprobes": probes, "refine_factor": refine}, columns)
 
 
@@ -85,12 +94,14 @@ def _through(
     wanted: str | None,
     how: dict[str, Any],
     columns: Sequence[str],
+    prefilter: bool = True,
 ) -> pa.Table:
-    """By Lance: the index, or every row that fulfils the condition."""
+    """By Lance: the index, or every row that fulfils the condition. Up to `k` rows, the nearest first; without `prefilter`
+    those of the `k` nearest that fulfil it."""
     asked = bank.basis.query(snippet) if bank.basis else snippet
     nearest = {"column": "snippet", "q": asked, "k": k, "metric": bank_index.metric(bank), **how}
     names = [*bank.stored(columns), DISTANCE]
-    rows = bank.dataset.to_table(columns=names, nearest=nearest, filter=wanted, prefilter=True)
+    rows = bank.dataset.to_table(columns=names, nearest=nearest, filter=wanted, prefilter=prefilter)
     return with_later_columns(rows, columns)
 
 
@@ -129,13 +140,10 @@ def _read(bank: BankReader, wanted: str) -> Few | int:
     return Few(rows["id"].to_numpy(), comparable(bank, to_matrix(rows["snippet"])), told)
 
 
-def _effort(bank: BankReader, left: int | None) -> tuple[int, int]:
-    """What a search takes where a condition leaves so many rows; None: without a condition."""
+def _effort(bank: BankReader, share: float | None) -> tuple[int, int]:
+    """What a search takes where a condition leaves this share of the rows; None: without a condition."""
     known = bank.known_of_search
     if known is None:
         return bank_index.EFFORTS[2]
-    under = None
-    if left is not None:
-        under = (known.wide if 2 * left >= known.rows else None) or known.filtered
-    effort = under or known.plain
+    effort = known.plain if share is None else known.under(share)
     return effort.probes, effort.refine

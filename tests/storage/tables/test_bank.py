@@ -231,9 +231,9 @@ def test_the_effort_of_a_search_is_measured_on_the_bank_itself(artifact: str) ->
     measured = bank_index.search_of(bank)
     assert measured is not None and (measured.plain.probes, measured.plain.refine) in bank_index.EFFORTS
     assert measured.plain.recall >= bank_index.WANTED and measured.rows == 2000
-    assert measured.filtered is None and measured.wide is None, "the rows that any condition leaves are compared"
+    assert measured.filtered is None and not measured.wide, "the rows that any condition leaves are compared"
     assert Bank(artifact).info().search == asdict(measured)
-    assert bank_search._effort(Bank(artifact), 1999) == (measured.plain.probes, measured.plain.refine)
+    assert bank_search._effort(Bank(artifact), 0.9) == (measured.plain.probes, measured.plain.refine)
 
 
 def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
@@ -251,16 +251,25 @@ def test_where_one_kind_of_index_finds_too_little_the_next_is_tried(
     assert bank.build_index() == "IVF_PQ", "what is there and good enough stays"
 
 
-def test_a_condition_is_measured_too(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def large(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> Bank:
+    """As if it had so many rows that conditions leave more than are compared one and all."""
     for name in ("EXHAUSTIVE", "OF_A_CONDITION"):
         monkeypatch.setattr(bank_index, name, 100 * DIM)
-    bank.append(snippets(1, 900), "external", ENCODER, splits=["train"] * 900)
-    bank.build_index("IVF_PQ")
-    measured = bank_index.search_of(bank)
-    assert measured is not None and measured.filtered is not None and measured.wide is not None
-    few, half = (bank_search._effort(bank, left) for left in (len(bank) // 2 - 1, -(-len(bank) // 2)))
-    assert few == (measured.filtered.probes, measured.filtered.refine)
-    assert half == (measured.wide.probes, measured.wide.refine)
+    monkeypatch.setattr(bank_index, "QUERIES", 16)
+    return bank
+
+
+def test_a_condition_is_measured_too(large: Bank) -> None:
+    large.append(snippets(1, 900), "external", ENCODER, splits=["train"] * 900)
+    large.build_index("IVF_PQ")
+    measured = bank_index.search_of(large)
+    assert measured is not None and measured.filtered is not None
+    assert [effort.share for effort in measured.wide] == [1 / 2, 1 / 8]
+    for share, effort in zip(
+        (0.6, 0.5, 0.4, 0.1), (*measured.wide[:1] * 2, measured.wide[1], measured.filtered), strict=True
+    ):
+        assert bank_search._effort(large, share) == (effort.probes, effort.refine)
 
 
 def test_a_bank_of_before_wide_conditions_were_measured_is_searched(bank: Bank) -> None:
@@ -270,20 +279,37 @@ def test_a_bank_of_before_wide_conditions_were_measured_is_searched(bank: Bank) 
     before = asdict(bank_index.Search(bank_index.Effort(8, 4, 0.97), hard, len(bank), "2026-01-01"))
     del before["wide"]
     update_metadata(bank.artifact, lambda _: {bank_index.SEARCH: json.dumps(before)}, remembered=())
-    assert bank_search._effort(Bank(bank.artifact), len(bank) - 1) == (64, 16)
+    assert bank_search._effort(Bank(bank.artifact), 0.9) == (64, 16)
     assert bank_search._effort(Bank(bank.artifact), None) == (8, 4)
 
 
-def test_how_many_rows_a_condition_leaves_decides_how_it_is_searched(
-    bank: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("EXHAUSTIVE", "OF_A_CONDITION"):
-        monkeypatch.setattr(bank_index, name, 100 * DIM)
-    bank.append(snippets(1, 900), "external", ENCODER)
-    bank.build_index("IVF_PQ")
-    assert bank_search._left(bank, "origin = 'external'") == 900
-    few = bank_search._left(bank, "id < 40")
-    assert isinstance(few, bank_search.Few) and few.ids.tolist() == bank.matching("id < 40").tolist()
+def test_how_many_rows_a_condition_leaves_decides_how_it_is_searched(large: Bank) -> None:
+    large.append(snippets(1, 900), "external", ENCODER)
+    large.build_index("IVF_PQ")
+    assert bank_search._left(large, "origin = 'external'") == 900
+    few = bank_search._left(large, "id < 40")
+    assert isinstance(few, bank_search.Few) and few.ids.tolist() == large.matching("id < 40").tolist()
+
+
+def test_a_wide_condition_is_asked_of_what_was_found(large: Bank) -> None:
+    large.append(snippets(1, 900), "external", ENCODER, splits=["train", "held_out", "train"] * 300)
+    large.build_index("IVF_FLAT")
+    for where in ("split = 'train'", "id % 3 = 0", "label = 1 OR split = 'train'"):
+        assert len(large.matching(where)) >= 300
+        for query, k in zip(snippets(5, 3), (1, 10, 300), strict=True):
+            found = large.search(query, k, where, effort=(256, 64))
+            assert found["id"].to_pylist() == large.search(query, k, where, exact=True)["id"].to_pylist()
+
+
+def test_where_the_nearest_do_not_fulfil_a_wide_condition_the_search_goes_on(large: Bank) -> None:
+    query = snippets(6, 1)[0]
+    near = query + 0.01 * snippets(7, 450)
+    large.append(near, "external", ENCODER, splits=["held_out"] * 450)
+    large.append(snippets(8, 450), "external", ENCODER, splits=["train"] * 450)
+    large.build_index("IVF_FLAT")
+    found = large.search(query, 10, "split = 'train'", effort=(256, 64))
+    assert found["id"].to_pylist() == large.search(query, 10, "split = 'train'", exact=True)["id"].to_pylist()
+    assert found["split"].to_pylist() == ["train"] * 10
 
 
 def test_the_stored_width_says_what_can_be_packed(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
