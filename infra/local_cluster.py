@@ -33,7 +33,7 @@ PICTURES = 32
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"held_out": 0.3, "shard_size": 16},
     "train": {"steps": 6, "batch": 8, "warmup": 2, "log_every": 2, "held_out_every": 3, "checkpoint_every": 3,
-              "sample_every": 0},
+              "sample_every": 0, "align": 0.5},
     "sample": {"steps": 3},
     "evaluate": {"samples": 8, "kernel_subsets": 2},
 }  # fmt: skip

@@ -5,7 +5,7 @@ An experiment is a YAML file, shipped or a person's own:
     baseline: none
     arms:
       memory: {}
-      none: {network.conditioning: none, train.align: 0}
+      none: {network.conditioning: none}
     steps: [100, 300, 900]
     seeds: [0, 1, 2]
     common: {evaluate.memorisation: false}

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from measured import Measured, alternating
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmem import flow, memory
@@ -20,17 +19,15 @@ from gmem.network import Network
 from gmem.settings import LearnerConfig, NetworkConfig
 
 BATCH = 32
-CONFIG = NetworkConfig.of(
-    "T", patch=2, latent_channels=12, latent_size=8, snippet_dim=192, projection_dim=192, projection_hidden=256
-)
-LEARNER = LearnerConfig(lr=2e-3, warmup=30, ema=0.99, mask=0.1, precision="fp32")
+CONFIG = NetworkConfig.of("T", patch=2, latent_channels=12, latent_size=8, snippet_dim=192)
+LEARNER = LearnerConfig(lr=3e-3, warmup=30, ema=0.98, mask=0, align=0, precision="fp32")
 
 
 def pictures(batch: int) -> Batch:
     random = torch.Generator().manual_seed(0)
     latent = torch.randn(batch, *CONFIG.latent_shape, generator=random)
     snippet = torch.randn(batch, CONFIG.snippet_dim, generator=random)
-    return Batch(latent, snippet, torch.randn(batch, CONFIG.grid**2, CONFIG.projection_dim, generator=random), None)
+    return Batch(latent, snippet, None, None)
 
 
 def ours(batch: int) -> Learner:
@@ -57,12 +54,12 @@ def plainly(data: Batch) -> Callable[[], float]:
     optimiser = torch.optim.AdamW(network.parameters(), LEARNER.lr, (0.9, 0.95), weight_decay=0.0)
 
     def step() -> float:
-        latent, snippet, tokens, _ = data
+        latent, snippet, *_ = data
         t = torch.sigmoid(torch.randn(len(latent)))
         noise = torch.randn_like(latent)
-        masked = memory.mask(memory.normalise(snippet), torch.rand_like(snippet), LEARNER.mask)
-        velocity, projected = network.forward_training(flow.interpolate(latent, noise, t), t, masked, None)
-        loss = F.mse_loss(velocity, latent - noise) + _alignment(projected, tokens)
+        normalised = memory.normalise(snippet)
+        velocity, _ = network.forward_training(flow.interpolate(latent, noise, t), t, normalised, None)
+        loss = F.mse_loss(velocity, latent - noise)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -73,10 +70,6 @@ def plainly(data: Batch) -> Callable[[], float]:
         return float(len(latent)) + 0 * loss.item()
 
     return step
-
-
-def _alignment(projected: Tensor, tokens: Tensor) -> Tensor:
-    return -F.cosine_similarity(projected, tokens, dim=-1).mean()
 
 
 def matrix_rate() -> Callable[[], float]:

@@ -265,9 +265,9 @@ def test_a_condition_is_measured_too(large: Bank) -> None:
     large.build_index("IVF_PQ")
     measured = bank_index.search_of(large)
     assert measured is not None and measured.filtered is not None
-    assert [effort.share for effort in measured.wide] == [1 / 2, 1 / 8]
+    assert [effort.share for effort in measured.wide] == [*bank_index.WIDE]
     for share, effort in zip(
-        (0.6, 0.5, 0.4, 0.1), (*measured.wide[:1] * 2, measured.wide[1], measured.filtered), strict=True
+        (0.6, 0.5, 0.4, 0.05), (*measured.wide[:1] * 2, measured.wide[1], measured.filtered), strict=True
     ):
         assert bank_search._effort(large, share) == (effort.probes, effort.refine)
 
