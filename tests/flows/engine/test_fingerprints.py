@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[2] / "data"
 PINNED: dict[str, dict[str, list[object]]] = json.loads((DATA / "fingerprints.json").read_text())
 """Recipe -> kind -> [version, fingerprint] as of release 0.1, reports since they have more metrics; a change here makes
 users compute everything again."""
-LEARNED = {"lr": 2e-3, "decay_after": None, "ema": 0.99, "mask": 0.1}
+LEARNED = {"lr": 2e-3, "decay_after": None, "ema": 0.99, "mask": 0.1, "align": 0.5}
 SAMPLED = {"kind": "ode", "diffusion_norm": 1.0}
 SINCE: dict[str, dict[str, object]] = {"emoji": {"train": LEARNED | {"steps": 450, "batch": 64}, "sample": SAMPLED}}
 """What a shipped recipe had then, where it was improved since."""
