@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -39,6 +41,14 @@ def held(shapes: Shapes, fill: Fill, key: str, folder: str | None) -> dict[str, 
     own = {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()}
     fill(own)
     return own
+
+
+def give_back() -> None:
+    """Returns what allocators keep of memory that reading took to the system, where they can."""
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim:
+        trim(0)
 
 
 def _write(shapes: Shapes, fill: Fill, place: Path) -> None:

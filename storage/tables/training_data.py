@@ -24,7 +24,7 @@ from storage.errors import Refused
 from storage.tables.bank_rows import ENCODER, table_uri
 from storage.tables.cache import on_disk
 from storage.tables.fragments import open_table, to_matrix
-from storage.tables.held import held
+from storage.tables.held import give_back, held
 from storage.tables.latents import Latents
 from storage.tables.memory import Memory
 from storage.tables.metadata import schema_entry
@@ -178,7 +178,8 @@ class _Source:
         """Keeps all rows, [N, *shape] for each column; with a folder, once for all processes of the node."""
         shapes = {name: (len(self.ids), *shape) for name, shape in self.shapes.items()}
         self.memory = held(shapes, self._fill, self._identity() if cache else "", cache)
-        self.offsets = self.offsets[:0]  # where nothing is read any more they would only take room
+        self.offsets = np.empty(0, np.uint32)  # where nothing is read any more they would only take room
+        give_back()
 
     def copy_to(self, cache: str) -> None:
         """Rows are read from a copy in this folder, where the table is in an object store."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, check_output
 
 import pytest
 import torch
@@ -104,3 +105,26 @@ def test_where_it_cannot_be_written_each_holds_its_own(
     rows = held.held({"snippet": (5, 3)}, numbers, "a", str(folder))
     assert rows["snippet"][4].tolist() == [19.0, 20.0, 21.0]
     assert len(caplog.messages) == 1 and said in caplog.text and "each process holds for itself" in caplog.text
+
+
+KEEP = """
+import re
+from pathlib import Path
+import numpy as np
+from storage.tables.held import give_back
+
+def proportional():
+    return int(re.search(r"^Pss: +(\\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.M)[1]) << 10
+
+many = [np.ones(100_000, np.uint8) for _ in range(1000)]
+del many[:-1]
+kept = proportional()
+give_back()
+print(kept - proportional())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="gives back by itself, or not at all")
+def test_what_was_only_needed_to_read_goes_back() -> None:
+    given = int(check_output([sys.executable, "-c", KEEP], text=True))
+    assert given > 80_000_000
