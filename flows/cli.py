@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cancelling import INTERRUPTED, SAID
 from flows.cluster.limits import bound_threads
 from flows.commands import (
     bank,
@@ -50,8 +51,6 @@ OURS = ("127.0.0.1", "localhost")
 
 TEMPORARY_SERVER = "ephemeral Prefect API server"
 """How Prefect calls the server that it starts for a run where none is named."""
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,7 +107,7 @@ def main() -> None:
             app()
         except SystemExit as end:
             if end.code == INTERRUPTED:  # typer ends so on Ctrl-C, without a word
-                _say("interrupted; what is committed stays, and the same command goes on from there")
+                _say(SAID)
             raise
         except (*REFUSALS, OSError) as error:
             _say(str(error))

@@ -17,7 +17,8 @@ from prefect.runtime import deployment, flow_run
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
-from flows.cluster.address import jobs_address
+from flows.cancelling import ends_though_stranded
+from flows.cluster.address import address_of, jobs_address
 from flows.cluster.connection import connected, interruptible
 from flows.engine.build import build, found
 from flows.engine.context import Result
@@ -53,12 +54,16 @@ class Session:
     """What the stages of one pipeline run share: the plan, the parent run in MLflow, and Ray once somebody needs it."""
 
     def __init__(self, plan: Plan, stack: ExitStack) -> None:
-        self.plan, self._stack = plan, stack
+        self.plan, self._stack, self._joined = plan, stack, False
         self.tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, experiment=plan.recipe.name)
         self.parent: str | None = None
 
     def join_cluster(self) -> None:
-        self._stack.enter_context(connected(self.plan.recipe.cluster))
+        cluster = self.plan.recipe.cluster
+        if not self._joined and not address_of(cluster):
+            self._stack.enter_context(ends_though_stranded())
+        self._joined = True
+        self._stack.enter_context(connected(cluster))
 
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from storage.errors import LeaseHeld, LeaseLost, StoreError
 from storage.files import Files
+from storage.letting_go import let_go_by
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def held(files: Files, artifact: str, holder: str, wait: float | None = None, tt
     lease = Lease(files, artifact, _acquire(files, artifact, holder, wait, ttl))
     lease.start()
     try:
-        yield lease
+        with let_go_by(lease.release):
+            yield lease
     finally:
         lease.release()
 

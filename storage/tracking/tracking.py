@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from storage.addresses import without_userinfo
+from storage.letting_go import let_go_by
 from storage.store import Store
 from storage.tracking.access import ARTIFACTS, SQLITE, TrackingError, client, flatten, patiently, problems, warm_up
 from storage.tracking.models import NOTE
@@ -196,7 +197,8 @@ class Tracking:
         run.params(parameters)
         status = "KILLED"  # unless we learn better: SystemExit, KeyboardInterrupt, a cancelled flow
         try:
-            yield run
+            with let_go_by(lambda: client(self.uri).set_terminated(run.id, "KILLED")):
+                yield run
             status = "FINISHED"
         except Exception as problem:
             status = "FAILED"
