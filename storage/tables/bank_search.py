@@ -66,7 +66,7 @@ def near(
         if share is not None and share >= min(bank_index.WIDE):
             # To tell Lance beforehand which rows those are costs more than all the rest of the search.
             more = ceil((k + 3 * sqrt(k)) / share)
-            how = {"nprobes": probes, "refine_factor": ceil(refine * k / more)}
+            how = {"nprobes": probes, "refine_factor": ceil(refine * k / (share * more))}
             rows = _through(bank, snippet, more, wanted, how, columns, prefilter=False)
             if len(rows) >= k:
                 return rows.slice(0, k)

@@ -283,35 +283,6 @@ def test_a_bank_of_before_wide_conditions_were_measured_is_searched(bank: Bank) 
     assert bank_search._effort(Bank(bank.artifact), None) == (8, 4)
 
 
-def test_how_many_rows_a_condition_leaves_decides_how_it_is_searched(large: Bank) -> None:
-    large.append(snippets(1, 900), "external", ENCODER)
-    large.build_index("IVF_PQ")
-    assert bank_search._left(large, "origin = 'external'") == 900
-    few = bank_search._left(large, "id < 40")
-    assert isinstance(few, bank_search.Few) and few.ids.tolist() == large.matching("id < 40").tolist()
-
-
-def test_a_wide_condition_is_asked_of_what_was_found(large: Bank) -> None:
-    large.append(snippets(1, 900), "external", ENCODER, splits=["train", "held_out", "train"] * 300)
-    large.build_index("IVF_FLAT")
-    for where in ("split = 'train'", "id % 3 = 0", "label = 1 OR split = 'train'"):
-        assert len(large.matching(where)) >= 300
-        for query, k in zip(snippets(5, 3), (1, 10, 300), strict=True):
-            found = large.search(query, k, where, effort=(256, 64))
-            assert found["id"].to_pylist() == large.search(query, k, where, exact=True)["id"].to_pylist()
-
-
-def test_where_the_nearest_do_not_fulfil_a_wide_condition_the_search_goes_on(large: Bank) -> None:
-    query = snippets(6, 1)[0]
-    near = query + 0.01 * snippets(7, 450)
-    large.append(near, "external", ENCODER, splits=["held_out"] * 450)
-    large.append(snippets(8, 450), "external", ENCODER, splits=["train"] * 450)
-    large.build_index("IVF_FLAT")
-    found = large.search(query, 10, "split = 'train'", effort=(256, 64))
-    assert found["id"].to_pylist() == large.search(query, 10, "split = 'train'", exact=True)["id"].to_pylist()
-    assert found["split"].to_pylist() == ["train"] * 10
-
-
 def test_the_stored_width_says_what_can_be_packed(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bank_index, "EXHAUSTIVE", 0)
     bank = Bank.create(artifact, 16, ENCODER)

@@ -70,27 +70,48 @@ def test_few_rows_are_read_once_and_anew_when_the_bank_has_changed(large: Bank) 
     query = snippets(7, 1)[0]
     first, second = exact(large, query, RARE)[:2]
     assert large.search(query, 1, RARE)["id"].to_pylist() == [first]
-    read = dict(large.few)
-    assert large.search(query, 1, RARE)["id"].to_pylist() == [first] and large.few == read
+    read = dict(large.left)
+    assert large.search(query, 1, RARE)["id"].to_pylist() == [first] and large.left == read
     large.withdraw("asked for", [first])
     assert large.search(query, 1, RARE)["id"].to_pylist() == [second]
     for number in range(9):
         large.search(query, 1, f"key = 'k{number}'")
-    assert len(large.few) == bank_search.KEPT
+    assert len(large.left) == bank_search.KEPT
     for some in ("id % 20 = 0", "id % 20 = 1", RARE):
         large.search(query, 1, some)
-    assert sum(len(few.ids) for few in large.few.values() if few) == 149, (
-        "of two conditions of 100 rows there is one left"
-    )
+    kept = [len(few.ids) for few in large.left.values() if isinstance(few, bank_search.Few)]
+    assert sum(kept) == 149, "of two conditions of 100 rows there is one left"
 
 
 def test_a_condition_of_many_rows_goes_through_the_index(large: Bank) -> None:
     query = snippets(7, 1)[0]
+    large.left.clear()
     large.search(query, 10, "split = 'held_out'")
-    assert list(large.few.values()) == [None]
+    assert list(large.left.values()) == [300]
     assert large.recall(where="split = 'held_out'") >= 0.9
     with pytest.raises(Refused, match="cannot be applied"):
         large.search(query, 10, "colour = 3")
+
+
+@pytest.mark.parametrize("k", [1, 10, 200])
+@pytest.mark.parametrize("where", ["split = 'train'", "id % 3 = 0", "split = 'held_out'"])
+def test_a_wide_condition_is_put_to_what_was_found(large: Bank, where: str, k: int) -> None:
+    large.build_index("IVF_FLAT")
+    matching = large.matching(where)
+    assert len(matching) >= max(k, min(bank_index.WIDE) * len(large))
+    for query in snippets(7, 3):
+        found = large.search(query, k, where, effort=(256, 64))
+        (true,) = true_nearest(large, query[None], k, [matching])
+        assert len(set(found["id"].to_pylist()) & set(true.ids[0].tolist())) >= 0.99 * k  # in half precision
+
+
+def test_where_what_was_found_does_not_fulfil_a_wide_condition_the_search_goes_on(large: Bank) -> None:
+    query = snippets(6, 1)[0]
+    large.append(query + 0.01 * snippets(8, 300), "external", ENCODER, splits=["held_out"] * 300)
+    large.build_index("IVF_PQ")
+    found = large.search(query, 10, "split = 'train'", effort=(256, 64))
+    assert found["split"].to_pylist() == ["train"] * 10
+    assert found["id"].to_pylist() == exact(large, query, "split = 'train'")
 
 
 def test_values_are_indexed_beside_words(large: Bank) -> None:
@@ -135,4 +156,4 @@ def test_the_least_effort_that_finds_enough_is_found_in_few_trials(
     trial = bank_index.Trial.of(large)
     plain = trial.measured(large).plain
     assert (plain.probes, plain.refine) == efforts[needed] and plain.recall == bank_index.WANTED
-    assert len(tried) <= 4 * len(trial.conditions), "of thirteen efforts four"
+    assert len(tried) <= 4 * len(trial.true), "of thirteen efforts four"
