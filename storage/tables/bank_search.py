@@ -132,9 +132,9 @@ def _kept(left: Few | int) -> int:
 
 
 def _read(bank: BankReader, wanted: str) -> Few | int:
-    count = bank.dataset.count_rows(wanted)
-    if count > bank_index.rows_kept(bank):
-        return count
+    most = bank_index.rows_kept(bank)
+    if bank.dataset.to_table(columns=["id"], filter=wanted, limit=most + 1).num_rows > most:
+        return int(bank.dataset.count_rows(wanted))
     rows = bank.read([*FOUND, "snippet"], wanted)
     told = rows.select(FOUND).combine_chunks()
     return Few(rows["id"].to_numpy(), comparable(bank, to_matrix(rows["snippet"])), told)
