@@ -30,7 +30,9 @@ def distances(points: Sequence[Point], key: str, title: str) -> bytes:
             _plain(axis)
         plot.grid(True, which="both", alpha=0.25)
     plots[0].set_ylabel(key.rpartition("/")[2])
-    plots[0].legend(fontsize=8)
+    # Beside the curves: over them, those of twenty arms would lie under their names.
+    figure.set_figwidth(figure.get_figwidth() + 2)
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return _png(figure, title)
 
 

@@ -29,7 +29,7 @@ def drawn(points: list[Point]) -> Image.Image:
 
 def test_two_plots_where_seconds_were_counted_and_one_where_not() -> None:
     both, one = drawn(POINTS), drawn([replace(point, seconds=None) for point in POINTS])
-    assert both.width == pytest.approx(1.9 * one.width, rel=0.05) and both.height == one.height
+    assert both.width == pytest.approx(5 / 3 * one.width, rel=0.05) and both.height == one.height
 
 
 def test_arms_of_a_single_step_are_bars_and_more_of_them_are_higher() -> None:
