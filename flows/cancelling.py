@@ -58,14 +58,15 @@ def _watch(reading: int, left: threading.Event) -> None:
 
 
 def _stranded() -> bool:
-    """Whether no Ray of this process' own runs any more."""
+    """Whether no Ray of this process' own runs any more, or one of the two that it cannot do without."""
     import psutil
 
+    alive = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE:
-                return False
-    return True
+            if child.status() != psutil.STATUS_ZOMBIE:
+                alive.add(child.name())
+    return not alive >= {"raylet", "gcs_server"}
 
 
 def _end() -> None:

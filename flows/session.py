@@ -54,16 +54,12 @@ class Session:
     """What the stages of one pipeline run share: the plan, the parent run in MLflow, and Ray once somebody needs it."""
 
     def __init__(self, plan: Plan, stack: ExitStack) -> None:
-        self.plan, self._stack, self._joined = plan, stack, False
+        self.plan, self._stack = plan, stack
         self.tracking = Tracking.open(plan.recipe.tracking.uri, plan.store, experiment=plan.recipe.name)
         self.parent: str | None = None
 
     def join_cluster(self) -> None:
-        cluster = self.plan.recipe.cluster
-        if not self._joined and not address_of(cluster):
-            self._stack.enter_context(ends_though_stranded())
-        self._joined = True
-        self._stack.enter_context(connected(cluster))
+        self._stack.enter_context(connected(self.plan.recipe.cluster))
 
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)
@@ -79,6 +75,8 @@ def session(recipe: str, overrides: BaseModel | dict[str, Any] | None) -> Iterat
         new = Session(planned(recipe, overrides_of(overrides)), stack)
         token = _current.set(new)
         stack.callback(_current.reset, token)
+        if not address_of(new.plan.recipe.cluster):
+            stack.enter_context(ends_though_stranded())
         yield new
 
 

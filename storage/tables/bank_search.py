@@ -60,7 +60,9 @@ def near(
             return _through(bank, snippet, k, wanted, {"use_index": False}, columns)
         left = None if wanted is None else _left(bank, wanted)
         if isinstance(left, Few):
-            return _among(bank, left, snippet, k, columns)
+            if effort is None:
+                return _among(bank, left, snippet, k, columns)
+            left = len(left.ids)
         share = None if left is None else left / bank.dataset.count_rows()
         probes, refine = effort or _effort(bank, share)
         if share is not None and share >= min(bank_index.WIDE):

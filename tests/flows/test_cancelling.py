@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flows.cancelling import INTERRUPTED, SAID
 from storage.store import Store
 from storage.tracking.access import client
@@ -24,8 +26,8 @@ def interrupted(*_):
 
 signal.signal(signal.SIGTERM, interrupted)
 store = Store(root)
-if ours:
-    subprocess.Popen([f"{root}/raylet", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+for name in ours.split():
+    subprocess.Popen([f"{root}/{name}", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 with cancelling.ends_though_stranded():
     tracking = Tracking.open(f"sqlite:///{root}/mlflow.db", store, "work")
     with store.artifact("bank", "work", "0" * 12).lease("work"), tracking.stage_run("bank", None, {}):
@@ -40,7 +42,8 @@ with cancelling.ends_though_stranded():
 
 def cancelled(root: Path, ours: str, seconds: int) -> tuple[int, str]:
     """Exit code and what was said of a process that is told to end, which takes so many seconds."""
-    (root / "raylet").symlink_to("/bin/sleep")
+    for name in ("raylet", "gcs_server"):
+        (root / name).symlink_to("/bin/sleep")
     words = [sys.executable, "-c", PROGRAM, str(root), ours, str(seconds)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
@@ -60,13 +63,14 @@ def left(root: Path) -> tuple[bool, str]:
     return store.artifact("bank", "work", "0" * 12).holder() is None, run.info.status
 
 
-def test_without_its_ray_it_lets_go_of_all_and_says_so(tmp_path: Path) -> None:
-    code, told = cancelled(tmp_path, "", 600)
+@pytest.mark.parametrize("left_of_ray", ["", "raylet", "gcs_server"])
+def test_without_its_ray_it_lets_go_of_all_and_says_so(tmp_path: Path, left_of_ray: str) -> None:
+    code, told = cancelled(tmp_path, left_of_ray, 600)
     assert code == INTERRUPTED and told.splitlines()[-1] == f"gmem: {SAID}"
     assert left(tmp_path) == (True, "KILLED")
 
 
 def test_while_its_ray_lives_it_ends_in_its_own_time(tmp_path: Path) -> None:
-    code, told = cancelled(tmp_path, "with Ray", 5)
+    code, told = cancelled(tmp_path, "raylet gcs_server", 5)
     assert code == -signal.SIGINT and SAID not in told and "KeyboardInterrupt" in told
     assert left(tmp_path) == (True, "KILLED")
