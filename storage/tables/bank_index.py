@@ -44,7 +44,7 @@ EFFORTS = (
 """Partitions looked into, and how many times the rows asked for are compared exactly: the least that finds enough is taken."""
 SEARCH = "search"
 """Key of the schema's metadata with what a search through the index takes, and found."""
-WIDE = (1 / 2, 1 / 12)
+WIDE = (9 / 10, 1 / 2, 1 / 12)
 """Shares of the rows that a condition leaves at least, for each of which it is measured what a search takes."""
 NEVER = timedelta(days=36_500)
 """Age of versions that indexing removes: LanceDB's week would take those that results name, and fails at tagged ones."""

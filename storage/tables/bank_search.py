@@ -67,8 +67,8 @@ def near(
         probes, refine = effort or _effort(bank, share)
         if share is not None and share >= min(bank_index.WIDE):
             # To tell Lance beforehand which rows those are costs more than all the rest of the search.
-            more = ceil((k + 3 * sqrt(k)) / share)
-            how = {"nprobes": probes, "refine_factor": ceil(refine * k / (share * more))}
+            more = ceil((k + 3 * sqrt(k * (1 - share))) / share)
+            how = {"nprobes": probes, "refine_factor": max(round(refine * k / (share * more)), 1)}
             rows = _through(bank, snippet, more, wanted, how, columns, prefilter=False)
             if len(rows) >= k:
                 return rows.slice(0, k)

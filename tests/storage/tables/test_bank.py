@@ -267,7 +267,7 @@ def test_a_condition_is_measured_too(large: Bank) -> None:
     assert measured is not None and measured.filtered is not None
     assert [effort.share for effort in measured.wide] == [*bank_index.WIDE]
     for share, effort in zip(
-        (0.6, 0.5, 0.4, 0.05), (*measured.wide[:1] * 2, measured.wide[1], measured.filtered), strict=True
+        (0.95, 0.6, 0.5, 0.4, 0.05), (*(measured.wide[at] for at in (0, 1, 1, 2)), measured.filtered), strict=True
     ):
         assert bank_search._effort(large, share) == (effort.probes, effort.refine)
 
