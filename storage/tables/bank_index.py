@@ -39,7 +39,7 @@ WANTED = 0.95
 NEAREST, QUERIES = 10, 256
 EFFORTS = (
     *((8, 4), (16, 4), (16, 16), (32, 4), (32, 16), (48, 4), (64, 4), (64, 16)),
-    *((80, 4), (96, 4), (128, 4), (128, 8), (128, 32), (256, 64)),
+    *((80, 4), (96, 4), (128, 4), (160, 4), (192, 16), (256, 64)),
 )
 """Partitions looked into, and how many times the rows asked for are compared exactly: the least that finds enough is taken."""
 SEARCH = "search"
