@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from storage.images.decoding import thumbnail
+from storage.tables import bank_index
 from storage.tables.bank import Bank
 from storage.tables.bank_rows import make_rows, write_fragments
 from storage.tables.bank_writer import BankWriter
@@ -19,6 +20,12 @@ DIM = 12
 
 def snippets(seed: int, n: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial of an index asks 256 times under each condition, by far the most of what these tests would take."""
+    monkeypatch.setattr(bank_index, "QUERIES", 16)
 
 
 def shard_rows(number: int, pictures: int = 10) -> pa.Table:

@@ -256,7 +256,6 @@ def large(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> Bank:
     """As if it had so many rows that conditions leave more than are compared one and all."""
     for name in ("EXHAUSTIVE", "OF_A_CONDITION"):
         monkeypatch.setattr(bank_index, name, 100 * DIM)
-    monkeypatch.setattr(bank_index, "QUERIES", 16)
     return bank
 
 
