@@ -230,8 +230,8 @@ class BankReader:
             k: how many at most.
             where: SQL condition on columns, applied before the search.
             exact: past the index over snippets.
-            effort: partitions of the index looked into, and how many times `k` rows are compared exactly; none: as
-                was measured to be enough when the index was made.
+            effort: partitions of the index looked into, or rows of its graph kept in view (`ef`), and how many times
+                `k` rows are compared exactly; none: as was measured to be enough when the index was made.
             columns: what is told of each row.
 
         Raises:
@@ -313,8 +313,8 @@ class BankReader:
         return bank_index.of_snippets(self)
 
     @cached_property
-    def left(self) -> dict[tuple[int, str], bank_search.Few | int]:
-        """By version and condition the rows that fulfil it where they are few, else how many they are."""
+    def left(self) -> dict[tuple[int, str], bank_search.Few | bank_search.Marked]:
+        """By version and condition the rows that fulfil it where they are few, else which they are."""
         return {}
 
 

@@ -229,7 +229,7 @@ def test_the_effort_of_a_search_is_measured_on_the_bank_itself(artifact: str) ->
     assert bank.info().search is None
     bank.build_index("IVF_HNSW_SQ")
     measured = bank_index.search_of(bank)
-    assert measured is not None and (measured.plain.probes, measured.plain.refine) in bank_index.EFFORTS
+    assert measured is not None and (measured.plain.probes, measured.plain.refine) in bank_index.EFFORTS_OF_A_GRAPH
     assert measured.plain.recall >= bank_index.WANTED and measured.rows == 2000
     assert measured.filtered is None and not measured.wide, "the rows that any condition leaves are compared"
     assert Bank(artifact).info().search == asdict(measured)
@@ -286,7 +286,9 @@ def test_the_stored_width_says_what_can_be_packed(artifact: str, monkeypatch: py
     monkeypatch.setattr(bank_index, "EXHAUSTIVE", 0)
     bank = Bank.create(artifact, 16, ENCODER)
     bank.append(np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32), "imported", ENCODER)
-    assert bank_index._suited(bank)[0] == "IVF_RQ"
+    assert bank_index._suited(bank)[:2] == ["IVF_HNSW_SQ", "IVF_RQ"]
+    monkeypatch.setattr(bank_index, "HNSW_UNTIL", 599)
+    assert bank_index._suited(bank) == ["IVF_RQ", "IVF_PQ"]
     reduced = Bank.create(f"{artifact}-odd", 17, ENCODER)
     reduced.append(np.random.default_rng(0).normal(size=(600, 17)).astype(np.float32), "imported", ENCODER)
     assert "IVF_RQ" not in bank_index._suited(reduced)

@@ -87,10 +87,32 @@ def test_a_condition_of_many_rows_goes_through_the_index(large: Bank) -> None:
     query = snippets(7, 1)[0]
     large.left.clear()
     large.search(query, 10, "split = 'held_out'")
-    assert list(large.left.values()) == [300]
+    (marked,) = large.left.values()
+    assert isinstance(marked, bank_search.Marked) and marked.rows == 300
     assert large.recall(where="split = 'held_out'") >= 0.9
     with pytest.raises(Refused, match="cannot be applied"):
         large.search(query, 10, "colour = 3")
+
+
+def test_rows_are_marked_by_fragment_and_place() -> None:
+    places = np.array([0, 9, 2 << 32, (2 << 32) + 8, (5 << 32) + 1], np.uint64)
+    others = np.array([1, 8, 10, 1 << 32, (2 << 32) + 9, 5 << 32, (5 << 32) + 2, 6 << 32, 9 << 32], np.uint64)
+    marked = bank_search.Marked.of(places)
+    assert marked.rows == 5 and marked.has(places).all() and not marked.has(others).any()
+    nothing = bank_search.Marked.of(places[:0])
+    assert nothing.rows == 0 and not nothing.has(places).any()
+
+
+@pytest.mark.parametrize("kind", ["IVF_HNSW_SQ", "IVF_FLAT"])
+def test_what_is_found_is_told_by_exact_distance_and_in_order(large: Bank, kind: str) -> None:
+    large.build_index(kind)
+    large.append(snippets(9, 40), "external", ENCODER)  # a second fragment, which the index does not know
+    for where in (None, "split = 'train'", "origin = 'external'"):
+        query = snippets(9, 1)[0]
+        found = large.search(query, 10, where, effort=(400, 8), columns=["id"])
+        (true,) = true_nearest(large, query[None], 10, [None if where is None else large.matching(where)])
+        assert found["id"].to_pylist() == true.ids[0].tolist()
+        assert np.allclose(found["_distance"].to_numpy(), 1 - true.similarity[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 10, 200])
@@ -135,7 +157,7 @@ def test_the_truth_of_a_trial_is_read_once(large: Bank, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(bank_nearest, "_blocks", counted)
     monkeypatch.setattr(bank_index, "WANTED", 1.1)
-    assert large.build_index() == "IVF_HNSW_SQ", "two kinds are tried"
+    assert large.build_index() == "IVF_FLAT", "two kinds are tried"
     assert len(passes) == 1
     measured = bank_index.search_of(large)
     assert measured is not None and measured.filtered is not None
